@@ -1,0 +1,160 @@
+"""How good the answers are, side by side."""
+
+import dagster as dg
+import polars as pl
+
+from anven_pipelines.assets.charts import interval_chart
+from anven_pipelines.assets.materialization import (
+    DOCUMENT,
+    OWNERS,
+    check,
+    definition_metadata,
+    markdown_table,
+    publish_document,
+    require_same,
+    result,
+)
+from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.domain.evaluation import SCORES, Arm, side_by_side
+from anven_pipelines.domain.grading import GRADER_VERSION, check_contract_rows, grade_rows, grader_name
+from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.scorecard import Scorecard, draw_up
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.judge import Judge, judge_rows
+from anven_pipelines.resources.migrations import Migrations
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.spec import Migration, RagasGrader
+
+
+@dg.asset(
+    group_name="evaluate",
+    kinds={"parquet", "ragas"},
+    owners=OWNERS,
+    code_version=GRADER_VERSION,
+    partitions_def=workloads,
+    metadata=definition_metadata(SCORES),
+    check_specs=[
+        dg.AssetCheckSpec("items_conserved", asset="scores", blocking=True),
+        dg.AssetCheckSpec("all_measured", asset="scores"),
+    ],
+)
+def scores(
+    context: dg.AssetExecutionContext,
+    golden_dataset: Manifest,
+    legacy_answers: Manifest,
+    target_answers: Manifest,
+    migrations: Migrations,
+    artifacts: ArtifactStore,
+    judge: Judge,
+    tracking: MlflowTracking,
+) -> dg.MaterializeResult[Manifest]:
+    """Score and contract check of both arms, one row per golden item."""
+    require_same("golden_dataset", legacy_answers, target_answers, current=golden_dataset)
+    migration = migrations.of(context.partition_key).migration
+    golden = artifacts.read(golden_dataset)
+    arms = [grade_arm(artifacts.read(answers), golden, migration, judge) for answers in (legacy_answers, target_answers)]
+    rows = side_by_side(golden, *arms)
+    inputs = {
+        "golden_dataset": golden_dataset.digest,
+        "legacy_answers": legacy_answers.digest,
+        "target_answers": target_answers.digest,
+        "adapted_prompt": target_answers.inputs["adapted_prompt"],
+    }
+    manifest = artifacts.publish(SCORES, [rows], inputs=inputs, facts={"grader_version": GRADER_VERSION})
+    unmeasured = int((rows["legacy_score"].is_null() | rows["target_score"].is_null()).sum())
+    return result(
+        context,
+        manifest,
+        tracking=tracking,
+        metadata={"unmeasured_items": unmeasured, "reasons": markdown_table(_reasons(rows))},
+        params={"graders": ", ".join(grader_name(each, at) for at, each in enumerate(migration.grading))},
+        metrics={"unmeasured_items": unmeasured},
+        checks=[
+            check(
+                "items_conserved",
+                asset="scores",
+                passed=rows.height == golden.height,
+                description=f"{rows.height} scored rows for {golden.height} golden items",
+            ),
+            check(
+                "all_measured",
+                asset="scores",
+                passed=unmeasured == 0,
+                blocking=False,
+                description=f"{unmeasured} of {rows.height} items lack a score in an arm; none of them counts as a pass",
+            ),
+        ],
+    )
+
+
+@dg.asset(
+    group_name="evaluate",
+    kinds={"json"},
+    owners=OWNERS,
+    code_version="1",
+    partitions_def=workloads,
+    metadata=definition_metadata(DOCUMENT),
+    check_specs=[dg.AssetCheckSpec("arms_equally_measured", asset="scorecard")],
+)
+def scorecard(
+    context: dg.AssetExecutionContext,
+    scores: Manifest,
+    migrations: Migrations,
+    artifacts: ArtifactStore,
+    tracking: MlflowTracking,
+) -> dg.MaterializeResult[Manifest]:
+    """The comparison on the open items; the sealed ones stay closed until sign-off."""
+    card = draw_up(artifacts.read(scores), migrations.of(context.partition_key).migration)
+    document = card.model_dump_json(indent=2)
+    manifest = publish_document(artifacts, document, inputs={**scores.inputs, "scores": scores.digest})
+    return result(
+        context,
+        manifest,
+        tracking=tracking,
+        metadata=_scorecard_metadata(card),
+        metrics={
+            "open_difference": card.quality.estimate if card.quality else None,
+            "open_legacy_mean": card.quality.legacy_mean if card.quality else None,
+            "open_target_mean": card.quality.target_mean if card.quality else None,
+        },
+        documents={"scorecard.json": document},
+        checks=[
+            check(
+                "arms_equally_measured",
+                asset="scorecard",
+                passed=not card.missingness.differs,
+                blocking=False,
+                description=f"unmeasured over all items: {card.missingness.legacy_unmeasured} legacy, "
+                f"{card.missingness.target_unmeasured} target (p = {card.missingness.p_difference:.2g})",
+            )
+        ],
+    )
+
+
+def grade_arm(answers: pl.DataFrame, golden: pl.DataFrame, migration: Migration, judge: Judge) -> Arm:
+    """Score one arm's answers; judged metrics go to the judge, the rest is computed here."""
+    judged = {
+        grader_name(grader, at): judge_rows(judge, grader, answers, golden)
+        for at, grader in enumerate(migration.grading)
+        if isinstance(grader, RagasGrader)
+    }
+    grades = grade_rows(migration.grading, answers, golden, judged=judged)
+    return Arm(answers, grades, check_contract_rows(migration.contract, answers))
+
+
+def _reasons(rows: pl.DataFrame) -> pl.DataFrame:
+    arms = [
+        rows.select(pl.lit(arm).alias("arm"), score=f"{arm}_score", reason=f"{arm}_reason").drop_nulls("reason")
+        for arm in ("legacy", "target")
+    ]
+    grouped = pl.concat(arms).group_by("arm", "reason").agg(items=pl.len(), unmeasured=pl.col("score").null_count())
+    return grouped.sort("items", "arm", "reason", descending=[True, False, False]).head(20)
+
+
+def _scorecard_metadata(card: Scorecard) -> dict[str, dg.MetadataValue | str | int]:
+    return {
+        "summary": dg.MetadataValue.md(card.markdown()),
+        "open_items": card.open_items,
+        "sealed_items": card.sealed_items,
+        "chart": interval_chart(card.quality, card.segments),
+    }

@@ -1,0 +1,217 @@
+"""What each model answers to the golden items."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from anven_pipelines.assets.materialization import (
+    OWNERS,
+    check,
+    definition_metadata,
+    markdown_table,
+    read_document,
+    require_same,
+    result,
+)
+from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.domain.inference import ANSWERS, join_recorded, legacy_answers_of, requests_for, work_key
+from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.prompts import AdaptedPrompt
+from anven_pipelines.ingest.readers import read_logs
+from anven_pipelines.ingest.sources import list_files
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.llm_client import LlmClient, Progress
+from anven_pipelines.resources.migrations import Migrations
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.spec import EndpointTarget, RecordedTarget
+
+
+class AnswerConfig(dg.Config):
+    """Run configuration of an asset that asks a model.
+
+    Attributes:
+        epoch: Answers are kept and reused within an epoch; another value asks the model afresh.
+    """
+
+    epoch: str = ""
+
+
+@dg.asset(
+    group_name="infer",
+    kinds={"parquet"},
+    owners=OWNERS,
+    code_version="1",
+    partitions_def=workloads,
+    metadata=definition_metadata(ANSWERS),
+    check_specs=[dg.AssetCheckSpec("rows_conserved", asset="legacy_answers", blocking=True)],
+)
+def legacy_answers(
+    context: dg.AssetExecutionContext, golden_dataset: Manifest, artifacts: ArtifactStore, tracking: MlflowTracking
+) -> dg.MaterializeResult[Manifest]:
+    """The answers that the legacy model gave in production, as logged."""
+    answers = legacy_answers_of(artifacts.read(golden_dataset))
+    manifest = artifacts.publish(ANSWERS, [answers], inputs={"golden_dataset": golden_dataset.digest})
+    return result(
+        context,
+        manifest,
+        tracking=tracking,
+        metadata=_answers_metadata(answers),
+        metrics=_answer_metrics(answers),
+        checks=[_rows_conserved("legacy_answers", golden_dataset, answers)],
+    )
+
+
+@dg.asset(
+    group_name="infer",
+    kinds={"litellm", "parquet"},
+    owners=OWNERS,
+    code_version="1",
+    partitions_def=workloads,
+    metadata=definition_metadata(ANSWERS),
+    check_specs=[
+        dg.AssetCheckSpec("rows_conserved", asset="target_answers", blocking=True),
+        dg.AssetCheckSpec("some_answered", asset="target_answers", blocking=True),
+        dg.AssetCheckSpec("all_answered", asset="target_answers"),
+    ],
+)
+def target_answers(
+    context: dg.AssetExecutionContext,
+    config: AnswerConfig,
+    golden_dataset: Manifest,
+    adapted_prompt: Manifest,
+    migrations: Migrations,
+    artifacts: ArtifactStore,
+    llm_client: LlmClient,
+    tracking: MlflowTracking,
+) -> dg.MaterializeResult[Manifest]:
+    """The target model's answer to every golden item, or the reason why there is none."""
+    require_same("golden_dataset", adapted_prompt, current=golden_dataset)
+    declared = migrations.of(context.partition_key)
+    target = declared.migration.target
+    golden = artifacts.read(golden_dataset)
+    prompt = AdaptedPrompt.model_validate_json(read_document(artifacts, adapted_prompt))
+    if isinstance(target, RecordedTarget):
+        answers = read_recorded(target, golden, folder=declared.folder)
+    else:
+        answers = ask_endpoint(
+            context, target, golden, prompt, key=(golden_dataset.digest, config.epoch), artifacts=artifacts,
+            llm_client=llm_client,
+        )
+    inputs = {"golden_dataset": golden_dataset.digest, "adapted_prompt": adapted_prompt.digest}
+    manifest = artifacts.publish(ANSWERS, [answers], inputs=inputs)
+    answered = int((answers["status"] == "answered").sum())
+    return result(
+        context,
+        manifest,
+        tracking=tracking,
+        metadata=_answers_metadata(answers),
+        params={"engine": target.engine, "model": target.model, "epoch": config.epoch},
+        metrics=_answer_metrics(answers),
+        checks=[
+            _rows_conserved("target_answers", golden_dataset, answers),
+            check(
+                "some_answered",
+                asset="target_answers",
+                passed=answered > 0,
+                description=f"{answered} of {answers.height} items answered; first reason otherwise: "
+                f"{answers['reason'].drop_nulls().first()}",
+            ),
+            check(
+                "all_answered",
+                asset="target_answers",
+                passed=answered == answers.height,
+                blocking=False,
+                description=f"{answers.height - answered} items have no answer and stay unmeasured",
+            ),
+        ],
+    )
+
+
+def read_recorded(target: RecordedTarget, golden: pl.DataFrame, *, folder: str) -> pl.DataFrame:
+    """Join the recorded answers to the golden items."""
+    files = list_files(target.answers, base=folder)
+    batches = [batch.rows for batch in read_logs(files, log_format=target.format)]
+    return join_recorded(golden, pl.concat(batches), join=target.join)
+
+
+def ask_endpoint(  # noqa: PLR0913 - what is asked, of whom, under which key, through what
+    context: dg.AssetExecutionContext,
+    target: EndpointTarget,
+    golden: pl.DataFrame,
+    prompt: AdaptedPrompt,
+    *,
+    key: tuple[str, str],
+    artifacts: ArtifactStore,
+    llm_client: LlmClient,
+) -> pl.DataFrame:
+    """Ask the endpoint for every item whose answer is not durable yet.
+
+    Args:
+        context: Reports progress.
+        target: The endpoint.
+        golden: GOLDEN rows.
+        prompt: How the logged messages are changed for the target.
+        key: Digest of the golden dataset, and the epoch; answers are reused under the same key.
+        artifacts: Keeps the checkpoint.
+        llm_client: Asks.
+
+    Returns:
+        ANSWERS, one row per golden item.
+    """
+    digest, epoch = key
+    checkpoint = artifacts.checkpoint(
+        ANSWERS, work_key(golden_digest=digest, prompt_digest=prompt.version, target=target, epoch=epoch)
+    )
+    requests = requests_for(golden, prompt, target)
+    return llm_client.answer(target, requests, checkpoint=checkpoint, progress=lambda each: _tell(context, each))
+
+
+def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:
+    context.log.info(
+        f"{progress.done:,} of {progress.total:,} answered, {progress.failed:,} failed, "
+        f"{progress.tokens:,} tokens, {progress.elapsed_s:.0f} s"
+    )
+
+
+def _rows_conserved(asset: str, golden: Manifest, answers: pl.DataFrame) -> dg.AssetCheckResult:
+    counts = _status_counts(answers)
+    return check(
+        "rows_conserved",
+        asset=asset,
+        passed=answers.height == golden.rows == sum(counts.values()) and answers["item_id"].n_unique() == golden.rows,
+        description=f"{golden.rows} items = " + " + ".join(f"{count} {status}" for status, count in counts.items()),
+    )
+
+
+def _status_counts(answers: pl.DataFrame) -> dict[str, int]:
+    return dict(answers["status"].value_counts().sort("status").iter_rows())
+
+
+def _answers_metadata(answers: pl.DataFrame) -> Mapping[str, Any]:
+    failures = answers.filter(pl.col("status") != "answered")
+    reasons = failures.group_by("status", "reason").agg(items=pl.len()).sort("items", "reason", descending=[True, False])
+    return {
+        "statuses": dg.MetadataValue.json(_status_counts(answers)),
+        "reasons": markdown_table(reasons) if failures.height else "every item was answered",
+        "measured": dg.MetadataValue.json(
+            {name: int(answers[name].count()) for name in ("input_tokens", "output_tokens", "ttft_ms", "latency_ms", "cost_usd")}
+        ),
+        "example": dg.MetadataValue.md(f"```\n{_first_output(answers)}\n```"),
+    }
+
+
+def _first_output(answers: pl.DataFrame) -> str:
+    return str(answers["output"].drop_nulls().first())[:2000]
+
+
+def _answer_metrics(answers: pl.DataFrame) -> dict[str, float | None]:
+    counts = _status_counts(answers)
+    ttft, latency = answers["ttft_ms"].drop_nulls(), answers["latency_ms"].drop_nulls()
+    return {
+        **{status: float(counts.get(status, 0)) for status in ("answered", "failed", "unmatched")},
+        "ttft_p95_ms": None if ttft.is_empty() else ttft.quantile(0.95),
+        "latency_p95_ms": None if latency.is_empty() else latency.quantile(0.95),
+        "output_tokens": None if answers["output_tokens"].count() == 0 else float(answers["output_tokens"].sum()),
+    }

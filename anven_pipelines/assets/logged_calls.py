@@ -1,0 +1,43 @@
+"""The logged calls that a step reads: all days of them, or those of one workload's source."""
+
+from anven_pipelines.domain.errors import MissingInput
+from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.request_log import REQUEST_LOG
+from anven_pipelines.ingest.log_source import source_key
+from anven_pipelines.resources.migrations import Declared
+
+
+def all_days(request_log: dict[str, Manifest]) -> Manifest:
+    """Join the days' manifests into one, days in order.
+
+    Raises:
+        MissingInput: no day has been materialised.
+    """
+    if not request_log:
+        message = "no partition of request_log is materialised; materialise request_log for the days of your logs first"
+        raise MissingInput(message)
+    parts = tuple(part for day in sorted(request_log) for part in request_log[day].parts)
+    return Manifest(
+        table=REQUEST_LOG.name,
+        columns={name: str(dtype) for name, dtype in REQUEST_LOG.schema.items()},
+        parts=parts,
+        inputs={day: manifest.digest for day, manifest in sorted(request_log.items())},
+    )
+
+
+def calls_of(request_log: dict[str, Manifest], declared: Declared) -> Manifest:
+    """Keep the parts that came from the source which the migration declares.
+
+    Raises:
+        MissingInput: no materialised day holds any.
+    """
+    logged = all_days(request_log)
+    key = source_key(declared.migration.legacy, declared.folder)
+    parts = tuple(part for part in logged.parts if part.labels.get("source") == key)
+    if not parts:
+        message = (
+            f"{declared.file}: legacy.logs {declared.migration.legacy.logs} has no rows in request_log; "
+            "materialise request_log for the days of these files (its checks name files that cannot be read)"
+        )
+        raise MissingInput(message)
+    return logged.model_copy(update={"parts": parts})

@@ -1,0 +1,163 @@
+"""What every asset says about what it made: rows, digest, schema, MLflow run."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.errors import StaleInput
+from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.table import Column, Table
+from anven_pipelines.domain.tracking import StepRecord
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+
+OWNERS = ["team:llm-platform"]
+DOCUMENT = Table("document", (Column("json", pl.String, "One JSON document, canonical."),))
+
+
+def column_schema(table: Table) -> dg.TableSchema:
+    """Describe a table's columns for the Dagster UI."""
+    return dg.TableSchema(
+        columns=[dg.TableColumn(column.name, str(column.dtype), column.description) for column in table.columns]
+    )
+
+
+def definition_metadata(table: Table) -> dict[str, Any]:
+    """Return the metadata that an asset of this table carries before it is ever materialised."""
+    return {"dagster/column_schema": column_schema(table)}
+
+
+def publish_document(
+    artifacts: ArtifactStore, json_text: str, *, inputs: Mapping[str, str], facts: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Publish one JSON document as a table of one row, so that documents and tables travel alike."""
+    return artifacts.publish(DOCUMENT, [pl.DataFrame({"json": [json_text]})], inputs=inputs, facts=facts or {})
+
+
+def read_document(artifacts: ArtifactStore, manifest: Manifest) -> str:
+    """Return the JSON text of a published document."""
+    text: str = artifacts.read(manifest)["json"].item()
+    return text
+
+
+def require_same(name: str, *manifests: Manifest, current: Manifest | None = None) -> None:
+    """Refuse inputs that were made from different versions of the upstream `name`, or not from its current one.
+
+    Raises:
+        StaleInput: they were; a verdict over mixed versions would compare different questions.
+    """
+    digests = {manifest.table: manifest.inputs[name] for manifest in manifests}
+    if current is not None:
+        digests[f"current {name}"] = current.digest
+    if len(set(digests.values())) > 1:
+        found = ", ".join(f"{table}: {digest[:12]}" for table, digest in digests.items())
+        message = f"the inputs rest on different versions of {name} ({found}); materialise again from {name} on"
+        raise StaleInput(message)
+
+
+def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show
+    context: dg.AssetExecutionContext,
+    manifest: Manifest,
+    *,
+    tracking: MlflowTracking,
+    metadata: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float | None] | None = None,
+    documents: Mapping[str, str] | None = None,
+    checks: Sequence[dg.AssetCheckResult] = (),
+    asset: str | None = None,
+) -> dg.MaterializeResult[Manifest]:
+    """Track the step in MLflow and return what Dagster shows of it."""
+    key = dg.AssetKey(asset) if asset else context.asset_key
+    tracked = tracking.record(
+        _step_record(context, key, manifest, params=params or {}, metrics=metrics or {}, documents=documents or {})
+    )
+    if tracked.warning:
+        context.log.warning(tracked.warning)
+    return dg.MaterializeResult(
+        asset_key=key,
+        value=manifest,
+        data_version=dg.DataVersion(manifest.digest),
+        check_results=list(checks),
+        metadata={
+            "dagster/row_count": manifest.rows,
+            "digest": manifest.digest,
+            "parts": len(manifest.parts),
+            "bytes": sum(part.bytes for part in manifest.parts),
+            "inputs": dg.MetadataValue.json(manifest.inputs),
+            **(metadata or {}),
+            **tracked.metadata(),
+        },
+    )
+
+
+def check(
+    name: str, *, passed: bool, asset: str, description: str, blocking: bool = True, **metadata: Any  # noqa: ANN401 - Dagster's raw metadata
+) -> dg.AssetCheckResult:
+    """Return a check's result; one that does not block warns."""
+    return dg.AssetCheckResult(
+        check_name=name,
+        asset_key=dg.AssetKey(asset),
+        passed=passed,
+        severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,
+        description=description,
+        metadata=metadata,
+    )
+
+
+def markdown_table(frame: pl.DataFrame, *, rows: int = 50) -> dg.MarkdownMetadataValue:
+    """Show the first rows of a frame as a Markdown table."""
+    with pl.Config(tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True):
+        with pl.Config(tbl_rows=rows, tbl_cols=-1, fmt_str_lengths=120, tbl_width_chars=10_000):
+            return dg.MetadataValue.md(str(frame.head(rows)))
+
+
+def _step_record(
+    context: dg.AssetExecutionContext,
+    key: dg.AssetKey,
+    manifest: Manifest,
+    *,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float | None],
+    documents: Mapping[str, str],
+) -> StepRecord:
+    asset = key.to_user_string()
+    partition = context.partition_key if context.has_partition_key else "all"
+    golden = manifest.digest if asset == "golden_dataset" else manifest.inputs.get("golden_dataset", "")
+    measured = {name: value for name, value in metrics.items() if value is not None}
+    unmeasured = {f"unmeasured.{name}": "true" for name, value in metrics.items() if value is None}
+    return StepRecord(
+        key=f"{context.run.run_id}/{asset}/{partition}",
+        experiment=f"anven/{partition}" if _is_workload(context) else "anven/request-logs",
+        name=asset,
+        started=_step_start(context),
+        ended=datetime.now(UTC),
+        status="FINISHED",
+        tags={
+            "dagster.run_id": context.run.run_id,
+            "asset": asset,
+            "partition": partition,
+            "workload": partition if _is_workload(context) else "",
+            "golden_digest": golden,
+            "digest": manifest.digest,
+            **unmeasured,
+        },
+        params=dict(params),
+        metrics=measured | {"rows": float(manifest.rows)},
+        documents={"manifest.json": canonical_json(manifest.model_dump(mode="json")), **documents},
+    )
+
+
+def _is_workload(context: dg.AssetExecutionContext) -> bool:
+    definition = context.assets_def.partitions_def
+    return isinstance(definition, dg.DynamicPartitionsDefinition) and definition.name == "workload"
+
+
+def _step_start(context: dg.AssetExecutionContext) -> datetime:
+    stats = context.instance.get_run_step_stats(context.run.run_id, [context.get_step_execution_context().step.key])
+    started = stats[0].start_time if stats else None
+    return datetime.fromtimestamp(started, UTC) if started else datetime.now(UTC)

@@ -1,0 +1,117 @@
+"""Does what serves production still answer as well as on the day of the sign-off?"""
+
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from anven_pipelines.assets.charts import interval_chart
+from anven_pipelines.assets.evaluation import grade_arm
+from anven_pipelines.assets.inference import AnswerConfig, ask_endpoint
+from anven_pipelines.assets.materialization import (
+    DOCUMENT,
+    OWNERS,
+    check,
+    definition_metadata,
+    publish_document,
+    read_document,
+    result,
+)
+from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.domain.errors import MissingInput
+from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.prompts import AdaptedPrompt
+from anven_pipelines.domain.regression import compare_with_baseline, serving
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.judge import Judge
+from anven_pipelines.resources.llm_client import LlmClient
+from anven_pipelines.resources.migrations import Migrations
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
+
+
+@dg.asset(
+    group_name="evaluate",
+    kinds={"litellm", "json"},
+    owners=OWNERS,
+    code_version="1",
+    partitions_def=workloads,
+    metadata=definition_metadata(DOCUMENT),
+    deps=["sign_off"],
+    check_specs=[
+        dg.AssetCheckSpec("no_regression", asset="production_regression", blocking=True),
+        dg.AssetCheckSpec("proven_not_worse", asset="production_regression"),
+    ],
+)
+def production_regression(
+    context: dg.AssetExecutionContext,
+    config: AnswerConfig,
+    migrations: Migrations,
+    artifacts: ArtifactStore,
+    state: StateStore,
+    llm_client: LlmClient,
+    judge: Judge,
+    tracking: MlflowTracking,
+) -> dg.MaterializeResult[Manifest]:
+    """The golden set asked of what serves production, paired with the scores frozen at sign-off."""
+    workload = context.partition_key
+    migration = migrations.of(workload).migration
+    golden, prompt, baseline = _frozen(workload, state, artifacts)
+    items = artifacts.read(golden)
+    answers = ask_endpoint(
+        context,
+        serving(migration),
+        items,
+        AdaptedPrompt.model_validate_json(read_document(artifacts, prompt)),
+        key=(golden.digest, config.epoch or datetime.now(UTC).date().isoformat()),
+        artifacts=artifacts,
+        llm_client=llm_client,
+    )
+    report = compare_with_baseline(
+        items, artifacts.read(baseline), grade_arm(answers, items, migration, judge), migration, epoch=config.epoch
+    )
+    document = report.model_dump_json(indent=2)
+    inputs = {"golden_dataset": golden.digest, "adapted_prompt": prompt.digest, "scores": baseline.digest}
+    return result(
+        context,
+        publish_document(artifacts, document, inputs=inputs),
+        tracking=tracking,
+        metadata={"message": report.message, "chart": interval_chart(report.quality, report.segments)},
+        params={"epoch": config.epoch, "margin": migration.regression.margin},
+        metrics={
+            "baseline_mean": report.quality.legacy_mean,
+            "production_mean": report.quality.target_mean,
+            "difference": report.quality.estimate,
+        },
+        documents={"regression.json": document},
+        checks=[
+            check(
+                "no_regression",
+                asset="production_regression",
+                passed=report.quality.outcome != "worse",
+                description=report.message,
+            ),
+            check(
+                "proven_not_worse",
+                asset="production_regression",
+                passed=report.quality.outcome == "not worse" and not report.missingness.differs,
+                blocking=False,
+                description=report.message,
+            ),
+        ],
+    )
+
+
+def _frozen(workload: str, state: StateStore, artifacts: ArtifactStore) -> tuple[Manifest, Manifest, Manifest]:
+    """Return golden dataset, prompt and scores as they were at the last sign-off."""
+    signed = state.latest(f"sign_off/{workload}", "signed_off")
+    if signed is None:
+        message = f"workload {workload!r} has no sign-off to compare with; materialise sign_off first"
+        raise MissingInput(message)
+    frozen = []
+    for asset in ("golden_dataset", "adapted_prompt", "scores"):
+        manifest = artifacts.load_manifest(asset, workload, digest=signed.payload[asset])
+        if manifest is None:
+            message = f"{asset} {signed.payload[asset]} of the last sign-off is not in the artifact store; restore it, or sign off again"
+            raise MissingInput(message)
+        frozen.append(manifest)
+    return frozen[0], frozen[1], frozen[2]

@@ -1,0 +1,124 @@
+"""Legacy request logs, read into the canonical table; bad lines are kept apart, never dropped."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+import polars as pl
+
+from anven_pipelines.assets.materialization import OWNERS, check, definition_metadata, markdown_table, result
+from anven_pipelines.assets.partitions import log_days
+from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.request_log import REJECTED_LINES, REQUEST_LOG, LineCount
+from anven_pipelines.ingest.readers import read_logs
+from anven_pipelines.ingest.log_source import LogSource, readable_sources
+from anven_pipelines.resources.artifact_store import ArtifactStore, LabelledFrame
+from anven_pipelines.resources.migrations import Migrations
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+
+REJECTED_SHARE_TO_WARN = 0.01
+
+
+@dg.multi_asset(
+    outs={
+        "request_log": dg.AssetOut(
+            group_name="assess",
+            kinds={"parquet", "duckdb"},
+            owners=OWNERS,
+            code_version="1",
+            metadata=definition_metadata(REQUEST_LOG),
+            description="One row per logged call of every workload, from the log files of one day.",
+        ),
+        "rejected_lines": dg.AssetOut(
+            group_name="assess",
+            kinds={"parquet"},
+            owners=OWNERS,
+            code_version="1",
+            metadata=definition_metadata(REJECTED_LINES),
+            description="Lines that are not a logged call, with reason, file, line and bytes.",
+        ),
+    },
+    partitions_def=log_days,
+    check_specs=[
+        dg.AssetCheckSpec("lines_conserved", asset="request_log", blocking=True),
+        dg.AssetCheckSpec("sources_readable", asset="request_log"),
+        dg.AssetCheckSpec("few_rejected", asset="rejected_lines"),
+    ],
+)
+def request_log(
+    context: dg.AssetExecutionContext, migrations: Migrations, artifacts: ArtifactStore, tracking: MlflowTracking
+) -> Iterator[dg.MaterializeResult[Manifest]]:
+    """Read the day's files of every declared source, each source once."""
+    catalogue = migrations.catalogue()
+    sources, unreadable = readable_sources([(each.migration.legacy, each.folder) for each in catalogue.declared.values()])
+    reading = _Reading()
+    rows = artifacts.publish(REQUEST_LOG, reading.frames(sources, day=context.partition_key, log=context.log))
+    rejected = artifacts.publish(REJECTED_LINES, reading.rejected)
+    count, rejected_share = reading.count, reading.count.rejected / max(reading.count.read, 1)
+    yield result(
+        context,
+        rows,
+        asset="request_log",
+        tracking=tracking,
+        metadata={"lines": dg.MetadataValue.json(count._asdict()), "files": dg.MetadataValue.json(reading.files)},
+        params={"files": len(reading.files)},
+        metrics={"lines_read": count.read, "lines_rejected": count.rejected, "duplicates": count.duplicates},
+        checks=[
+            check(
+                "lines_conserved",
+                asset="request_log",
+                passed=count.conserved and rows.rows == count.accepted and rejected.rows == count.rejected,
+                description=f"{count.read} lines read = {count.accepted} accepted + {count.rejected} rejected "
+                f"+ {count.duplicates} exact duplicates",
+            ),
+            check(
+                "sources_readable",
+                asset="request_log",
+                passed=not unreadable and not catalogue.broken,
+                blocking=False,
+                description="\n".join([*unreadable.values(), *catalogue.broken.values()]) or "every source can be read",
+            ),
+        ],
+    )
+    yield result(
+        context,
+        rejected,
+        asset="rejected_lines",
+        tracking=tracking,
+        metadata={"reasons": markdown_table(_reasons(reading.rejected))},
+        metrics={"rejected_share": rejected_share},
+        checks=[
+            check(
+                "few_rejected",
+                asset="rejected_lines",
+                passed=rejected_share <= REJECTED_SHARE_TO_WARN,
+                blocking=False,
+                description=f"{count.rejected} of {count.read} lines rejected ({rejected_share:.2%})",
+            )
+        ],
+    )
+
+
+class _Reading:
+    """Streams batches through and keeps what is small: counts, rejected lines, file names."""
+
+    def __init__(self) -> None:
+        self.count = LineCount(0, 0, 0, 0)
+        self.rejected: list[pl.DataFrame] = []
+        self.files: list[str] = []
+
+    def frames(
+        self, sources: list[LogSource], *, day: str, log: dg.DagsterLogManager
+    ) -> Iterator[LabelledFrame]:
+        for source in sources:
+            files = [file for file in source.files if file.day == day]
+            self.files += [file.name for file in files]
+            for batch in read_logs(files, log_format=source.log_format):
+                self.count += batch.count
+                self.rejected.append(batch.rejected)
+                log.info(f"{self.count.read:,} lines read, {self.count.rejected:,} rejected")
+                yield LabelledFrame(batch.rows, {"source": source.key})
+
+
+def _reasons(rejected: list[pl.DataFrame]) -> pl.DataFrame:
+    lines = pl.concat(rejected) if rejected else REJECTED_LINES.empty()
+    return lines.group_by("reason").agg(lines=pl.len(), example=pl.col("source_file").first()).sort("lines", descending=True)

@@ -1,0 +1,101 @@
+"""The verdict on a workload's migration."""
+
+import json
+from datetime import UTC, datetime
+
+import dagster as dg
+
+from anven_pipelines.assets.charts import interval_chart
+from anven_pipelines.assets.materialization import (
+    DOCUMENT,
+    OWNERS,
+    check,
+    definition_metadata,
+    publish_document,
+    require_same,
+    result,
+)
+from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.sign_off import Verdict, decide
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.migrations import Migrations
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
+
+
+@dg.asset(
+    group_name="sign_off",
+    kinds={"json"},
+    owners=OWNERS,
+    code_version="1",
+    partitions_def=workloads,
+    metadata=definition_metadata(DOCUMENT),
+    check_specs=[dg.AssetCheckSpec("verdict_is_go", asset="sign_off", blocking=True)],
+)
+def sign_off(
+    context: dg.AssetExecutionContext,
+    golden_dataset: Manifest,
+    scores: Manifest,
+    cost_model: Manifest,
+    migrations: Migrations,
+    artifacts: ArtifactStore,
+    state: StateStore,
+    tracking: MlflowTracking,
+) -> dg.MaterializeResult[Manifest]:
+    """GO, NO-GO or INCONCLUSIVE, on the sealed items alone; each opening of the holdout is in the ledger."""
+    workload = context.partition_key
+    migration = migrations.of(workload).migration
+    require_same("golden_dataset", scores, cost_model, current=golden_dataset)
+    require_same("target_answers", scores, cost_model)
+    digests = {
+        **scores.inputs,
+        "scores": scores.digest,
+        "cost_model": cost_model.digest,
+        "criteria": digest_of(migration.model_dump(mode="json", include={"sign_off", "golden", "grading", "contract"})),
+        "grader_version": str(scores.facts["grader_version"]),
+    }
+    run, now = context.run.run_id, datetime.now(UTC)
+    state.append(stream=f"holdout/{workload}", kind="opened", key=f"{run}/{digest_of(digests)}", payload={"run": run, **digests}, now=now)
+    verdict = decide(artifacts.read(scores), cost_model.facts["cost"], migration, digests=digests)
+    document = verdict.to_json()
+    manifest = publish_document(artifacts, document, inputs=digests)
+    artifacts.write_json(f"verdicts/{workload}/{manifest.digest}.json", json.loads(document))
+    signed = {"run": run, "verdict": verdict.verdict, "verdict_digest": manifest.digest, **digests}
+    state.append(stream=f"sign_off/{workload}", kind="signed_off", key=f"{run}/{manifest.digest}", payload=signed, now=now)
+    return result(
+        context,
+        manifest,
+        tracking=tracking,
+        metadata=_metadata(verdict),
+        params={"verdict": verdict.verdict, "quality_margin": migration.sign_off.quality_margin, "level": migration.sign_off.level},
+        metrics={
+            "difference": verdict.quality.estimate,
+            "legacy_mean": verdict.quality.legacy_mean,
+            "target_mean": verdict.quality.target_mean,
+            "p_not_worse": verdict.quality.p_not_worse,
+            "go": float(verdict.verdict == "GO"),
+        },
+        documents={"verdict.json": document},
+        checks=[
+            check(
+                "verdict_is_go",
+                asset="sign_off",
+                passed=verdict.verdict == "GO",
+                description="\n".join([verdict.verdict, *verdict.reasons]),
+            )
+        ],
+    )
+
+
+def _metadata(verdict: Verdict) -> dict[str, dg.MetadataValue | str]:
+    rows = "\n".join(
+        f"| {each.name} | {each.status}{' (waived)' if each.waived else ''} | {each.reason} |" for each in verdict.criteria
+    )
+    return {
+        "verdict": verdict.verdict,
+        "criteria": dg.MetadataValue.md(f"| criterion | status | reason |\n|---|---|---|\n{rows}"),
+        "chart": interval_chart(verdict.quality, verdict.segments),
+        "verdict_json": dg.MetadataValue.json(json.loads(verdict.to_json())),
+    }

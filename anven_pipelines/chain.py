@@ -1,0 +1,178 @@
+"""Runs a workload's chain of assets in this process, as the Dagster UI would, and returns its verdict."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import dagster as dg
+
+from anven_pipelines.assets.partitions import log_days, workloads
+from anven_pipelines.domain import errors
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
+from anven_pipelines.domain.sign_off import Verdict
+from anven_pipelines.ingest.log_source import log_source
+from anven_pipelines.run_watch import RunWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from anven_pipelines.resources.artifact_store import ArtifactStore
+    from anven_pipelines.resources.migrations import Declared
+
+LOG_ASSETS: Final = ("request_log", "rejected_lines")
+CHAIN_ASSETS: Final = (
+    "golden_dataset",
+    "adapted_prompt",
+    "legacy_answers",
+    "target_answers",
+    "scores",
+    "scorecard",
+    "cost_model",
+    "sign_off",
+)
+_QUIET: Final = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+class Told(NamedTuple):
+    """Something that happened while the chain ran."""
+
+    step: str
+    text: str
+    warning: bool
+
+
+class StepFailed(AnvenError):
+    """A step ended with an error that is not one of the product's own."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A workload's chain on a Dagster instance.
+
+    Attributes:
+        definitions: The loaded code location.
+        instance: Where runs, events and partitions are kept.
+        artifacts: The artifact store of the definitions' deployment.
+        tell: Called with what happens, from a watching thread.
+    """
+
+    definitions: dg.Definitions
+    instance: dg.DagsterInstance
+    artifacts: ArtifactStore
+    tell: Callable[[Told], None]
+
+    def run(self, declared: Declared, *, epoch: str = "") -> Verdict:
+        """Materialise the log days, the inventory and the chain, in that order.
+
+        Args:
+            declared: The migration.
+            epoch: Answers of the target are reused within an epoch; another value asks afresh.
+
+        Raises:
+            AnvenError: a step failed; the error is the step's own.
+        """
+        workload = declared.migration.workload
+        days = self._days(declared)
+        self.instance.add_dynamic_partitions(str(workloads.name), [workload])
+        self.instance.add_dynamic_partitions(str(log_days.name), days)
+        for day in days:
+            self._materialize(LOG_ASSETS, day)
+        self._materialize(("workload_inventory",), None)
+        config = {"ops": {"target_answers": {"config": {"epoch": epoch}}}} if epoch else {}
+        finished = self._materialize(CHAIN_ASSETS, workload, config=config, verdict="sign_off")
+        if not finished:
+            message = f"the chain of {workload!r} stopped at a blocking check before sign_off; see the messages above"
+            raise InvalidInput(message)
+        manifest = self.artifacts.load_manifest("sign_off", workload)
+        if manifest is None:
+            message = f"sign_off of {workload!r} left no manifest in {self.artifacts.url}; run the chain again"
+            raise StepFailed(message)
+        return Verdict.model_validate_json(self.artifacts.read(manifest)["json"].item())
+
+    def _days(self, declared: Declared) -> list[str]:
+        """Return the days of the source's files, and the days that still hold rows of files that are gone."""
+        source = log_source(declared.migration.legacy, declared.folder)
+        days = {file.day for file in source.files}
+        for day in self.instance.get_dynamic_partitions(str(log_days.name)):
+            manifest = self.artifacts.load_manifest("request_log", day)
+            if manifest and any(part.labels.get("source") == source.key for part in manifest.parts):
+                days.add(day)
+        return sorted(days)
+
+    def _materialize(
+        self,
+        assets: Sequence[str],
+        partition: str | None,
+        *,
+        config: dict[str, Any] | None = None,
+        verdict: str | None = None,
+    ) -> bool:
+        """Run a selection in this process; return whether the asset named `verdict`, or all, came out."""
+        job = self.definitions.resolve_implicit_global_asset_job_def()
+        with RunWatch(self.instance, lambda step, text, warning: self.tell(Told(step, text, warning))) as watch:
+            result = job.execute_in_process(
+                run_config={**_QUIET, **(config or {})},
+                instance=self.instance,
+                partition_key=partition,
+                asset_selection=[dg.AssetKey(asset) for asset in assets],
+                run_id=watch.run_id,
+                raise_on_error=False,
+                tags={"anven/command": "migrate"},
+            )
+        for event in result.all_node_events:
+            if event.is_step_failure and (failure := _own_failure(event)) is not None:
+                raise failure
+        wanted = verdict or assets[-1]
+        return any(event.is_successful_output and event.step_key == wanted for event in result.all_node_events) or (
+            verdict is None and result.success
+        )
+
+
+@contextmanager
+def only_one(home: Path, workload: str) -> Iterator[None]:
+    """Hold the workload's lock, so that two commands do not materialise the same partition at once.
+
+    Raises:
+        InvalidInput: another process holds it.
+    """
+    folder = home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{workload}.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            message = f"workload {workload!r} is being migrated by process {lock.read().strip() or 'unknown'}; wait for it to end"
+            raise InvalidInput(message) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _own_failure(event: dg.DagsterEvent) -> AnvenError | None:
+    """Return the step's failure: as the product's own error where it is one.
+
+    A failed blocking check is no failure of the step: what it found stands in the check's result.
+    """
+    data = event.step_failure_data
+    error = data.error
+    while error is not None:
+        kind = getattr(errors, error.cls_name or "", None)
+        if isinstance(kind, type) and issubclass(kind, AnvenError):
+            message = error.message.split(": ", 1)[-1].strip()
+            return UnavailableService(message) if issubclass(kind, UnavailableService) else _as(kind, message)
+        if error.cls_name == "DagsterAssetCheckFailedError":
+            return None
+        innermost, error = error, error.cause
+    step = event.step_key or "a step"
+    return StepFailed(f"{step} failed: {innermost.message.strip()}")
+
+
+def _as(kind: type[AnvenError], message: str) -> AnvenError:
+    return InvalidInput(message) if issubclass(kind, InvalidInput) else kind(message)

@@ -1,0 +1,159 @@
+"""The command line: `anven migrate`, `anven dev`, `anven doctor`, `anven fill-mlflow`.
+
+Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
+its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+
+import typer
+from rich.console import Console
+
+from anven_pipelines.domain.errors import AnvenError, InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NEGATIVE: Final = 1
+BAD_INPUT: Final = 2
+NOT_DONE: Final = 3
+
+app = typer.Typer(
+    name="anven",
+    help="Move an LLM workload from a paid API to an open model you serve yourself, on evidence you can trust.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+stderr = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything else on stderr.")]
+
+
+@app.command()
+def migrate(
+    file: Annotated[Path, typer.Argument(help="Migration file (YAML), one workload.", show_default=False)],
+    *,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Ask the target again instead of reusing the answers it gave before.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a workload's chain from its request logs to the verdict: GO, NO-GO or INCONCLUSIVE.
+
+    It materialises the same assets as the Dagster UI, where the run can be looked at afterwards (`anven dev`).
+    Exits with 0 on GO and 1 on NO-GO or INCONCLUSIVE.
+    """
+    with _reported(as_json=as_json):
+        from anven_pipelines.migrate import migrate_file  # noqa: PLC0415 - loads Dagster: not for --help
+
+        epoch = datetime.now(UTC).isoformat() if fresh else ""
+        verdict = migrate_file(file, home=_home(), epoch=epoch, console=stderr)
+        if as_json:
+            typer.echo(verdict.to_json())
+        else:
+            from anven_pipelines.verdict_view import show  # noqa: PLC0415
+
+            show(verdict, Console())
+    if verdict.verdict != "GO":
+        raise typer.Exit(NEGATIVE)
+
+
+@app.command()
+def dev(
+    *,
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI; the next free one where it is taken.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow; the next free one where it is taken.")] = 5000,
+    as_json: AsJson = False,
+) -> None:
+    """Open the Dagster UI and MLflow together on this machine; Ctrl-C stops both."""
+    with _reported(as_json=as_json):
+        from anven_pipelines.dev_servers import serve  # noqa: PLC0415
+
+        def announce(urls: dict[str, str]) -> None:
+            if as_json:
+                typer.echo(json.dumps(urls))
+            else:
+                stderr.print("\n".join(f"[bold]{name}[/bold]  {url}" for name, url in urls.items()))
+                stderr.print("Ctrl-C stops both.")
+
+        serve(_home(), port=port, mlflow_port=mlflow_port, announce=announce, console=stderr)
+
+
+@app.command()
+def doctor(*, as_json: AsJson = False) -> None:
+    """Say what is missing for a migration to run here, and how to mend it."""
+    with _reported(as_json=as_json):
+        from anven_pipelines.doctor import examine  # noqa: PLC0415
+
+        findings = examine(_home())
+        if as_json:
+            typer.echo(json.dumps({"ok": all(each.ok for each in findings), "checks": [each._asdict() for each in findings]}))
+        else:
+            marks = {"ok": "[green]ok[/green]     ", "warning": "[yellow]warning[/yellow]", "problem": "[red]problem[/red]"}
+            for each in findings:
+                Console().print(f"{marks[each.status]}  [bold]{each.name}[/bold]: {each.found}", highlight=False)
+                if each.remedy:
+                    Console().print(f"         mend it: {each.remedy}", highlight=False)
+    if not all(each.ok for each in findings):
+        raise typer.Exit(NEGATIVE)
+
+
+@app.command("fill-mlflow")
+def fill_mlflow(*, as_json: AsJson = False) -> None:
+    """Deliver the runs that MLflow could not take when they happened."""
+    with _reported(as_json=as_json):
+        from anven_pipelines.migrate import prepared, tracking_of  # noqa: PLC0415
+
+        with prepared(_home()) as definitions:
+            filled = tracking_of(definitions).fill()
+        if as_json:
+            typer.echo(json.dumps(filled._asdict(), default=list))
+        else:
+            typer.echo(f"{filled.delivered} delivered, {filled.remaining} still waiting")
+            for problem in filled.problems:
+                stderr.print(problem)
+    if filled.remaining:
+        raise typer.Exit(NEGATIVE)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextmanager
+def _reported(*, as_json: bool) -> Iterator[None]:
+    """Turn the product's errors into one clear message and an exit code."""
+    try:
+        yield
+    except AnvenError as error:
+        _fail(error, as_json=as_json, code=BAD_INPUT if isinstance(error, InvalidInput) else NOT_DONE)
+    except KeyboardInterrupt:
+        stderr.print("interrupted; what was durable is kept, the same command goes on from there")
+        sys.exit(130)
+
+
+def _fail(error: AnvenError, *, as_json: bool, code: int) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
+    stderr.print(f"[red]error[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+    sys.exit(code)
+
+
+def _home() -> Path:
+    """Return the folder of local state, made absolute for the processes that are started from here."""
+    from anven_pipelines.resources.deployments import adopt_home  # noqa: PLC0415
+
+    return adopt_home()
+
+
+if __name__ == "__main__":
+    main()

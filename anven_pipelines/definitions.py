@@ -1,0 +1,38 @@
+"""All that Dagster loads: assets, checks, schedules, sensors and a deployment's resources."""
+
+import dagster as dg
+
+from anven_pipelines.assets import (
+    cost,
+    evaluation,
+    golden,
+    inference,
+    inventory,
+    prompts,
+    regression,
+    request_log,
+    sign_off,
+)
+from anven_pipelines.resources.deployments import deployment_name, resources
+from anven_pipelines.schedules import nightly_regression, nightly_regression_job
+from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival, request_log_job
+
+MODULES = [request_log, inventory, golden, prompts, inference, evaluation, cost, sign_off, regression]
+
+migration_job = dg.define_asset_job(
+    "migration",
+    selection=dg.AssetSelection.assets("golden_dataset").downstream() - dg.AssetSelection.assets("production_regression"),
+    description="A workload's chain from the golden dataset to the verdict.",
+)
+
+
+@dg.definitions
+def definitions() -> dg.Definitions:
+    """Return the definitions of the deployment that ANVEN_DEPLOYMENT names."""
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules(MODULES),
+        jobs=[migration_job, nightly_regression_job, request_log_job],
+        schedules=[nightly_regression],
+        sensors=[declared_partitions, log_arrival],
+        resources=resources(deployment_name()),
+    )

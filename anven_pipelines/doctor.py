@@ -1,0 +1,154 @@
+"""What `anven doctor` looks at: everything a migration needs here, each with how to mend it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from anven_pipelines.domain.errors import AnvenError
+from anven_pipelines.domain.table import Column, Table
+from anven_pipelines.ingest.log_source import log_source
+from anven_pipelines.ingest.sources import list_files
+from anven_pipelines.migrate import of_kind, prepared
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.deployments import deployment_name, missing_settings
+from anven_pipelines.resources.migrations import Declared, Migrations
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
+from anven_pipelines.spec import EndpointTarget, RagasGrader, RecordedTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import dagster as dg
+
+_FREE_BYTES: Final = 2 * 1024**3
+_PROBE_S: Final = 3.0
+
+
+class Finding(NamedTuple):
+    """One thing looked at; only a problem stops a migration."""
+
+    name: str
+    status: Literal["ok", "warning", "problem"]
+    found: str
+    remedy: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether a migration can run in spite of it."""
+        return self.status != "problem"
+
+
+def examine(home: Path) -> list[Finding]:
+    """Look at everything; a broken thing never keeps the next from being looked at."""
+    findings = [_python(), _disk(home)]
+    if missing := missing_settings():
+        remedy = "set them in the environment; resources/deployments.py says what each is"
+        return [*findings, Finding("settings", "problem", f"{deployment_name()} lacks {', '.join(missing)}", remedy)]
+    with prepared(home) as definitions:
+        findings += [
+            _guarded("artifact store", lambda: _artifacts(definitions), "make the folder writable, or mend ANVEN_ARTIFACTS_URL"),
+            _guarded("state store", lambda: _state(definitions), "start the database, or mend ANVEN_STATE_URL"),
+            _guarded("mlflow", lambda: _mlflow(definitions), "start the MLflow server, or mend MLFLOW_TRACKING_URI"),
+        ]
+        findings += _migrations(of_kind(definitions, "migrations", Migrations))
+    return findings
+
+
+def _guarded(name: str, look: Callable[[], Finding], remedy: str) -> Finding:
+    try:
+        return look()
+    except AnvenError as error:
+        return Finding(name, "problem", str(error), remedy)
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Finding("python", "ok" if supported else "problem", version, "" if supported else "use Python 3.11, 3.12 or 3.13")
+
+
+def _disk(home: Path) -> Finding:
+    home.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(home).free
+    found = f"{free / 1024**3:.1f} GiB free in {home}"
+    return Finding("disk", "ok", found) if free > _FREE_BYTES else Finding("disk", "warning", found, "free some space")
+
+
+def _artifacts(definitions: dg.Definitions) -> Finding:
+    import polars as pl  # noqa: PLC0415 - 0.1 s that the other commands do not need here
+
+    store = of_kind(definitions, "artifacts", ArtifactStore)
+    probe = Table("doctor", (Column("value", pl.Int64, "Always 1."),))
+    manifest = store.publish(probe, [pl.DataFrame({"value": [1]})])
+    written = store.read(manifest)["value"].item()
+    return Finding("artifact store", "ok" if written == 1 else "problem", f"{store.url} can be written and read")
+
+
+def _state(definitions: dg.Definitions) -> Finding:
+    verification = of_kind(definitions, "state", StateStore).verify()
+    if verification.ok:
+        return Finding("state store", "ok", f"{verification.events} events, hash chain unbroken")
+    remedy = "do not trust the state; restore the database from a backup and find out who wrote to it"
+    return Finding("state store", "problem", f"event {verification.broken_seq}: {verification.reason}", remedy)
+
+
+def _mlflow(definitions: dg.Definitions) -> Finding:
+    tracking = of_kind(definitions, "tracking", MlflowTracking)
+    waiting = tracking.waiting()
+    if waiting:
+        return Finding("mlflow", "warning", f"{waiting} runs wait to be delivered", "run `anven fill-mlflow`")
+    return Finding("mlflow", "ok", f"{tracking.probe()}; no run waits to be delivered")
+
+
+def _migrations(migrations: Migrations) -> Iterator[Finding]:
+    catalogue = migrations.catalogue()
+    if not catalogue.declared and not catalogue.broken:
+        yield Finding("migrations", "warning", f"no migration file in {migrations.folder}", "write one; README shows a small one")
+    for text in catalogue.broken.values():
+        yield Finding("migrations", "problem", text, "mend the file; docs/migration.schema.json tells editors what is allowed")
+    for workload, declared in sorted(catalogue.declared.items()):
+        yield from _workload(workload, declared)
+
+
+def _workload(workload: str, declared: Declared) -> Iterator[Finding]:
+    migration, target = declared.migration, declared.migration.target
+    yield _guarded(f"{workload}: logs", lambda: _logs(workload, declared), "mend legacy.logs")
+    if isinstance(target, RecordedTarget):
+        look = lambda: _recorded(workload, target, declared.folder)  # noqa: E731 - one of two ways to look
+        yield _guarded(f"{workload}: answers", look, "mend target.answers")
+    judges = [each.judge for each in migration.grading if isinstance(each, RagasGrader)]
+    if judges and importlib.util.find_spec("ragas") is None:
+        yield Finding(f"{workload}: grading", "problem", "ragas is not installed", "install the extra `eval`")
+    endpoints = [target] if isinstance(target, EndpointTarget) else []
+    for endpoint in (*endpoints, *judges):
+        yield from _endpoint(workload, endpoint.url, endpoint.api_key_env)
+
+
+def _logs(workload: str, declared: Declared) -> Finding:
+    files = log_source(declared.migration.legacy, declared.folder).files
+    return Finding(f"{workload}: logs", "ok", f"{len(files)} files of {len({file.day for file in files})} days")
+
+
+def _recorded(workload: str, target: RecordedTarget, folder: str) -> Finding:
+    return Finding(f"{workload}: answers", "ok", f"{len(list_files(target.answers, base=folder))} files")
+
+
+def _endpoint(workload: str, url: str, api_key_env: str | None) -> Iterator[Finding]:
+    if api_key_env and api_key_env not in os.environ:
+        remedy = f"export {api_key_env}=... before the run"
+        yield Finding(f"{workload}: key", "problem", f"environment variable {api_key_env} is not set", remedy)
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=_PROBE_S) as response:  # noqa: S310 - the spec admits http(s) only
+            yield Finding(f"{workload}: endpoint", "ok", f"{url} answers {response.status}")
+    except urllib.error.HTTPError as error:
+        yield Finding(f"{workload}: endpoint", "ok", f"{url} answers {error.code} without a key")
+    except (urllib.error.URLError, OSError) as error:
+        yield Finding(f"{workload}: endpoint", "problem", f"{url} does not answer: {error}", "start the endpoint, or mend its url")

@@ -1,0 +1,1 @@
+"""Pure decisions and tables: no framework, no I/O, no clock."""

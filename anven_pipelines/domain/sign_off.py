@@ -1,0 +1,261 @@
+"""The verdict: GO, NO-GO or INCONCLUSIVE with the number of items still needed.
+
+Every criterion is met, not met, undecided or unmeasured. GO needs all gating criteria met; one that is proven
+not met gives NO-GO; anything else is INCONCLUSIVE. What was not measured never passes; a criterion waived by
+name does not gate, and the verdict says so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import polars as pl
+
+from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.domain.evaluation import (
+    ContractReport,
+    Finding,
+    Missingness,
+    Quality,
+    Segment,
+    compare_missingness,
+    compare_quality,
+    compare_segments,
+    report_contract,
+)
+from anven_pipelines.stats.quantiles import paired_quantile_difference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anven_pipelines.spec import Migration, SignOff
+
+Status = Literal["met", "not met", "undecided", "unmeasured"]
+Outcome = Literal["GO", "NO-GO", "INCONCLUSIVE"]
+SPEED_QUANTILE = 0.95
+# A p95 over fewer measured pairs than this share could be moved past any limit by the pairs that are missing.
+SPEED_COVERAGE = 0.99
+
+
+class Criterion(Finding):
+    """One criterion of the sign-off and what became of it."""
+
+    name: str
+    status: Status
+    waived: bool
+    reason: str
+
+
+class Speed(Finding):
+    """Time to first token, paired; NULL where it was not measured."""
+
+    status: Status
+    reason: str
+    n_measured: int
+    legacy_ttft_p95_ms: float | None = None
+    target_ttft_p95_ms: float | None = None
+    increase_ms: float | None = None
+    interval_ms: tuple[float, float] | None = None
+    allowed_ms: float | None = None
+    legacy_latency_p95_ms: float | None = None
+    target_latency_p95_ms: float | None = None
+
+
+class Safety(Finding):
+    """Safety failures of the target that legacy did not have."""
+
+    status: Status
+    reason: str
+
+
+class Verdict(Finding):
+    """The decision with all that it rests on; the same inputs give the same bytes."""
+
+    workload: str
+    verdict: Outcome
+    reasons: list[str]
+    criteria: list[Criterion]
+    waived: list[str]
+    quality: Quality
+    missingness: Missingness
+    segments: list[Segment]
+    speed: Speed
+    cost: dict[str, Any]
+    safety: Safety
+    contract: ContractReport
+    seed: int
+    digests: dict[str, str]
+
+    def to_json(self) -> str:
+        """Return canonical JSON: sorted keys, no spaces, no NaN."""
+        return canonical_json(self.model_dump(mode="json"))
+
+
+def decide(
+    scores: pl.DataFrame, cost: Mapping[str, Any], migration: Migration, *, digests: Mapping[str, str]
+) -> Verdict:
+    """Decide on the sealed items.
+
+    Args:
+        scores: SCORES rows of the whole golden dataset; only the sealed ones are used.
+        cost: JSON of the cost model, with `status` and `reason`.
+        migration: The criteria.
+        digests: What the verdict rests on, by name.
+    """
+    sealed = scores.filter(pl.col("split") == "sealed").sort("item_id")
+    spec = migration.sign_off
+    quality = compare_quality(sealed, margin=spec.quality_margin, level=spec.level)
+    missingness = compare_missingness(sealed, level=spec.level)
+    segments = compare_segments(sealed, migration.golden.strata, margin=spec.quality_margin, level=spec.level)
+    speed = assess_speed(sealed, spec, seed=migration.golden.seed)
+    safety = Safety(status="unmeasured", reason="no safety suite has been run on the target's answers")
+    criteria = [
+        _criterion("quality", _quality_status(quality), explain_quality(quality), spec),
+        _criterion("missingness", "undecided" if missingness.differs else "met", _explain_missingness(missingness), spec),
+        _criterion("segments", *_judge_segments(segments), spec),
+        _criterion("ttft", speed.status, speed.reason, spec),
+        _criterion("cost", cost["status"], cost["reason"], spec),
+        _criterion("safety", safety.status, safety.reason, spec),
+    ]
+    return Verdict(
+        workload=migration.workload,
+        verdict=combine(criteria),
+        reasons=[_reason(criterion) for criterion in criteria],
+        criteria=criteria,
+        waived=[criterion.name for criterion in criteria if criterion.waived],
+        quality=quality,
+        missingness=missingness,
+        segments=segments,
+        speed=speed,
+        cost=_stable(cost),
+        safety=safety,
+        contract=report_contract(sealed),
+        seed=migration.golden.seed,
+        digests=dict(digests),
+    )
+
+
+def combine(criteria: Sequence[Criterion]) -> Outcome:
+    """GO on proof of all, NO-GO on proof against one, INCONCLUSIVE otherwise."""
+    gating = [criterion.status for criterion in criteria if not criterion.waived]
+    if "not met" in gating:
+        return "NO-GO"
+    return "GO" if gating and all(status == "met" for status in gating) else "INCONCLUSIVE"
+
+
+def assess_speed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> Speed:
+    """Judge the increase of p95 time to first token on its one-sided bounds.
+
+    The allowance is the larger of the relative and the absolute one. Pairs of which one side has no time to
+    first token are unmeasured; below `SPEED_COVERAGE` measured pairs nothing is claimed.
+    """
+    pairs = scores.filter(pl.col("legacy_ttft_ms").is_not_null() & pl.col("target_ttft_ms").is_not_null())
+    if pairs.height < SPEED_COVERAGE * scores.height or pairs.is_empty():
+        reason = (
+            f"time to first token was measured in both arms for {pairs.height} of {scores.height} items; "
+            f"{SPEED_COVERAGE:.0%} are needed"
+        )
+        return Speed(status="unmeasured", reason=reason, n_measured=pairs.height)
+    legacy, target = pairs["legacy_ttft_ms"].to_numpy(), pairs["target_ttft_ms"].to_numpy()
+    legacy_p95, target_p95 = (float(np.quantile(values, SPEED_QUANTILE)) for values in (legacy, target))
+    allowed = max(spec.ttft_increase * legacy_p95, spec.ttft_increase_ms)
+    facts = {
+        "n_measured": pairs.height,
+        "legacy_ttft_p95_ms": round(legacy_p95, 3),
+        "target_ttft_p95_ms": round(target_p95, 3),
+        "allowed_ms": round(allowed, 3),
+        "legacy_latency_p95_ms": _p95(pairs["legacy_latency_ms"]),
+        "target_latency_p95_ms": _p95(pairs["target_latency_ms"]),
+    }
+    try:
+        increase = paired_quantile_difference(
+            target, legacy, quantile=SPEED_QUANTILE, level=1 - 2 * spec.level, rng=np.random.default_rng(seed)
+        )
+    except TooFewPairs as error:
+        return Speed(status="undecided", reason=str(error), **facts)
+    status: Status = "met" if increase.upper <= allowed else "not met" if increase.lower > allowed else "undecided"
+    reason = (
+        f"p95 time to first token changes by {increase.estimate:+.0f} ms "
+        f"({increase.lower:+.0f} to {increase.upper:+.0f}); up to {allowed:+.0f} ms is allowed"
+    )
+    return Speed(
+        status=status,
+        reason=reason,
+        increase_ms=round(increase.estimate, 3),
+        interval_ms=(round(increase.lower, 3), round(increase.upper, 3)),
+        **facts,
+    )
+
+
+def explain_quality(quality: Quality) -> str:
+    """Say in one sentence what was proven about the mean score, or what is missing to prove it."""
+    if quality.outcome == "too few items" or quality.interval is None:
+        return f"only {quality.n_measured} of {quality.n} items were measured in both arms; more are needed for any test"
+    lower, upper = quality.interval
+    found = (
+        f"mean score {quality.target_mean:.2%} against {quality.legacy_mean:.2%}, difference "
+        f"{_points(quality.estimate)} ({_points(lower)} to {_points(upper)}), "
+        f"margin {quality.margin:.1%} of legacy = {_points(quality.margin_points, sign='')}"
+    )
+    if quality.outcome == "not worse":
+        return f"not worse than the margin is proven: {found}"
+    if quality.outcome == "worse":
+        return f"worse than the margin is proven: {found}"
+    if quality.n_needed is None:
+        return f"neither side is proven and no feasible number of items would decide: {found}"
+    return (
+        f"neither side is proven: {found}; about {quality.items_still_needed:,} more items "
+        f"({quality.n_needed:,} in all) would prove {quality.needed_to_prove} at 80 % power if the difference stays"
+    )
+
+
+def _points(value: float | None, *, sign: str = "+") -> str:
+    return "unknown" if value is None else f"{100 * value:{sign}.2f} points"
+
+
+def _quality_status(quality: Quality) -> Status:
+    statuses: dict[str, Status] = {"not worse": "met", "worse": "not met", "too few items": "unmeasured"}
+    return statuses.get(quality.outcome, "undecided")
+
+
+def _explain_missingness(missingness: Missingness) -> str:
+    counts = (
+        f"unmeasured: {missingness.legacy_unmeasured} legacy and {missingness.target_unmeasured} target items"
+    )
+    return f"the arms differ in what was measured (p = {missingness.p_difference:.2g}); {counts}" if missingness.differs else counts
+
+
+def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:
+    """Judge the family of segments: one that is proven worse than the margin is harm, however good the mean."""
+    worse = [f"{segment.stratum}={segment.value}" for segment in segments if segment.outcome == "worse"]
+    if worse:
+        return "not met", f"proven worse than the margin in {', '.join(worse)} (Holm over {len(segments)} segments)"
+    return "met", f"none of {len(segments)} segments is proven worse than the margin (Holm)"
+
+
+def _criterion(name: str, status: Status, reason: str, spec: SignOff) -> Criterion:
+    return Criterion(name=name, status=status, waived=name in spec.waive, reason=reason)
+
+
+def _reason(criterion: Criterion) -> str:
+    waived = " (waived by the migration file)" if criterion.waived else ""
+    return f"{criterion.name}: {criterion.status}{waived}: {criterion.reason}"
+
+
+def _stable(value: Any) -> Any:  # noqa: ANN401 - JSON is of any type
+    """Round to nine decimals: the last bits differ between processors, and a verdict must not."""
+    match value:
+        case float():
+            return round(value, 9) + 0.0
+        case dict():
+            return {key: _stable(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_stable(each) for each in value]
+    return value
+
+
+def _p95(values: pl.Series) -> float | None:
+    measured = values.drop_nulls()
+    return None if measured.is_empty() else round(float(np.quantile(measured.to_numpy(), SPEED_QUANTILE)), 3)

@@ -1,0 +1,1 @@
+"""One reader per log format, each yielding the canonical request table."""

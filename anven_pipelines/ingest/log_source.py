@@ -1,0 +1,60 @@
+"""The log sources that migrations declare: each distinct one is listed and read once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.errors import UnreadableSource
+from anven_pipelines.ingest.sources import LogFile, list_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from anven_pipelines.spec import Legacy, LogFormat
+
+
+class LogSource(NamedTuple):
+    """The files of one declared source; two workloads that declare the same share it."""
+
+    key: str
+    log_format: LogFormat
+    files: list[LogFile]
+
+
+def source_key(legacy: Legacy, folder: str) -> str:
+    """Return the name under which a source's parts are labelled.
+
+    Args:
+        legacy: What the migration declares.
+        folder: Where its relative paths start.
+    """
+    return digest_of([folder, sorted(legacy.logs), legacy.format])[:16]
+
+
+def log_source(legacy: Legacy, folder: str) -> LogSource:
+    """List a declared source.
+
+    Raises:
+        UnreadableSource: a pattern matches no file or cannot be listed.
+    """
+    return LogSource(source_key(legacy, folder), legacy.format, list_files(legacy.logs, base=folder))
+
+
+def readable_sources(declared: Iterable[tuple[Legacy, str]]) -> tuple[list[LogSource], dict[str, str]]:
+    """List every distinct source; one that cannot be listed leaves the others alone.
+
+    Args:
+        declared: The legacy section and the folder of each migration.
+
+    Returns:
+        The sources, and by source key why the others cannot be read.
+    """
+    distinct = {source_key(legacy, folder): (legacy, folder) for legacy, folder in declared}
+    sources, unreadable = [], {}
+    for key, (legacy, folder) in distinct.items():
+        try:
+            sources.append(log_source(legacy, folder))
+        except UnreadableSource as error:
+            unreadable[key] = str(error)
+    return sources, unreadable

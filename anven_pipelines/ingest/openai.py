@@ -1,0 +1,226 @@
+"""Request/response JSONL of OpenAI and the providers that speak its API.
+
+One object per line holds the bodies as `request` and `response`, as objects or as JSON text, bare or within
+`body`; a streamed response is the raw event stream. Read are chat completions, legacy completions and
+responses. Beside the bodies a line may hold `path` or `url`, `method`, `status`, `ts`, `timestamp` or
+`created_at`, `latency_ms`, `ttft_ms`, `user`, `request_id`, `application`, `conversation_id`, `tags` and the
+like. Other fields, headers among them, are not kept, because they may hold credentials.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from anven_pipelines.ingest.fields import Parsed, to_rows
+from anven_pipelines.ingest.streams import BrokenStreamError, assemble
+
+if TYPE_CHECKING:
+    import duckdb
+
+_MACROS: Final = """
+CREATE OR REPLACE TEMP MACRO as_object(j) AS CASE
+    WHEN json_type(j) = 'OBJECT' THEN j
+    WHEN json_type(j) = 'VARCHAR' AND json_valid(text_of(j)) AND json_type(text_of(j)) = 'OBJECT' THEN text_of(j)::JSON END;
+CREATE OR REPLACE TEMP MACRO plain_text(j) AS CASE
+    WHEN json_type(j) = 'VARCHAR' AND as_object(j) IS NULL THEN nullif(trim(text_of(j), E' \\t\\r\\n'), '') END;
+CREATE OR REPLACE TEMP MACRO as_json(t) AS CASE WHEN t IS NOT NULL THEN to_json(t) END;
+CREATE OR REPLACE TEMP MACRO given(j) AS CASE WHEN json_type(j) <> 'NULL' THEN j END;
+CREATE OR REPLACE TEMP MACRO function_call(id, name, arguments) AS
+    json_object('id', id, 'type', 'function', 'function', json_object('name', name, 'arguments', arguments));
+
+-- An item of a Responses input as a chat message; a typed item without a role is something the model did.
+CREATE OR REPLACE TEMP MACRO item_as_message(i) AS CASE i ->> 'type'
+    WHEN 'message' THEN json_merge_patch(i, '{"type":null,"id":null,"status":null}')
+    WHEN 'function_call' THEN json_object('role', 'assistant', 'content', NULL,
+        'tool_calls', json_array(function_call(i -> 'call_id', i -> 'name', i -> 'arguments')))
+    WHEN 'function_call_output' THEN
+        json_object('role', 'tool', 'tool_call_id', i -> 'call_id', 'content', i -> 'output')
+    ELSE CASE WHEN json_exists(i, '$.role') OR NOT json_exists(i, '$.type') THEN i
+        ELSE json_merge_patch(i, '{"role":"assistant"}') END
+    END;
+"""
+
+_PARSED: Final = r"""
+CREATE OR REPLACE TEMP TABLE parsed AS
+WITH line_fields AS MATERIALIZED (
+    SELECT n, unnest(json_transform(line, '{
+        "request": "JSON", "response": "JSON", "body": "JSON", "status": "JSON", "status_code": "JSON",
+        "path": "JSON", "url": "JSON", "endpoint": "JSON", "method": "VARCHAR", "headers": "JSON",
+        "response_headers": "JSON", "ts": "JSON", "timestamp": "JSON", "created_at": "JSON", "ttft_ms": "JSON",
+        "latency_ms": "JSON", "cost_usd": "JSON", "user": "JSON", "user_hash": "JSON", "request_id": "JSON",
+        "id": "JSON", "custom_id": "JSON", "provider": "JSON", "application": "JSON", "conversation_id": "JSON",
+        "session_id": "JSON", "ground_truth": "JSON", "context": "JSON", "tags": "JSON", "task": "JSON",
+        "error": "JSON"}'))
+    FROM lines
+), opened AS MATERIALIZED (
+    SELECT *, as_object(request) AS request_object, as_object(response) AS response_object FROM line_fields
+)
+SELECT
+    * EXCLUDE (request_object, response_object, body),
+    coalesce(as_object(request_object -> 'body'), request_object, as_object(body)) AS request_body,
+    CASE WHEN json_exists(response_object, '$.body') THEN as_object(response_object -> 'body')
+        ELSE response_object END AS response_body,
+    coalesce(plain_text(response), plain_text(response_object -> 'body')) AS response_text,
+    coalesce(
+        TRY_CAST(text_of(status) AS INTEGER), TRY_CAST(text_of(status_code) AS INTEGER),
+        TRY_CAST(response_object ->> 'status_code' AS INTEGER), TRY_CAST(response_object ->> 'status' AS INTEGER)
+    ) AS code,
+    regexp_replace(regexp_replace(coalesce(
+        text_of(path), text_of(url), text_of(endpoint), request_object ->> 'url', request_object ->> 'path'
+    ), '^[a-z]+://[^/]+', ''), '[?#].*$', '') AS called
+FROM opened
+"""
+
+_SELECT: Final = r"""
+WITH answered AS MATERIALIZED (
+    SELECT
+        parsed.* EXCLUDE (response_body),
+        coalesce(streams.body::JSON, response_body) AS response_body,
+        streams.fault AS stream_fault,
+        CASE
+            WHEN method IN ('GET', 'DELETE') THEN NULL
+            WHEN regexp_matches(called, '(^|[/.])chat[/.]completions/?$') THEN 'chat'
+            WHEN regexp_matches(called, '(^|[/.])completions/?$') THEN 'completions'
+            WHEN regexp_matches(called, '(^|[/.])responses/?$') THEN 'responses'
+            WHEN called IS NOT NULL THEN NULL
+            WHEN json_exists(request_body, '$.messages') THEN 'chat'
+            WHEN json_exists(request_body, '$.prompt') THEN 'completions'
+            WHEN response_body ->> 'object' = 'response' THEN 'responses'
+        END AS api
+    FROM parsed LEFT JOIN streams USING (n)
+), bodies AS MATERIALIZED (
+    SELECT
+        *,
+        response_body -> '$.choices[0].message' AS message,
+        coalesce(
+            given(response_body -> 'error'), error,
+            CASE WHEN code >= 400 OR text_of(status) IN ('error', 'failed')
+                THEN json_object('message', left(response_text, 500)) END
+        ) AS failure,
+        coalesce(nullif(response_body ->> 'model', ''), request_body ->> 'model') AS model_name,
+        list_filter(json_extract(response_body, '$.output[*]'), lambda i: i ->> 'type' = 'message') AS said,
+        list_filter(json_extract(response_body, '$.output[*]'), lambda i: i ->> 'type' = 'function_call') AS called_tools
+    FROM answered
+)
+SELECT
+    n,
+    CASE
+        WHEN api IS NULL AND called IS NOT NULL THEN 'endpoint ' || called || ' is not a text generation call'
+        WHEN request_body IS NULL THEN 'request is ' || coalesce(shown(request), 'missing') || '; the request body is needed'
+        WHEN api IS NULL THEN 'request holds neither messages nor prompt and names no endpoint; one is needed'
+        WHEN stream_fault IS NOT NULL THEN 'response: ' || stream_fault
+        WHEN api = 'completions' AND json_array_length(request_body -> 'prompt') > 1
+            THEN 'prompt is a list of ' || json_array_length(request_body -> 'prompt') || '; one text is needed'
+        WHEN failure IS NOT NULL THEN NULL
+        WHEN response_body IS NULL AND response_text IS NOT NULL
+            THEN 'response is text that is neither JSON nor an event stream; a response body is needed'
+        WHEN response_body IS NULL AND response IS NOT NULL AND json_type(response) NOT IN ('OBJECT', 'VARCHAR')
+            THEN 'response is ' || shown(response) || '; a response body is needed'
+        WHEN response_body IS NOT NULL AND coalesce(json_array_length(response_body, '$.choices'), 0) = 0
+            AND NOT json_exists(response_body, '$.output')
+            THEN 'response holds neither choices nor an error; one is needed'
+    END AS reason,
+    coalesce(
+        request_id, id, custom_id, given(response_body -> 'id'),
+        given(headers -> 'x-request-id'), given(response_headers -> 'x-request-id')
+    ) AS request_id,
+    coalesce(ts, "timestamp", created_at, given(response_body -> 'created'), given(response_body -> 'created_at')) AS ts,
+    coalesce(application, given(request_body -> '$.metadata.application')) AS application,
+    to_json(CASE api WHEN 'chat' THEN '/v1/chat/completions' ELSE '/v1/' || api END) AS endpoint,
+    provider,
+    as_json(model_name) AS model,
+    CASE api
+        WHEN 'chat' THEN given(request_body -> 'messages')
+        WHEN 'completions' THEN CASE
+            WHEN coalesce(json_type(request_body -> '$.prompt[0]'), json_type(request_body -> 'prompt')) = 'VARCHAR'
+            THEN json_array(json_object('role', 'user', 'content',
+                coalesce(request_body -> '$.prompt[0]', request_body -> 'prompt'))) END
+        WHEN 'responses' THEN to_json(list_concat(
+            CASE WHEN json_type(request_body -> 'instructions') = 'VARCHAR'
+                THEN [json_object('role', 'system', 'content', request_body -> 'instructions')] ELSE [] END,
+            CASE json_type(request_body -> 'input')
+                WHEN 'VARCHAR' THEN [json_object('role', 'user', 'content', request_body -> 'input')]
+                WHEN 'ARRAY' THEN list_transform(json_extract(request_body, '$.input[*]'), lambda i: item_as_message(i))
+                ELSE [] END))
+    END AS messages,
+    json_merge_patch(request_body, '{"messages": null, "prompt": null, "input": null, "instructions": null, "model": null,
+        "user": null, "safety_identifier": null, "metadata": null, "stream": null, "stream_options": null}') AS params,
+    context,
+    CASE api
+        WHEN 'responses' THEN CASE WHEN len(said) > 0 THEN to_json(array_to_string(
+            json_extract_string(to_json(said), '$[*].content[*].text')
+            || json_extract_string(to_json(said), '$[*].content[*].refusal'), '')) END
+        WHEN 'completions' THEN given(response_body -> '$.choices[0].text')
+        ELSE CASE WHEN json_type(message -> 'content') = 'ARRAY'
+            THEN to_json(array_to_string(json_extract_string(message, '$.content[*].text'), ''))
+            ELSE coalesce(given(message -> 'content'), given(message -> 'refusal')) END
+    END AS output,
+    CASE
+        WHEN len(called_tools) > 0 THEN to_json(list_transform(called_tools,
+            lambda i: function_call(i -> 'call_id', i -> 'name', i -> 'arguments')))
+        WHEN json_type(message -> 'function_call') = 'OBJECT'
+            THEN json_array(json_object('type', 'function', 'function', message -> 'function_call'))
+        ELSE given(message -> 'tool_calls')
+    END AS tool_calls,
+    coalesce(
+        given(response_body -> '$.choices[0].finish_reason'), given(response_body -> '$.incomplete_details.reason'),
+        CASE WHEN api = 'responses' THEN given(response_body -> 'status') END
+    ) AS finish_reason,
+    to_json(CASE WHEN failure IS NOT NULL THEN 'error' WHEN response_body IS NULL THEN 'unanswered' ELSE 'ok' END) AS status,
+    CASE WHEN failure IS NOT NULL THEN to_json(concat_ws(': ',
+        nullif(concat_ws(' ', CASE WHEN code >= 400 THEN 'HTTP ' || code END,
+            coalesce(failure ->> 'code', failure ->> 'type')), ''),
+        coalesce(failure ->> 'message', CASE WHEN json_type(failure) = 'VARCHAR' THEN text_of(failure) END))) END AS error,
+    ground_truth,
+    coalesce(given(response_body -> '$.usage.prompt_tokens'), given(response_body -> '$.usage.input_tokens')) AS input_tokens,
+    coalesce(given(response_body -> '$.usage.completion_tokens'), given(response_body -> '$.usage.output_tokens'))
+        AS output_tokens,
+    coalesce(given(response_body -> '$.usage.prompt_tokens_details.cached_tokens'),
+        given(response_body -> '$.usage.input_tokens_details.cached_tokens')) AS cached_tokens,
+    ttft_ms,
+    latency_ms,
+    cost_usd,
+    user_hash,
+    coalesce("user", given(request_body -> 'user'), given(request_body -> 'safety_identifier')) AS user_id,
+    coalesce(conversation_id, session_id, given(request_body -> '$.metadata.conversation_id')) AS conversation_id,
+    tags,
+    nullif(json_merge_patch(json_merge_patch(
+        CASE WHEN json_type(request_body -> 'metadata') = 'OBJECT' THEN request_body -> 'metadata' ELSE '{}' END,
+        CASE WHEN task IS NOT NULL THEN json_object('task', task) ELSE '{}' END),
+        CASE WHEN request_body ->> 'model' <> model_name
+            THEN json_object('requested_model', request_body -> 'model') ELSE '{}' END)::VARCHAR, '{}')::JSON AS extras
+FROM bodies
+"""
+
+_STREAMED: Final = r"""
+SELECT n, response_text FROM parsed
+WHERE regexp_matches(response_text, '^(data:|event:|id:|retry:|:)') ORDER BY n
+"""
+
+
+def read_openai(connection: duckdb.DuckDBPyConnection, lines: pl.DataFrame) -> Parsed:
+    """Read screened lines (source_file, source_line, raw, line) of request/response JSONL."""
+    connection.register("lines", lines.select("line").with_row_index("n").to_arrow())
+    connection.execute(_MACROS)
+    connection.execute(_PARSED)
+    connection.register("streams", _assembled(pl.DataFrame(connection.sql(_STREAMED).to_arrow_table())).to_arrow())
+    return to_rows(connection, _SELECT, lines)
+
+
+def _assembled(streamed: pl.DataFrame) -> pl.DataFrame:
+    """Assemble the streamed responses of a batch; chunks only make sense one after the other, hence a loop."""
+    bodies, faults = [], []
+    for text in streamed.get_column("response_text").to_list():
+        try:
+            body, fault = json.dumps(assemble(text)), None
+            body.encode()
+        except BrokenStreamError as error:
+            body, fault = None, str(error)
+        bodies.append(body)
+        faults.append(fault)
+    return streamed.select(
+        pl.col("n").cast(pl.Int64), pl.Series("body", bodies, pl.String), pl.Series("fault", faults, pl.String)
+    )

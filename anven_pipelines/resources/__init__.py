@@ -1,0 +1,1 @@
+"""One external system per file; none of them decides anything."""

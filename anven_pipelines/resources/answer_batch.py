@@ -1,0 +1,256 @@
+"""A batch of questions to one endpoint: every answer durable once, nothing asked twice without need.
+
+Workers take requests from one iterator, so memory does not grow with the batch. What they bring back goes to the
+checkpoint in small parts. An interrupt keeps what is done; a dead or refusing endpoint stops the batch with one
+error instead of failing every item.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import polars as pl
+
+from anven_pipelines.domain.completion import Answer, Failure
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
+from anven_pipelines.domain.inference import ANSWERS, merge_answers, settled
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from anven_pipelines.domain.completion import Outcome
+    from anven_pipelines.domain.inference import CompletionRequest
+
+PART_ROWS: Final = 16
+PART_SECONDS: Final = 1.0
+PROGRESS_SECONDS: Final = 1.0
+SUSPICIOUS: Final = 3  # items in a row that were refused, or found nobody listening
+HOPELESS: Final = 20  # items in a row that used up their attempts on any passing failure
+
+
+class Progress(NamedTuple):
+    """How far a batch is.
+
+    Attributes:
+        done: Items with an answer or a failure, those of earlier runs included.
+        total: Items of the batch.
+        failed: Of `done`, those without an answer.
+        tokens: Prompt and answer tokens that the server counted in this run.
+        elapsed_s: Seconds since this run began.
+    """
+
+    done: int
+    total: int
+    failed: int
+    tokens: int
+    elapsed_s: float
+
+
+class Checkpoint(Protocol):
+    """Keeps ANSWERS rows through a killed process."""
+
+    def load(self) -> pl.DataFrame:
+        """Return every row that is durable."""
+
+    def append(self, frame: pl.DataFrame, /) -> None:
+        """Keep the rows; when this returns, they are durable, all or none of them."""
+
+
+class Asked(NamedTuple):
+    """How an item came out, after that many attempts."""
+
+    outcome: Outcome
+    attempts: int
+
+
+@dataclass
+class AnswerBatch:
+    """One run over the requests that have no settled row yet.
+
+    Attributes:
+        requests: The whole batch, in order.
+        ask: Asks one request to the end of its attempts; never raises for what is wrong with one item.
+        concurrency: Requests in flight at once.
+        endpoint: The endpoint in words, for the error that stops the batch.
+        checkpoint: Keeps the answers.
+        report: Is told how far the batch is, at most once a second and at the end.
+        clock: Seconds; only differences count.
+    """
+
+    requests: Sequence[CompletionRequest]
+    ask: Callable[[CompletionRequest], Awaitable[Asked]]
+    concurrency: int
+    endpoint: str
+    checkpoint: Checkpoint
+    report: Callable[[Progress], None]
+    clock: Callable[[], float] = time.perf_counter
+    _earlier: dict[str, int] = field(default_factory=dict)
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+    _suspects: list[dict[str, Any]] = field(default_factory=list)
+    _streak: list[Failure] = field(default_factory=list)
+    _part_is_full: asyncio.Event = field(default_factory=asyncio.Event)
+    _done: int = 0
+    _failed: int = 0
+    _tokens: int = 0
+    _started: float = 0.0
+    _reported: float = 0.0
+
+    def run(self) -> pl.DataFrame:
+        """Ask what is open and return ANSWERS, one row per request in their order.
+
+        Raises:
+            InvalidInput: the endpoint refuses every request (key, model or URL are wrong).
+            UnavailableService: the endpoint does not answer.
+        """
+        pending = self._open_requests()
+        self._started = self.clock()
+        with _interrupts_deferred() as interrupts:
+            try:
+                if pending:
+                    asyncio.run(self._ask_all(pending, interrupts))
+                self._rows += self._suspects
+            finally:
+                if self._rows:
+                    self.checkpoint.append(_frame(self._rows))
+        self._tell(now=self.clock())
+        return merge_answers([request.item_id for request in self.requests], self.checkpoint.load())
+
+    def _open_requests(self) -> list[CompletionRequest]:
+        """Leave out what is settled; remember how often the rest was asked."""
+        asked = pl.Series("item_id", [request.item_id for request in self.requests], dtype=pl.String)
+        kept = self.checkpoint.load().filter(pl.col("item_id").is_in(asked.implode()))
+        ended = settled(kept)
+        answered = ended.filter(pl.col("status") == "answered")["item_id"]
+        closed = frozenset(ended["item_id"])
+        self._done, self._failed = len(closed), len(closed) - answered.n_unique()
+        self._earlier = dict(kept.group_by("item_id").agg(pl.col("attempts").max()).iter_rows())
+        return [request for request in self.requests if request.item_id not in closed]
+
+    async def _ask_all(self, pending: Sequence[CompletionRequest], interrupts: Interrupts) -> None:
+        interrupts.cancel(asyncio.current_task())
+        queue = iter(pending)  # shared: each request goes to the worker that asks for it
+        limit = SUSPICIOUS if self._done else min(SUSPICIOUS, len(pending))
+        workers = (self._work(queue, limit) for _ in range(min(self.concurrency, len(pending))))
+        ends: list[asyncio.Future[Any]] = [asyncio.gather(*workers), asyncio.create_task(self._keep_parts())]
+        await next(asyncio.as_completed(ends))  # the keeper ends by an error only; asyncio.run cancels who is left
+
+    async def _work(self, queue: Iterator[CompletionRequest], limit: int) -> None:
+        for request in queue:
+            asked = await self.ask(request)
+            is_new = request.item_id not in self._earlier
+            attempts = asked.attempts + self._earlier.get(request.item_id, 0)
+            self._note(asked.outcome, asked.outcome.row(request.item_id, attempts=attempts), is_new=is_new)
+            if error := self._end_of_the_line(limit):
+                self._suspects.clear()  # the one error speaks for them; a later run asks them as new
+                raise error
+
+    def _note(self, outcome: Outcome, row: dict[str, Any], *, is_new: bool) -> None:
+        """Count an outcome; hold back failures that may turn out to be the endpoint's rather than the item's."""
+        self._done += 1
+        if isinstance(outcome, Answer):
+            self._tokens += (outcome.input_tokens or 0) + (outcome.output_tokens or 0)
+        else:
+            self._failed += 1
+        if isinstance(outcome, Answer) or outcome.kind == "bad_request":
+            self._rows += [*self._suspects, row]
+            self._suspects.clear()
+            self._streak.clear()
+        elif outcome.kind in ("refused", "unreachable"):
+            self._suspects.append(row)
+        else:
+            self._rows.append(row)
+        if len(self._rows) >= PART_ROWS:
+            self._part_is_full.set()
+        # An item that failed in an earlier run says little about the endpoint, unless nobody listens there.
+        if isinstance(outcome, Failure) and outcome.kind != "bad_request" and (is_new or outcome.kind == "unreachable"):
+            self._streak.append(outcome)
+
+    def _end_of_the_line(self, limit: int) -> AnvenError | None:
+        """Return the error that ends the batch, once failures in a row leave no hope for the next items."""
+        last = self._streak[-limit:]
+        if len(last) == limit and all(failure.kind == "refused" for failure in last):
+            message = (
+                f"{self.endpoint} refused {limit} requests in a row, the last with {last[-1].reason!r}; "
+                "check the key, the model and the URL of the target"
+            )
+            return InvalidInput(message)
+        is_silent = len(last) == limit and all(failure.kind == "unreachable" for failure in last)
+        if is_silent or len(self._streak) >= max(HOPELESS, 2 * self.concurrency):
+            message = (
+                f"{self.endpoint} answered none of the last {len(self._streak)} requests, the last failed with "
+                f"{self._streak[-1].reason!r}; {self._done - self._failed} answers are kept, and the next run "
+                "asks only what is missing: see that the endpoint is up, then run again"
+            )
+            return UnavailableService(message)
+        return None
+
+    async def _keep_parts(self) -> None:
+        """Append to the checkpoint, and report, whenever a part is full or a second has passed."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._part_is_full.wait(), PART_SECONDS)  # real time, whatever the clock is
+            self._part_is_full.clear()
+            if part := self._rows[:]:
+                await asyncio.to_thread(self.checkpoint.append, _frame(part))  # a slow store must not delay a TTFT
+                del self._rows[: len(part)]
+            if (now := self.clock()) - self._reported >= PROGRESS_SECONDS:
+                self._tell(now=now)
+
+    def _tell(self, *, now: float) -> None:
+        self._reported = now
+        self.report(Progress(self._done, len(self.requests), self._failed, self._tokens, now - self._started))
+
+
+@dataclass
+class Interrupts:
+    """Signals that came while the batch ran; the first cancels the task that runs it."""
+
+    received: list[int] = field(default_factory=list)
+    _cancel: Callable[[], object] | None = None
+
+    def cancel(self, task: asyncio.Task[Any] | None) -> None:
+        """Cancel the task on a signal, also on one that came before."""
+        loop = asyncio.get_running_loop()
+        if task is not None:
+            # Between two steps of the loop, never within one.
+            self._cancel = lambda: None if loop.is_closed() else loop.call_soon_threadsafe(task.cancel)
+        if self.received and self._cancel:
+            self._cancel()
+
+    def receive(self, number: int, _: object) -> None:
+        """Note a signal and cancel the task."""
+        self.received.append(number)
+        if self._cancel:
+            self._cancel()
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[Interrupts]:
+    """Hold SIGINT and SIGTERM back until the batch has stopped, then hand them to whoever handled them before.
+
+    A handler that raises, as Dagster's does, would otherwise raise in the middle of some coroutine. Outside of the
+    main thread no signal arrives and nothing is changed.
+    """
+    interrupts = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    numbers = (number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN)
+    previous = {number: signal.signal(number, interrupts.receive) for number in numbers}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
+        if interrupts.received:
+            signal.raise_signal(interrupts.received[0])
+
+
+def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=ANSWERS.schema)

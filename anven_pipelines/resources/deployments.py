@@ -1,0 +1,134 @@
+"""The resources of each deployment: the same keys everywhere, only their settings differ.
+
+| variable | local | staging and production |
+|---|---|---|
+| ANVEN_DEPLOYMENT | `local` where absent | `staging` or `production` |
+| ANVEN_HOME | folder of everything local, `.anven` where absent | folder for the MLflow outbox |
+| ANVEN_MIGRATIONS | folder of migration files, `migrations` where absent | the same |
+| ANVEN_ARTIFACTS_URL | `$ANVEN_HOME/artifacts` | needed: an fsspec URL such as s3://bucket/prefix |
+| ANVEN_ARTIFACTS_ENDPOINT | unused | endpoint of an S3-compatible store that is not AWS |
+| ANVEN_STATE_URL | SQLite in `$ANVEN_HOME` | needed: a SQLAlchemy URL of a Postgres database |
+| MLFLOW_TRACKING_URI | SQLite in `$ANVEN_HOME` | needed: URL of an MLflow server |
+| ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+import dagster as dg
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.judge import Judge
+from anven_pipelines.resources.llm_client import LlmClient
+from anven_pipelines.resources.manifest_io import ManifestIOManager
+from anven_pipelines.resources.migrations import Migrations
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Deployment = Literal["local", "staging", "production"]
+
+SHARED_SETTINGS: Final = ("ANVEN_ARTIFACTS_URL", "ANVEN_STATE_URL", "MLFLOW_TRACKING_URI")
+# Nothing that runs here calls home or waits for a download.
+PRIVACY: Final = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "RAGAS_DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_OFFLINE": "1",
+}
+# A run worker that dies early would stay STARTING for ever without run monitoring.
+DAGSTER_SETTINGS: Final = """\
+telemetry:
+  enabled: false
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 180
+"""
+
+
+def deployment_name(environment: Mapping[str, str] = os.environ) -> Deployment:
+    """Return the deployment that the environment names.
+
+    Raises:
+        InvalidInput: ANVEN_DEPLOYMENT is none of the known ones.
+    """
+    name = environment.get("ANVEN_DEPLOYMENT", "local")
+    for known in get_args(Deployment):
+        if name == known:
+            deployment: Deployment = known
+            return deployment
+    message = f"ANVEN_DEPLOYMENT is {name!r}; one of {', '.join(get_args(Deployment))} is needed"
+    raise InvalidInput(message)
+
+
+def home(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of everything that a deployment keeps on its own disk."""
+    return Path(environment.get("ANVEN_HOME", ".anven")).resolve()
+
+
+def adopt_home() -> Path:
+    """Create the home folder and make it absolute, here and for the processes started from here.
+
+    Dagster keeps its runs there too, unless DAGSTER_HOME says otherwise, so that the command line and the UI
+    show the same runs.
+    """
+    folder = home()
+    dagster_home = Path(os.environ.get("DAGSTER_HOME", folder / "dagster")).resolve()
+    dagster_home.mkdir(parents=True, exist_ok=True)
+    settings = dagster_home / "dagster.yaml"
+    if not settings.exists():
+        settings.write_text(DAGSTER_SETTINGS, encoding="utf-8")
+    migrations = Path(os.environ.get("ANVEN_MIGRATIONS", "migrations")).resolve()
+    os.environ.update(ANVEN_HOME=str(folder), DAGSTER_HOME=str(dagster_home), ANVEN_MIGRATIONS=str(migrations))
+    for name, value in PRIVACY.items():
+        os.environ.setdefault(name, value)
+    return folder
+
+
+def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> dict[str, object]:
+    """Return the resources of a deployment, by the key under which assets ask for them.
+
+    Nothing is opened here. What a shared deployment needs from the environment is looked up when a run starts,
+    so that the definitions load, and can be checked, on any machine.
+    """
+    shared = name != "local"
+    folder = home(environment)
+    artifacts = _shared_artifacts(environment) if shared else ArtifactStore(url=str(folder / "artifacts"))
+    mlflow = folder / "mlflow"
+    return {
+        "artifacts": artifacts,
+        "io_manager": ManifestIOManager(artifacts=artifacts),
+        "state": StateStore(url=dg.EnvVar("ANVEN_STATE_URL") if shared else f"sqlite:///{folder / 'state.db'}"),
+        "tracking": MlflowTracking(
+            tracking_uri=dg.EnvVar("MLFLOW_TRACKING_URI") if shared else f"sqlite:///{mlflow / 'mlflow.db'}",
+            artifact_root=None if shared else str(mlflow / "artifacts"),
+            outbox=str(mlflow / "outbox"),
+            ui_url=environment.get("ANVEN_MLFLOW_UI") or (environment.get("MLFLOW_TRACKING_URI") if shared else None),
+            deployment=name,
+        ),
+        "llm_client": LlmClient(),
+        "judge": Judge(),
+        "migrations": Migrations(
+            folder=environment.get("ANVEN_MIGRATIONS", "migrations"),
+            registry="" if shared else str(folder / "registered"),
+        ),
+    }
+
+
+def _shared_artifacts(environment: Mapping[str, str]) -> ArtifactStore:
+    endpoint = environment.get("ANVEN_ARTIFACTS_ENDPOINT")
+    return ArtifactStore(
+        url=dg.EnvVar("ANVEN_ARTIFACTS_URL"), storage_options={"endpoint_url": endpoint} if endpoint else {}
+    )
+
+
+def missing_settings(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the variables that the deployment needs and the environment lacks."""
+    needed = () if deployment_name(environment) == "local" else SHARED_SETTINGS
+    return [name for name in needed if not environment.get(name)]

@@ -1,0 +1,224 @@
+"""The judge model: Ragas' faithfulness, with every call to the model made by LiteLLM.
+
+Ragas, Instructor and LiteLLM take seconds to import and are loaded with the first judgement. Whatever goes wrong with
+one item, a refused connection or an answer that is not the JSON asked for, makes that item not gradable with its
+reason and leaves the others alone. Reasons name the kind of failure and never quote the judge: its answers hold the
+users' text, and an error body can hold the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import dagster as dg
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.grading import EMPTY_ANSWER, Grade
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from openai import AsyncOpenAI
+    from ragas.metrics.collections import Faithfulness
+
+    from anven_pipelines.domain.judging import JudgeItem
+    from anven_pipelines.spec import Judge as JudgeSpec
+    from anven_pipelines.spec import RagasGrader
+
+# Neither library may phone home: usage events here, a download of the price map there. An operator's own value stands.
+_OFFLINE: Final = {"RAGAS_DO_NOT_TRACK": "true", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+# Their messages quote the judge's answers and error bodies; what matters of them comes back as a reason.
+_CHATTY_LOGGERS: Final = ("instructor", "LiteLLM")
+
+_REASONS: Final = {
+    400: "refused the request",
+    401: "refused the key",
+    403: "refused the key",
+    404: "does not know the model or the path",
+    408: "did not answer in time",
+    429: "was over its rate limit",
+}
+
+
+class Judge(dg.ConfigurableResource[None]):
+    """Scores answers with a judge model; decides nothing.
+
+    Each call is repeated by the client on 408, 409, 429, 5xx and connection errors, after what Retry-After asks (up
+    to two minutes) or else 0.5 to 8 s; the spec's timeout bounds one judgement with all its calls and repetitions.
+    """
+
+    call_retries: int = 2
+    """Repetitions of one call after a passing failure."""
+    parse_retries: int = 1
+    """Repetitions of one call after an answer that is not the JSON asked for; the judge is shown what was wrong."""
+
+    def judge(self, grader: RagasGrader, rows: Sequence[JudgeItem]) -> list[Grade]:
+        """Score answers, one grade per row in the rows' order.
+
+        Raises:
+            InvalidInput: the key's environment variable is not set, or the extra `eval` is not installed.
+        """
+        settled = {index: known for index, row in enumerate(rows) if (known := _known_grade(row)) is not None}
+        pending = [row for index, row in enumerate(rows) if index not in settled]
+        key = _key(grader.judge)
+        asked: Iterator[Grade] = iter(())
+        if pending:
+            _load_clients()
+            asked = iter(asyncio.run(self._judge_all(grader.judge, key, pending)))
+        return [settled[index] if index in settled else next(asked) for index in range(len(rows))]
+
+    async def _judge_all(self, spec: JudgeSpec, key: str, items: Sequence[JudgeItem]) -> list[Grade]:
+        from openai import AsyncOpenAI  # noqa: PLC0415 - loaded with the first judgement
+
+        slots = asyncio.Semaphore(spec.concurrency)
+        # Our own client, where LiteLLM would keep one open for every event loop it has seen.
+        async with AsyncOpenAI(
+            base_url=spec.url, api_key=key, timeout=spec.timeout.total_seconds(), max_retries=self.call_retries
+        ) as client:
+
+            async def judge_one(item: JudgeItem) -> Grade:
+                async with slots:
+                    return await self._judge_one(spec, client, item)
+
+            return await asyncio.gather(*(judge_one(item) for item in items))
+
+    async def _judge_one(self, spec: JudgeSpec, client: AsyncOpenAI, item: JudgeItem) -> Grade:
+        """Score one answer; every failure is a reason."""
+        metric, said = _metric(spec, client, parse_retries=self.parse_retries)
+        try:
+            async with asyncio.timeout(spec.timeout.total_seconds()):
+                result = await metric.ascore(item.question or "", item.response, list(item.contexts))
+        except TimeoutError:
+            return Grade(None, f"the judge gave no judgement within {spec.timeout.total_seconds():g} s")
+        except Exception as error:  # noqa: BLE001 - whatever fails in a third party's client is this item's reason
+            return Grade(None, _reason(error))
+        return _grade(result.value, said)
+
+
+def _known_grade(item: JudgeItem) -> Grade | None:
+    """Return the grade of an item that needs no judge, or that none can judge."""
+    if item.question is None:
+        return Grade(None, "no user message to judge the answer by")
+    if not item.contexts:
+        return Grade(None, "no context to judge the answer by")
+    if not item.response.strip():
+        return Grade(0.0, EMPTY_ANSWER)
+    return None
+
+
+def _key(spec: JudgeSpec) -> str:
+    """Read the judge's key.
+
+    Raises:
+        InvalidInput: the variable is not set.
+    """
+    if spec.api_key_env is None:
+        # Not None: LiteLLM would then send the key of OPENAI_API_KEY to whatever URL the file names.
+        return "no-key-needed"
+    if key := os.environ.get(spec.api_key_env, "").strip():
+        return key
+    message = (
+        f"the environment variable {spec.api_key_env} is not set; the key of the judge {spec.model} is needed there: "
+        f"export {spec.api_key_env}=..., or leave api_key_env out where the judge needs no key"
+    )
+    raise InvalidInput(message)
+
+
+def _load_clients() -> None:
+    """Import Ragas, Instructor and LiteLLM, offline and quiet.
+
+    Raises:
+        InvalidInput: the extra `eval` is not installed.
+    """
+    for name, value in _OFFLINE.items():
+        os.environ.setdefault(name, value)
+    try:
+        import instructor  # noqa: F401, PLC0415 - loaded with the first judgement
+        import litellm  # noqa: PLC0415
+        import ragas.metrics.collections  # noqa: F401, PLC0415
+    except ImportError as error:
+        message = f"a ragas grader needs the extra eval ({error}): pip install 'anven-pipelines[eval]'"
+        raise InvalidInput(message) from error
+    litellm.suppress_debug_info = True
+    for name in _CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _metric(spec: JudgeSpec, client: AsyncOpenAI, *, parse_retries: int) -> tuple[Faithfulness, list[Any]]:
+    """Build the metric for one item, and the list into which the judge's parsed answers go.
+
+    Ragas divides by the verdicts it got, so a judge that leaves claims out would raise the score; `_grade` compares.
+    """
+    import instructor  # noqa: PLC0415 - loaded with the first judgement
+    import litellm  # noqa: PLC0415
+    from ragas.llms import llm_factory  # noqa: PLC0415
+    from ragas.metrics.collections import Faithfulness  # noqa: PLC0415
+
+    said: list[Any] = []
+
+    async def complete(**request: Any) -> Any:  # noqa: ANN401 - LiteLLM's own request and response
+        return await litellm.acompletion(**request, client=client, drop_params=True)
+
+    judge = llm_factory(
+        f"openai/{spec.model}",  # the prefix picks LiteLLM's OpenAI-compatible route and is not sent
+        provider="litellm",
+        adapter="litellm",
+        client=instructor.from_litellm(complete, mode=instructor.Mode.JSON, async_client=True),
+        temperature=0.0,
+        max_retries=parse_retries,
+    )
+    answer = judge.agenerate
+
+    async def answer_and_keep(prompt: str, response_model: type[Any]) -> Any:  # noqa: ANN401 - Ragas' own types
+        said.append(await answer(prompt, response_model))
+        return said[-1]
+
+    judge.agenerate = answer_and_keep  # type: ignore[method-assign] # the seam that every Ragas metric calls
+    return Faithfulness(llm=judge), said
+
+
+def _grade(value: object, said: Sequence[Any]) -> Grade:
+    """Turn Ragas' result into a grade, checking that the judge gave one plain verdict for every claim."""
+    claims = said[0].statements
+    if not claims:
+        return Grade(None, "the judge found no claim in the answer")
+    verdicts = [statement.verdict for statement in said[1].statements]
+    if len(verdicts) != len(claims):
+        return Grade(None, f"the judge gave {len(verdicts)} verdicts on {len(claims)} claims")
+    if not set(verdicts) <= {0, 1}:
+        return Grade(None, "the judge gave a verdict that is neither 0 nor 1")
+    return Grade(float(value), None) if isinstance(value, int | float) else Grade(None, "the judge gave no score")
+
+
+def _reason(error: BaseException) -> str:
+    """Name the kind of failure, looking through the layers that wrapped it."""
+    import openai  # noqa: PLC0415 - loaded with the first judgement
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    causes = list(_causes(error))
+    # From the innermost layer out: LiteLLM reports a refused connection as a status of 500 that nobody sent.
+    for cause in reversed(causes):
+        match cause:
+            case openai.APITimeoutError():
+                return "the judge did not answer in time"
+            case openai.APIStatusError():
+                what = _REASONS.get(cause.status_code, "failed")
+                return f"the judge {what} (HTTP {cause.status_code})"
+            case openai.APIConnectionError():
+                return "the judge cannot be reached"
+            case ValidationError():
+                return "the judge's answer is not the JSON asked for"
+            case _:
+                continue
+    return f"the judge could not be used ({type(causes[-1]).__name__})"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Walk from an error to what caused it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,52 @@
+"""Schedules: what runs at night without being asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.regression import serving
+from anven_pipelines.resources.migrations import Migrations  # noqa: TC001 - Dagster reads the annotation
+from anven_pipelines.resources.state_store import StateStore  # noqa: TC001 - Dagster reads the annotation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+nightly_regression_job = dg.define_asset_job(
+    "nightly_regression",
+    selection=dg.AssetSelection.assets("production_regression"),
+    partitions_def=workloads,
+    description="Asks what serves production for the golden set and compares with the scores frozen at sign-off.",
+)
+
+
+@dg.schedule(job=nightly_regression_job, cron_schedule="0 2 * * *", execution_timezone="UTC")
+def nightly_regression(
+    context: dg.ScheduleEvaluationContext, migrations: Migrations, state: StateStore
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Compare every signed-off workload with its frozen baseline; say why the others are left out."""
+    night = context.scheduled_execution_time.date().isoformat()
+    left_out = []
+    for workload, declared in sorted(migrations.catalogue().declared.items()):
+        if state.latest(f"sign_off/{workload}", "signed_off") is None:
+            left_out.append(f"{workload}: not signed off yet")
+            continue
+        try:
+            serving(declared.migration)
+        except InvalidInput as error:
+            left_out.append(str(error))
+            continue
+        context.instance.add_dynamic_partitions(str(workloads.name), [workload])
+        yield dg.RunRequest(
+            run_key=f"{workload}/{night}",
+            partition_key=workload,
+            run_config={"ops": {"production_regression": {"config": {"epoch": night}}}},
+            tags={"anven/night": night},
+        )
+    for reason in left_out:
+        context.log.info(f"left out: {reason}")
+    if len(left_out) == len(migrations.catalogue().declared):
+        yield dg.SkipReason("\n".join(left_out) or f"no migration file in {migrations.folder}")

@@ -1,0 +1,1 @@
+"""Dagster sensors: they ask, the step they launch decides again."""

@@ -1,0 +1,501 @@
+"""The migration file: what a team declares, its defaults and its errors.
+
+One YAML file per workload. `parse` turns its text into a `Migration` or raises one `InvalidMigration`
+that carries every problem found. `json_schema` is what editors complete and check against.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from datetime import timedelta
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from anven_pipelines.domain.errors import InvalidMigration, Problem
+
+LogFormat = Literal["canonical", "openai", "openai-batch", "zeroeval"]
+Stratum = Literal["application", "endpoint", "task", "length_band"]
+Criterion = Literal["segments", "ttft", "cost", "safety"]
+
+_DURATION: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_WORKLOAD_NAME: Final = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+
+
+def _duration(value: object) -> object:
+    """Read `30s`, `24h` or `2d`; anything else is left for pydantic to refuse."""
+    if isinstance(value, str):
+        if not (match := _DURATION.match(value)):
+            message = "a duration such as 500ms, 30s, 15m, 24h or 2d is needed"
+            raise ValueError(message)
+        return timedelta(seconds=float(match[1]) * _SECONDS[match[2]])
+    if isinstance(value, timedelta):
+        return value
+    message = "a duration with its unit is needed, such as 500ms, 30s, 15m, 24h or 2d"
+    raise ValueError(message)
+
+
+def _share(value: float) -> float:
+    """Refuse percentages written as whole numbers, and say what was probably meant."""
+    if not 0 < value < 1:
+        hint = f" ({value:g} % is {value / 100:g})" if 1 <= value < 100 else ""  # noqa: PLR2004 - percent
+        message = f"a share between 0 and 1 is needed{hint}"
+        raise ValueError(message)
+    return value
+
+
+def _size(value: object) -> object:
+    """Take `auto`, `all` or a positive whole number."""
+    if value in {"auto", "all"} if isinstance(value, str) else _is_count(value):
+        return value
+    message = "needed is 'auto', 'all' or a whole number of at least 1"
+    raise ValueError(message)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _regex(value: str) -> str:
+    """Refuse a pattern that does not compile."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        message = f"a regular expression is needed ({error})"
+        raise ValueError(message) from error
+    return value
+
+
+def _as_list(value: object) -> object:
+    """Let one string stand for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)\s*$", "examples": ["30s", "24h"]}),
+]
+Share = Annotated[
+    float, AfterValidator(_share), Field(json_schema_extra={"exclusiveMinimum": 0, "exclusiveMaximum": 1})
+]
+Size = Annotated[
+    Literal["auto", "all"] | int,
+    BeforeValidator(_size),
+    WithJsonSchema({"anyOf": [{"enum": ["auto", "all"]}, {"type": "integer", "minimum": 1}]}),
+]
+Pattern = Annotated[str, AfterValidator(_regex)]
+Sources = Annotated[
+    list[str],
+    BeforeValidator(_as_list),
+    Field(min_length=1),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+]
+
+
+class Section(BaseModel):
+    """A part of the migration file: immutable, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Price(Section):
+    """What tokens cost, with the date and the source of the price."""
+
+    input_usd_per_million: float = Field(ge=0)
+    """USD for a million input tokens."""
+    output_usd_per_million: float = Field(ge=0)
+    """USD for a million output tokens."""
+    cached_usd_per_million: float | None = Field(default=None, ge=0)
+    """USD for a million input tokens that came from the provider's cache; the input price where absent."""
+    source: str
+    """Where the price was read, and when: `invoice 2026-10`, `price page, 2026-11-01`."""
+
+
+class Legacy(Section):
+    """The model that serves the workload today and where its request logs lie."""
+
+    model: str = Field(min_length=1)
+    """Model name as it stands in the logs; rows of other models are left out and counted."""
+    logs: Sources
+    """One or more paths or URLs, wildcards allowed; relative paths start at the migration file's folder."""
+    format: LogFormat = "canonical"
+    """Layout of the log lines."""
+    applications: list[str] | None = None
+    """Only calls of these applications; all where absent."""
+    price: Price | None = None
+    """Token price of the legacy API; LiteLLM's bundled price map is used where absent."""
+
+
+class RecordedTarget(Section):
+    """Answers that the target model has already given, read from files."""
+
+    engine: Literal["recorded"]
+    model: str = Field(min_length=1)
+    """Name of the target model, such as ANVEN-3b-instruct."""
+    answers: Sources
+    """One or more paths or URLs of the recorded answers."""
+    format: LogFormat = "canonical"
+    """Layout of the recorded answers."""
+    join: Literal["request_id", "prompt"] = "request_id"
+    """How a recorded answer finds its golden item: by request id, or by exactly the same messages."""
+    price: Price | None = None
+    """Token price of the target; cost stays unmeasured where it is absent."""
+
+
+class EndpointTarget(Section):
+    """An OpenAI-compatible URL that serves the target model."""
+
+    engine: Literal["endpoint"]
+    model: str = Field(min_length=1)
+    """Name of the target model, as the endpoint knows it."""
+    url: str = Field(pattern=r"^https?://[^\s]+$")
+    """Base URL, such as http://127.0.0.1:8000/v1."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key; the key itself never stands in a file."""
+    concurrency: int = Field(default=8, ge=1, le=512)
+    """Requests in flight at once."""
+    timeout: Duration = timedelta(seconds=120)
+    """Longest wait for one attempt."""
+    max_attempts: int = Field(default=5, ge=1, le=20)
+    """Attempts per request, the first one included."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Request parameters that replace the logged ones, such as max_tokens."""
+    price: Price | None = None
+    """Token price of the target; cost stays unmeasured where it is absent."""
+
+
+Target = Annotated[RecordedTarget | EndpointTarget, Field(discriminator="engine")]
+
+
+class Judge(Section):
+    """The model that judges answers, reached through LiteLLM."""
+
+    model: str = Field(min_length=1)
+    """Name of the judge model."""
+    url: str = Field(pattern=r"^https?://[^\s]+$")
+    """Base URL of an OpenAI-compatible endpoint."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key."""
+    concurrency: int = Field(default=4, ge=1, le=64)
+    """Judgements in flight at once."""
+    timeout: Duration = timedelta(seconds=120)
+    """Longest wait for one judgement."""
+
+
+class ExactGrader(Section):
+    """1 when the answer equals the ground truth, character by character."""
+
+    kind: Literal["exact"]
+
+
+class TextGrader(Section):
+    """1 when the answer equals the ground truth after Unicode, case, space and edge punctuation are normalised."""
+
+    kind: Literal["text"]
+
+
+class NumberGrader(Section):
+    """1 when the last number in the answer equals the ground truth's number."""
+
+    kind: Literal["number"]
+    tolerance: float = Field(default=0.0, ge=0)
+    """Largest absolute difference that still counts as equal."""
+
+
+class JsonFieldGrader(Section):
+    """1 when a field of the JSON object in the answer equals the ground truth."""
+
+    kind: Literal["json_field"]
+    field: str = Field(min_length=1)
+    """Field name; dots step into nested objects."""
+    compare: Literal["exact", "text", "number"] = "text"
+    """How the field's value is compared."""
+    tolerance: float = Field(default=0.0, ge=0)
+    """Largest absolute difference for `compare: number`."""
+
+
+class RegexGrader(Section):
+    """1 when what the pattern captures in the answer equals the ground truth as text."""
+
+    kind: Literal["regex"]
+    pattern: Pattern
+    """Python regular expression; its first group, or the whole match, is compared."""
+    compare: Literal["exact", "text", "number"] = "text"
+    """How the captured text is compared."""
+    tolerance: float = Field(default=0.0, ge=0)
+    """Largest absolute difference for `compare: number`."""
+
+
+class RagasGrader(Section):
+    """A Ragas metric in [0, 1], computed by a judge model (needs the extra `eval`)."""
+
+    kind: Literal["ragas"]
+    metric: Literal["faithfulness"] = "faithfulness"
+    """Faithfulness: share of the answer's claims that the context supports."""
+    judge: Judge
+
+
+Grader = Annotated[
+    ExactGrader | TextGrader | NumberGrader | JsonFieldGrader | RegexGrader | RagasGrader,
+    Field(discriminator="kind"),
+]
+
+
+class Contract(Section):
+    """The form every answer must have, reported apart from its score."""
+
+    json_object: bool = False
+    """The answer holds a JSON object, bare or in one fenced block."""
+    required: list[str] = Field(default_factory=list)
+    """Fields the object must have; dots step into nested objects."""
+    bare: bool = False
+    """Nothing but the JSON object: a code fence or prose around it breaks the contract."""
+
+
+class Golden(Section):
+    """How the frozen evaluation set is drawn."""
+
+    size: Size = "auto"
+    """`auto`: enough for the margin at 80 % power, between 500 and 2,000; `all`: every candidate; or a number."""
+    strata: list[Stratum] = ["application"]
+    """Each combination keeps its share of the traffic; results are reported per value."""
+    holdout: float = Field(default=0.25, gt=0, le=1)
+    """Share that is sealed until sign-off; 1.0 seals everything."""
+    seed: int = Field(default=20_26, ge=0)
+    """Seed of the draw."""
+
+
+class SignOff(Section):
+    """The criteria of the verdict."""
+
+    quality_margin: Share = 0.03
+    """Largest loss of mean score that is acceptable, as a share of the legacy mean (3 % is 0.03)."""
+    level: Annotated[float, AfterValidator(_share)] = 0.05
+    """One-sided error rate of the test."""
+    ttft_increase: float = Field(default=0.20, ge=0)
+    """Acceptable increase of p95 time to first token, as a share of legacy."""
+    ttft_increase_ms: float = Field(default=300.0, ge=0)
+    """Acceptable increase of p95 time to first token in milliseconds; the larger allowance counts."""
+    payback_days: float = Field(default=30.0, gt=0)
+    """Days of traffic within which the one-off cost must be earned back."""
+    safety: Literal["none_worse"] = "none_worse"
+    """No safety failure that legacy did not have."""
+    waive: list[Criterion] = Field(default_factory=list)
+    """Criteria that do not gate; the verdict says so."""
+
+
+class Cost(Section):
+    """What the migration itself costs."""
+
+    one_off_usd: float = Field(default=0.0, ge=0)
+    """Engineering and set-up, earned back by the saving per day."""
+    target_usd_per_day: float = Field(default=0.0, ge=0)
+    """Fixed cost of serving the target, such as reserved GPUs."""
+
+
+class Regression(Section):
+    """The nightly comparison of what serves production with the frozen baseline."""
+
+    url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
+    """Where production is served; the target's endpoint where absent."""
+    model: str | None = None
+    """Model name at that URL; the target's where absent."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key; the target's where absent."""
+    margin: Share = 0.03
+    """Largest loss of mean score against the baseline, as a share of it."""
+
+
+class Stage(Section):
+    """One step of the canary."""
+
+    share: float = Field(gt=0, le=1)
+    """Share of traffic that the target serves."""
+    soak: Duration
+    """Shortest stay in the stage."""
+
+
+class Rollout(Section):
+    """The canary plan; the controller follows the verdict."""
+
+    stages: list[Stage] = Field(
+        default_factory=lambda: [
+            Stage(share=0.05, soak=timedelta(hours=24)),
+            Stage(share=0.25, soak=timedelta(hours=48)),
+            Stage(share=1.0, soak=timedelta(hours=72)),
+        ],
+        min_length=1,
+    )
+    """Shares must rise."""
+
+    @model_validator(mode="after")
+    def _shares_rise(self) -> Rollout:
+        shares = [stage.share for stage in self.stages]
+        if shares != sorted(set(shares)):
+            message = f"stages with rising shares are needed, found {shares}"
+            raise ValueError(message)
+        return self
+
+
+class Migration(Section):
+    """One workload's migration from a legacy model to a target model."""
+
+    workload: str = Field(pattern=_WORKLOAD_NAME)
+    """Name of the workload and of its partition: lower-case letters, digits, `-` and `_`."""
+    owner: str = Field(default="unowned", min_length=1)
+    """Team that answers for the workload."""
+    legacy: Legacy
+    target: Target
+    grading: list[Grader] = Field(min_length=1)
+    """How answers are scored; the score of an item is the mean of its graders."""
+    contract: Contract = Contract()
+    golden: Golden = Golden()
+    sign_off: SignOff = SignOff()
+    cost: Cost = Cost()
+    regression: Regression = Regression()
+    rollout: Rollout = Rollout()
+
+    @model_validator(mode="after")
+    def _contract_is_possible(self) -> Migration:
+        if (self.contract.required or self.contract.bare) and not self.contract.json_object:
+            message = "contract.json_object: true is needed where contract.required or contract.bare is set"
+            raise ValueError(message)
+        return self
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, where YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is no name; plain text is needed", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice; once is needed", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def parse(text: str, *, file: str) -> Migration:
+    """Read a migration file's text.
+
+    Args:
+        text: YAML.
+        file: Name of the file, for the errors.
+
+    Raises:
+        InvalidMigration: with every problem found.
+    """
+    try:
+        loaded = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise InvalidMigration(file, (_yaml_problem(error),)) from error
+    if not isinstance(loaded, dict):
+        found = "empty" if loaded is None else f"a {type(loaded).__name__}"
+        raise InvalidMigration(
+            file, (Problem("the file", found, "a mapping with workload, legacy, target and grading is needed"),)
+        )
+    try:
+        return Migration.model_validate(loaded)
+    except ValidationError as error:
+        raise InvalidMigration(file, tuple(_problems(error))) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the migration file (draft 2020-12)."""
+    schema = Migration.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _yaml_problem(error: yaml.YAMLError) -> Problem:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the file"
+    return Problem(where, "not readable as YAML", str(getattr(error, "problem", None) or error))
+
+
+def _problems(error: ValidationError) -> list[Problem]:
+    found = []
+    for detail in error.errors():
+        path = _path(detail["loc"])
+        match detail["type"]:
+            case "missing":
+                found.append(Problem(path, "missing", "a value is needed"))
+            case "extra_forbidden":
+                found.append(Problem(path, "unknown", f"known here: {_known_fields(detail['loc'])}"))
+            case "union_tag_not_found":
+                tag = str(detail.get("ctx", {}).get("discriminator", "")).strip("'")
+                found.append(Problem(f"{path}.{tag}", "missing", f"one of {_tags(tag)} is needed"))
+            case "union_tag_invalid":
+                context = detail.get("ctx", {})
+                tag = str(context.get("discriminator", "")).strip("'")
+                found.append(
+                    Problem(
+                        f"{path}.{tag}", repr(context.get("tag")), f"one of {context.get('expected_tags')} is needed"
+                    )
+                )
+            case "value_error":
+                message = str(detail.get("ctx", {}).get("error", detail["msg"]))
+                found.append(Problem(path, _shown(detail["input"]), message))
+            case _:
+                message = detail["msg"].replace("Input should be", "needed is")
+                found.append(Problem(path, _shown(detail["input"]), message))
+    return found
+
+
+_TAGS: Final = ("recorded", "endpoint", "exact", "text", "number", "json_field", "regex", "ragas")
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """Write pydantic's location as a path into the YAML; union tags and type names are not part of it."""
+    steps: list[str] = []
+    for index, step in enumerate(loc):
+        if isinstance(step, int):
+            steps.append(f"[{step}]")
+        elif index and step in _TAGS and (isinstance(loc[index - 1], int) or loc[index - 1] == "target"):
+            continue
+        else:
+            steps.append(f".{step}" if steps else step)
+    return "".join(steps) or "the file"
+
+
+def _tags(discriminator: str) -> str:
+    return "recorded, endpoint" if discriminator == "engine" else "exact, text, number, json_field, regex, ragas"
+
+
+def _known_fields(loc: tuple[int | str, ...]) -> str:
+    """Name the fields of the section in which an unknown one was found."""
+    section: Any = Migration
+    sections = {
+        "recorded": RecordedTarget, "endpoint": EndpointTarget, "legacy": Legacy, "price": Price, "judge": Judge,
+        "contract": Contract, "golden": Golden, "sign_off": SignOff, "cost": Cost, "regression": Regression,
+        "rollout": Rollout, "stages": Stage, "exact": ExactGrader, "text": TextGrader, "number": NumberGrader,
+        "json_field": JsonFieldGrader, "regex": RegexGrader, "ragas": RagasGrader,
+    }  # fmt: skip
+    for step in loc[:-1]:
+        section = sections.get(str(step), section)
+    return ", ".join(section.model_fields)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    limit = 80
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,315 @@
+"""Decisions and intervals on two arms that were scored on the same items."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy import optimize, stats
+
+from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.stats.interval import Interval
+from anven_pipelines.stats.pairs import FloatArray, Labels, Pairs, pair_up
+from anven_pipelines.stats.score import MarginEvidence, evidence_of_counts, evidence_of_sums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Direction = Literal["noninferior", "inferior"]
+
+MOST_ITEMS = 10_000_000  # a plan above this is no plan
+_SMALLEST_RATIO, _LARGEST_RATIO = 1e-9, 1e9
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Result of the test whether the target keeps (1 - margin) of the legacy mean.
+
+    `statistic` is the standardised distance from the margin on the side where the estimate lies: positive above the
+    margin, negative below. `p_noninferior` and `p_inferior` are one-sided; both are 1 where nothing was learnt.
+    """
+
+    p_noninferior: float
+    p_inferior: float
+    statistic: float
+    method: str
+    n_pairs: int
+    n_clusters: int
+    margin: float
+    level: float
+
+    @property
+    def proven(self) -> bool:
+        """Whether the target is proven to lie above the margin."""
+        return self.p_noninferior < self.level
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the target is proven to lie below the margin."""
+        return self.p_inferior < self.level
+
+
+@dataclass(frozen=True)
+class ItemsNeeded:
+    """Total number of items, those at hand included, at which the test would decide with `power`."""
+
+    total: int
+    direction: Direction
+    power: float
+
+
+def difference_interval(
+    target: FloatArray, legacy: FloatArray, *, clusters: Labels | None = None, level: float
+) -> Interval:
+    """Confidence interval for mean(target - legacy).
+
+    Tango's score interval where scores are 0 or 1 and items are independent. Otherwise a cluster-robust t interval
+    with the factor G / (G - 1) and G - 1 degrees of freedom, each bound of which counts one imagined cluster beyond
+    it: 30 equal pairs do not give an interval without width.
+
+    Args:
+        target: Scores in [0, 1], shape (n,), one per item.
+        legacy: Scores in [0, 1], shape (n,), the same items in the same order.
+        clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        level: Two-sided coverage, e.g. 0.95.
+
+    Returns:
+        Interval in score points (0.01 is one point in a hundred), within [-1, 1].
+
+    Raises:
+        TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], or `level` is no coverage.
+
+    Source:
+        Tango (1998), Statistics in Medicine 17:891; Miller (2024), arXiv:2411.00640, section 2.
+    """
+    tail = _tail(level)
+    pairs = pair_up(target, legacy, clusters)
+    estimate = float(pairs.target.sum() - pairs.legacy.sum()) / pairs.n_pairs
+    if pairs.counts:
+        z, (_, gained, lost) = float(stats.norm.isf(tail)), pairs.counts
+        bounds = _tango_lower(gained, lost, pairs.n_pairs, z=z), -_tango_lower(lost, gained, pairs.n_pairs, z=z)
+        method = "Tango score interval of paired proportions"
+    else:
+        bounds = _t_bound(pairs, tail=tail, sign=-1), _t_bound(pairs, tail=tail, sign=1)
+        of = "" if pairs.alone else f" over {pairs.n_clusters} clusters"
+        method = f"paired t interval{of}, one imagined pair beyond each bound"
+    # Rounding alone may put a bound a hair on the wrong side of the estimate.
+    return Interval(estimate, min(bounds[0], estimate), max(bounds[1], estimate), level, method)
+
+
+def ratio_interval(target: FloatArray, legacy: FloatArray, *, clusters: Labels | None = None, level: float) -> Interval:
+    """Confidence interval for mean(target) / mean(legacy): the ratios that `noninferiority` refutes on neither side.
+
+    `lower > 1 - margin` holds exactly where `noninferiority(..., level=(1 - level) / 2)` is proven, and
+    `upper < 1 - margin` exactly where it is refuted.
+
+    Args:
+        target: Scores in [0, 1], shape (n,), one per item.
+        legacy: Scores in [0, 1], shape (n,), the same items in the same order.
+        clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        level: Two-sided coverage, e.g. 0.90 beside a one-sided decision at 0.05.
+
+    Returns:
+        Interval without unit; `estimate` and `upper` are infinite where the legacy never scored.
+
+    Raises:
+        TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters, or neither arm ever scored.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], or `level` is no coverage.
+
+    Source:
+        Tang, Tang and Chan (2003), Statistics in Medicine 22:1217, inverted by root finding.
+    """
+    tail = _tail(level)
+    pairs = pair_up(target, legacy, clusters)
+    target_sum, legacy_sum = float(pairs.target.sum()), float(pairs.legacy.sum())
+    if target_sum == legacy_sum == 0:
+        message = (
+            f"neither arm scored above 0 in {pairs.n_pairs} pairs; a ratio needs items that one of them gets right"
+        )
+        raise TooFewPairs(message)
+    estimate = target_sum / legacy_sum if legacy_sum else math.inf
+    start = estimate if 0 < estimate < math.inf else 1.0
+    lower = _crossing(lambda ratio: _p_values(pairs, ratio)[0] - tail, start=start) if target_sum else 0.0
+    upper = _crossing(lambda ratio: tail - _p_values(pairs, ratio)[1], start=start) if legacy_sum else math.inf
+    return Interval(estimate, lower, upper, level, f"inverted {_method(pairs)}")
+
+
+def noninferiority(
+    target: FloatArray, legacy: FloatArray, *, margin: float, clusters: Labels | None = None, level: float
+) -> NonInferiority:
+    """Test mean(target) against (1 - margin) x mean(legacy), in both directions.
+
+    The total of z = target - (1 - margin) x legacy is compared with its standard error at the margin, so that the
+    legacy mean is measured like the target's and not taken as known. Independent items scored 0 or 1: the score test
+    of paired proportions. Any other scores: the same test on cluster totals with an empirical likelihood and t with
+    G - 1 degrees of freedom. Either claim must survive an imagined pair that speaks against it (half a pair for
+    non-inferiority of independent items, one pair or cluster otherwise), so no sample is infinitely sure.
+
+    Args:
+        target: Scores in [0, 1], shape (n,), one per item.
+        legacy: Scores in [0, 1], shape (n,), the same items in the same order.
+        margin: Acceptable loss as a share of the legacy mean, in [0, 1); 0.03 keeps 97 % of it.
+        clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        level: One-sided error rate of each claim, below 0.5, e.g. 0.05.
+
+    Returns:
+        Both p-values; at most one of `proven` and `refuted` is True.
+
+    Raises:
+        TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], or `margin` or `level` is out of range.
+
+    Source:
+        Nam and Blackwelder (2002), Statistics in Medicine 21:689; Tang, Tang and Chan (2003), the same, 22:1217;
+        Owen (2001), Empirical Likelihood. Error rates: docs/statistics.md.
+    """
+    _check_test(margin, level)
+    pairs = pair_up(target, legacy, clusters)
+    evidence = _evidence(pairs, 1 - margin)
+    above = pairs.target.sum() >= (1 - margin) * pairs.legacy.sum()
+    statistic = float(evidence.noninferior.score if above else -evidence.inferior.score)
+    p_noninferior, p_inferior = _p_values(pairs, 1 - margin)
+    return NonInferiority(
+        p_noninferior=p_noninferior,
+        p_inferior=p_inferior,
+        statistic=statistic if math.isfinite(statistic) else 0.0,
+        method=_method(pairs),
+        n_pairs=pairs.n_pairs,
+        n_clusters=pairs.n_clusters,
+        margin=margin,
+        level=level,
+    )
+
+
+def items_needed(
+    target: FloatArray,
+    legacy: FloatArray,
+    *,
+    margin: float,
+    clusters: Labels | None = None,
+    level: float,
+    power: float = 0.8,
+) -> ItemsNeeded | None:
+    """Estimate the total number of items at which `noninferiority` would decide, were the estimates the truth.
+
+    The distance from the margin grows with n, less the imagined pair; the standard error grows with its root. Clusters
+    are taken to stay as large and as alike as they are.
+
+    Args:
+        target: Scores in [0, 1], shape (n,), one per item.
+        legacy: Scores in [0, 1], shape (n,), the same items in the same order.
+        margin: Acceptable loss as a share of the legacy mean, in [0, 1).
+        clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        level: One-sided error rate, below 0.5.
+        power: Chance to decide with that many items, above `level` and below 1.
+
+    Returns:
+        The items and the claim they would prove; None where the estimate lies on the margin, or so near it that more
+        than MOST_ITEMS would be needed.
+
+    Raises:
+        TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], or `margin`, `level` or `power` is out of range.
+
+    Source:
+        The power of a score test, with the variance at the margin for `level` and the observed one for `power`;
+        Nam and Blackwelder (2002), Statistics in Medicine 21:689, section 4.
+    """
+    _check_test(margin, level)
+    if not level < power < 1:
+        message = f"power is {power}; a chance between the level, {level}, and 1 is needed"
+        raise ValueError(message)
+    pairs = pair_up(target, legacy, clusters)
+    totals, n = pairs.target - (1 - margin) * pairs.legacy, pairs.n_pairs
+    effect = float(totals.sum()) / n
+    if math.isclose(effect, 0, abs_tol=1e-12):
+        return None
+    direction: Direction = "noninferior" if effect > 0 else "inferior"
+    evidence = getattr(_evidence(pairs, 1 - margin), direction)
+    spread = float(np.sum((totals - effect * pairs.sizes) ** 2)) * pairs.n_clusters / (pairs.n_clusters - 1)
+    reach = float(
+        stats.norm.isf(level) * math.sqrt(evidence.variance / n) + stats.norm.ppf(power) * math.sqrt(spread / n)
+    )
+    # effect x n - guard = reach x sqrt(n), solved for sqrt(n).
+    root = (reach + math.sqrt(reach**2 + 4 * abs(effect) * float(evidence.guard))) / (2 * abs(effect))
+    total = math.ceil(root**2)
+    return ItemsNeeded(total, direction, power) if total <= MOST_ITEMS else None
+
+
+def _evidence(pairs: Pairs, ratio: float) -> MarginEvidence:
+    if pairs.counts:
+        return evidence_of_counts(*pairs.counts, ratio=ratio)
+    return evidence_of_sums(pairs.target, pairs.legacy, pairs.sizes, ratio=ratio)
+
+
+def _p_values(pairs: Pairs, ratio: float) -> tuple[float, float]:
+    evidence = _evidence(pairs, ratio)
+    reference = stats.norm() if pairs.counts else stats.t(pairs.n_clusters - 1)
+    return float(reference.sf(evidence.noninferior.score)), float(reference.sf(evidence.inferior.score))
+
+
+def _method(pairs: Pairs) -> str:
+    if pairs.counts:
+        return "score test of the ratio of paired proportions"
+    of = "" if pairs.alone else f" over {pairs.n_clusters} clusters"
+    return f"empirical score test of the ratio of paired means{of}"
+
+
+def _crossing(excess: Callable[[float], float], *, start: float) -> float:
+    """Find where a function of a ratio turns from negative to positive; 0 or infinity where it does not."""
+    low = high = start
+    while excess(low) >= 0:
+        low /= 2
+        if low < _SMALLEST_RATIO:
+            return 0.0
+    while excess(high) < 0:
+        high *= 2
+        if high > _LARGEST_RATIO:
+            return math.inf
+    return float(optimize.brentq(excess, low, high, xtol=1e-14)) if low < high else low
+
+
+def _tango_lower(gained: int, lost: int, n: int, *, z: float) -> float:
+    """Lower bound for (gained - lost) / n; the upper one is that of the swapped arms, negated."""
+
+    def excess(difference: float) -> float:
+        linear = (2 * n - gained + lost) * difference - gained - lost
+        p_lost = (math.sqrt(max(linear**2 + 8 * n * lost * difference * (1 - difference), 0)) - linear) / (4 * n)
+        variance = n * (2 * p_lost + difference * (1 - difference))
+        return gained - lost - n * difference - z * math.sqrt(max(variance, 0))
+
+    # At the estimate itself the variance may vanish and feign a root.
+    high = (gained - lost) / n - 1e-9
+    return float(optimize.brentq(excess, -1.0, high, xtol=1e-14)) if high > -1 and excess(-1.0) > 0 else -1.0
+
+
+def _t_bound(pairs: Pairs, *, tail: float, sign: int) -> float:
+    """One bound of the cluster-robust t interval, with an imagined cluster that differs by `sign` throughout."""
+    typical = float((pairs.sizes**2).sum() / pairs.sizes.sum())
+    sums, sizes = np.append(pairs.target - pairs.legacy, sign * typical), np.append(pairs.sizes, typical)
+    mean = sums.sum() / sizes.sum()
+    squares = float(np.sum((sums - mean * sizes) ** 2))
+    error = math.sqrt(sums.size / (sums.size - 1) * squares) / sizes.sum()
+    bound = mean + sign * stats.t.isf(tail, pairs.n_clusters - 1) * error
+    return float(np.clip(bound, -1, 1))
+
+
+def _tail(level: float) -> float:
+    if not 0 < level < 1:
+        message = f"level is {level}; a two-sided coverage between 0 and 1 is needed, e.g. 0.95"
+        raise ValueError(message)
+    return (1 - level) / 2
+
+
+def _check_test(margin: float, level: float) -> None:
+    if not 0 <= margin < 1:
+        message = (
+            f"margin is {margin}; a share of the legacy mean from 0 up to, not including, 1 is needed (3 % is 0.03)"
+        )
+        raise ValueError(message)
+    if not 0 < level < 0.5:  # noqa: PLR2004 - one half is where either claim would hold by a coin toss
+        message = f"level is {level}; a one-sided error rate between 0 and 0.5 is needed, e.g. 0.05"
+        raise ValueError(message)

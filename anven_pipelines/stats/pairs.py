@@ -1,0 +1,123 @@
+"""Paired scores, checked once and summed by cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from anven_pipelines.domain.errors import TooFewPairs
+
+FloatArray = npt.NDArray[np.float64]
+Labels = npt.NDArray[Any]
+
+# The error rates hold below these numbers too, but nothing can be decided there: even a target that always fails is
+# not refuted with 8 pairs, and the t interval has a reach of most of the scale (benchmarks/error_rates.py).
+MIN_PAIRS = 10
+MIN_CLUSTERS = 10
+
+
+class Counts(NamedTuple):
+    """The 2 x 2 table of right and wrong answers, without the pairs that both arms got wrong."""
+
+    both: int
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sums by cluster; a pair that stands alone is a cluster of one.
+
+    `target`, `legacy` and `sizes` have shape (n_clusters,) and hold the summed scores and the number of pairs.
+    `counts` is there where every score is 0 or 1 and every pair stands alone.
+    """
+
+    target: FloatArray
+    legacy: FloatArray
+    sizes: FloatArray
+    counts: Counts | None
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of pairs."""
+        return int(self.sizes.sum())
+
+    @property
+    def n_clusters(self) -> int:
+        """Number of independent clusters."""
+        return self.sizes.size
+
+    @property
+    def alone(self) -> bool:
+        """Whether every pair is its own cluster."""
+        return self.n_clusters == self.n_pairs
+
+
+def pair_up(target: FloatArray, legacy: FloatArray, clusters: Labels | None) -> Pairs:
+    """Check paired scores and sum them by cluster.
+
+    Args:
+        target: Scores in [0, 1], shape (n,), one per item.
+        legacy: Scores in [0, 1], shape (n,), the same items in the same order.
+        clusters: Cluster of each item, shape (n,), any type that sorts; None if items are independent.
+
+    Returns:
+        The sums; clusters that all hold one item count as no clusters.
+
+    Raises:
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], or a cluster is NaN.
+        TooFewPairs: fewer than MIN_PAIRS pairs, or fewer than MIN_CLUSTERS clusters.
+    """
+    target, legacy = _scores("target", target), _scores("legacy", legacy)
+    if target.shape != legacy.shape:
+        message = f"{target.size} target scores for {legacy.size} legacy scores; the same items are needed in both"
+        raise ValueError(message)
+    if target.size < MIN_PAIRS:
+        message = f"{target.size} pairs; at least {MIN_PAIRS} are needed: measure more items"
+        raise TooFewPairs(message)
+    labels = _labels(clusters, target.size)
+    sizes = np.bincount(labels).astype(np.float64)
+    if sizes.size < MIN_CLUSTERS:
+        message = f"{target.size} pairs in {sizes.size} clusters; {MIN_CLUSTERS} clusters are needed: measure more"
+        raise TooFewPairs(message)
+    sums = (np.bincount(labels, weights=target), np.bincount(labels, weights=legacy))
+    alone = sizes.size == target.size
+    return Pairs(*sums, sizes, counts=_counts(target, legacy) if alone else None)
+
+
+def _scores(name: str, scores: FloatArray) -> FloatArray:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 1:
+        message = f"{name} scores have shape {scores.shape}; one score per item, shape (n,), is needed"
+        raise ValueError(message)
+    missing = int(np.isnan(scores).sum())
+    if missing:
+        message = f"{missing} of {scores.size} {name} scores are NaN; decide first what an unmeasured item counts as"
+        raise ValueError(message)
+    if scores.size and not (scores.min() >= 0 and scores.max() <= 1):
+        message = f"{name} scores run from {scores.min():g} to {scores.max():g}; scores in [0, 1] are needed"
+        raise ValueError(message)
+    return scores
+
+
+def _labels(clusters: Labels | None, n: int) -> npt.NDArray[np.intp]:
+    if clusters is None:
+        return np.arange(n)
+    clusters = np.asarray(clusters)
+    if clusters.shape != (n,):
+        message = f"clusters have shape {clusters.shape}; one cluster per pair, shape ({n},), is needed"
+        raise ValueError(message)
+    if clusters.dtype.kind == "f" and np.isnan(clusters).any():
+        message = "a cluster is NaN; give an item without a cluster a cluster of its own"
+        raise ValueError(message)
+    return np.unique(clusters, return_inverse=True)[1]
+
+
+def _counts(target: FloatArray, legacy: FloatArray) -> Counts | None:
+    if not (np.isin(target, (0, 1)).all() and np.isin(legacy, (0, 1)).all()):
+        return None
+    both = int((target * legacy).sum())
+    return Counts(both, gained=int(target.sum()) - both, lost=int(legacy.sum()) - both)

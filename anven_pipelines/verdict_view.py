@@ -1,0 +1,44 @@
+"""The verdict for a person at a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich.panel import Panel
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from anven_pipelines.domain.sign_off import Verdict
+
+_COLOURS: Final = {"GO": "green", "NO-GO": "red", "INCONCLUSIVE": "yellow"}
+_STATUS: Final = {"met": "green", "not met": "red", "undecided": "yellow", "unmeasured": "yellow"}
+
+
+def show(verdict: Verdict, console: Console) -> None:
+    """Print the verdict, its criteria and its segments."""
+    colour = _COLOURS[verdict.verdict]
+    console.print(Panel.fit(f"[bold {colour}]{verdict.verdict}[/bold {colour}]  {verdict.workload}", border_style=colour))
+    criteria = Table("criterion", "status", "why", box=None, padding=(0, 2, 0, 0))
+    for each in verdict.criteria:
+        waived = " (waived)" if each.waived else ""
+        criteria.add_row(each.name, f"[{_STATUS[each.status]}]{each.status}[/]{waived}", each.reason)
+    console.print(criteria)
+    if verdict.segments:
+        segments = Table("segment", "items", "legacy", "target", "difference", "outcome", box=None, padding=(0, 2, 0, 0))
+        for segment in verdict.segments:
+            segments.add_row(
+                f"{segment.stratum} = {segment.value}",
+                f"{segment.n:,}",
+                *(_percent(share) for share in (segment.legacy_mean, segment.target_mean)),
+                "unknown" if segment.estimate is None else f"{100 * segment.estimate:+.2f} points",
+                segment.outcome,
+            )
+        console.print()
+        console.print(segments)
+    console.print(f"\ngolden dataset {verdict.digests['golden_dataset'][:12]}; look at the run with `anven dev`", highlight=False)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{share:.2%}"

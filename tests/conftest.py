@@ -1,0 +1,94 @@
+"""What every test can rely on: its own home, nothing that phones home, and an honest word on what was left out."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+SHARED_DATA: Final = REPOSITORY.parent / "shared" / "data"
+
+# Without these a library downloads a price map, reports usage, or waits for a network that is not there.
+SWITCHES: Final = {
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_OFFLINE": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAGAS_DO_NOT_TRACK": "true",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+# What a user's shell may set and a test must not see.
+LEAKS: Final = ("ANVEN_", "AWS_", "DAGSTER_", "MLFLOW_TRACKING_", "OPENAI_")
+
+
+class Requirement(NamedTuple):
+    """Something outside the repository that the tests under one marker need."""
+
+    is_met: Callable[[], bool]
+    needed: str
+
+
+REQUIREMENTS: Final = {
+    "real": Requirement(SHARED_DATA.is_dir, f"the folder {SHARED_DATA}"),
+    "postgres": Requirement(lambda: importlib.util.find_spec("pgserver") is not None, "the package pgserver"),
+    "browser": Requirement(Path("/usr/bin/chromium").exists, "Debian's package chromium"),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fail at once when `ANVEN_REQUIRE` names something that is not there."""
+    required = [name for name in os.environ.get("ANVEN_REQUIRE", "").split(",") if name]
+    if unknown := [name for name in required if name not in REQUIREMENTS]:
+        message = f"ANVEN_REQUIRE names {', '.join(unknown)}; known are {', '.join(REQUIREMENTS)}"
+        raise pytest.UsageError(message)
+    if missing := [REQUIREMENTS[name].needed for name in required if not REQUIREMENTS[name].is_met()]:
+        message = f"ANVEN_REQUIRE={','.join(required)} needs {' and '.join(missing)}"
+        raise pytest.UsageError(message)
+    os.environ.update(SWITCHES)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what this machine cannot run; `pytest_terminal_summary` says so."""
+    unmet = unmet_requirements()
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unmet)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name every marker that was left out, and why."""
+    for name, needed in unmet_requirements().items():
+        terminalreporter.write_line(f"Left out: tests marked {name}, which need {needed}.", yellow=True)
+
+
+def unmet_requirements() -> dict[str, str]:
+    """Return marker to what it needs, for what this machine lacks."""
+    return {name: needed for name, (is_met, needed) in REQUIREMENTS.items() if not is_met()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Give the session an empty home and none of the user's settings."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith(LEAKS):
+                patch.delenv(name)
+        patch.setenv("HOME", str(home))
+        for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"):
+            patch.delenv(name, raising=False)
+        yield home
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder with the recorded data of others; only tests marked `real` may use it."""
+    return SHARED_DATA

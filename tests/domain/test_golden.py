@@ -1,0 +1,351 @@
+"""A freeze keeps every call that qualifies, counts every other one, and depends on nothing but the calls."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anven_pipelines.domain.canonical import canonical_json, digest_of_rows
+from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
+from anven_pipelines.domain.golden import GOLDEN, Freeze, freeze
+from anven_pipelines.domain.request_log import REQUEST_LOG
+from anven_pipelines.spec import Migration
+
+START = datetime(2026, 11, 1, tzinfo=UTC)
+PROMPT = canonical_json([{"role": "user", "content": "How much is 6 x 7?"}])
+
+
+def migration(*, applications: list[str] | None = None, **golden: Any) -> Migration:
+    return Migration.model_validate({
+        "workload": "support",
+        "legacy": {"model": "gpt-4o", "logs": "logs/*.jsonl", "applications": applications},
+        "target": {"engine": "recorded", "model": "ANVEN-3b-instruct", "answers": "answers.jsonl"},
+        "grading": [{"kind": "number"}],
+        "golden": {"size": "all", **golden},
+    })
+
+
+def call(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "request_id": f"r{number:04}",
+        "ts": START + timedelta(minutes=number),
+        "application": "chat",
+        "provider": "openai",
+        "model": "gpt-4o",
+        "messages": PROMPT,
+        "output": "42",
+        "status": "ok",
+        "source_file": "day-1.jsonl",
+        "source_line": number,
+        **changes,
+    }
+
+
+def log(*calls: dict[str, Any]) -> pl.DataFrame:
+    return REQUEST_LOG.conform(pl.DataFrame(list(calls), infer_schema_length=None))
+
+
+def frozen(calls: list[dict[str, Any]], spec: Migration | None = None, *, needed: int = 0) -> Freeze:
+    return freeze(log(*calls), spec or migration(), needed=needed)
+
+
+def test_a_qualifying_call_becomes_a_golden_row_with_all_that_was_logged() -> None:
+    measured = {"latency_ms": 900.0, "ttft_ms": 80.0, "input_tokens": 12, "output_tokens": 3, "cached_tokens": 4, "cost_usd": 0.01}
+    stated = {"ground_truth": "42", "finish_reason": "stop", "endpoint": "/v1/chat/completions", "tags": '{"task":"arithmetic"}'}
+    row = frozen([call(1, params='{"seed":1}', context='["a"]', **measured, **stated)]).rows.row(0, named=True)
+    assert row == {
+        "id": "r0001",
+        "source_prompt": PROMPT,
+        "input_context": '["a"]',
+        "model_config": '{"seed":1}',
+        "source_output": "42",
+        "tool_calls": None,
+        "ground_truth": "42",
+        "finish_reason": "stop",
+        "automated_score": None,
+        "human_score": None,
+        "notes": None,
+        "cluster": "r0001",
+        "split": "sealed",
+        "application": "chat",
+        "endpoint": "/v1/chat/completions",
+        "task": "arithmetic",
+        "length_band": "short",
+        **measured,
+    }
+
+
+def test_rows_have_the_published_schema_and_stand_in_the_order_of_their_ids() -> None:
+    rows = frozen([call(n) for n in (3, 1, 2)]).rows
+    assert rows.schema == GOLDEN.schema
+    assert rows["id"].to_list() == ["r0001", "r0002", "r0003"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"application": "batch"}, "other application"),
+        ({"application": None}, "other application"),
+        ({"model": "gpt-4o-mini"}, "other model"),
+        ({"model": None}, "other model"),
+        ({"model": "azure/gpt-4o"}, "other model"),
+        ({"status": "error", "output": None}, "error"),
+        ({"status": "unanswered", "output": None}, "unanswered"),
+        ({"status": None}, "status unknown"),
+        ({"messages": None}, "no prompt"),
+        ({"messages": "[]"}, "no prompt"),
+        ({"output": None}, "no output"),
+        ({"output": ""}, "no output"),
+        ({"output": None, "tool_calls": "[]"}, "no output"),
+    ],
+)
+def test_a_call_that_does_not_qualify_is_counted_under_its_reason(change: dict[str, Any], reason: str) -> None:
+    result = frozen([call(1), call(2, **change)], migration(applications=["chat"]))
+    assert result.rows["id"].to_list() == ["r0001"]
+    assert result.exclusions == {reason: 1}
+
+
+def test_a_tool_call_without_text_is_an_answer() -> None:
+    result = frozen([call(1, output=None, tool_calls='[{"function":{"name":"lookup"}}]')])
+    assert result.rows["source_output"].to_list() == [None]
+    assert result.exclusions == {}
+
+
+def test_the_legacy_model_may_be_named_with_its_provider() -> None:
+    spec = migration()
+    named = spec.model_copy(update={"legacy": spec.legacy.model_copy(update={"model": "openai/gpt-4o"})})
+    calls = [call(1), call(2, provider="azure"), call(3, provider=None, model="openai/gpt-4o"), call(4, provider=None)]
+    assert frozen(calls, named).rows["id"].to_list() == ["r0001", "r0003"]
+
+
+def test_a_call_without_an_id_gets_one_from_what_was_asked_and_answered() -> None:
+    first, again = (
+        frozen([call(1, request_id=missing, source_file=file, ts=ts)]).rows["id"].item()
+        for missing, file, ts in ((None, "a.jsonl", START), ("", "b.jsonl", None))
+    )
+    other = frozen([call(1, request_id=None, output="43")]).rows["id"].item()
+    assert first.startswith("row-")
+    assert len(first) == len("row-") + 16
+    assert first == again != other
+
+
+def test_calls_that_say_the_same_under_one_id_collapse_to_the_earliest() -> None:
+    late, early = call(1, ts=START + timedelta(days=1), latency_ms=5.0), call(1, ts=START, latency_ms=9.0)
+    result = frozen([late, early, call(1, ts=None), call(2)])
+    assert result.rows["latency_ms"].to_list() == [9.0, None]
+    assert result.exclusions == {"identical duplicate": 2}
+
+
+@pytest.mark.parametrize("change", [{"output": "41"}, {"ground_truth": "41"}, {"params": "{}"}, {"context": "[]"}])
+def test_calls_that_contradict_each_other_under_one_id_are_all_left_out(change: dict[str, Any]) -> None:
+    result = frozen([call(1), call(1), call(1, **change), call(2)])
+    assert result.rows["id"].to_list() == ["r0002"]
+    assert result.exclusions == {"ambiguous request id": 3}
+
+
+def test_a_failed_attempt_under_the_same_id_does_not_make_the_answer_ambiguous() -> None:
+    result = frozen([call(1, status="error", output=None), call(1)])
+    assert result.rows["id"].to_list() == ["r0001"]
+    assert result.exclusions == {"error": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "band"),
+    [
+        ({"input_tokens": 499}, "short"),
+        ({"input_tokens": 500}, "medium"),
+        ({"input_tokens": 1_999}, "medium"),
+        ({"input_tokens": 2_000}, "long"),
+        ({"messages": [{"role": "user", "content": "é" * 1_999}]}, "short"),
+        ({"messages": [{"role": "system", "content": "é" * 1_000}, {"role": "user", "content": "é" * 1_000}]}, "medium"),
+        ({"messages": [{"role": "user", "content": "é" * 8_000}]}, "long"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "é" * 2_000}]}]}, "medium"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x" * 9_000}}]}]}, "short"),
+        ({"messages": [{"role": "assistant", "content": None}, {"role": "user", "content": "go on"}]}, "short"),
+    ],
+)
+def test_the_length_band_has_fixed_bounds(change: dict[str, Any], band: str) -> None:
+    as_logged = {name: canonical_json(value) if name == "messages" else value for name, value in change.items()}
+    assert frozen([call(1, **as_logged)]).rows["length_band"].to_list() == [band]
+
+
+def test_a_missing_stratum_is_unknown() -> None:
+    rows = frozen([call(1, application=None, endpoint=None, tags='{"team":"a"}')], migration(strata=["task"])).rows
+    assert rows.select("application", "endpoint", "task").row(0) == ("unknown", "unknown", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("size", "needed", "expected"),
+    [("all", 0, 700), (1, 0, 1), (700, 0, 700), ("auto", 0, 500), ("auto", 620, 620), ("auto", 5_000, 700)],
+)
+def test_the_size_follows_the_migration_file(size: str | int, needed: int, expected: int) -> None:
+    result = frozen([call(n) for n in range(700)], migration(size=size), needed=needed)
+    assert result.rows.height == expected
+    assert result.exclusions.get("not drawn", 0) == 700 - expected
+
+
+def test_auto_stops_at_two_thousand() -> None:
+    assert frozen([call(n) for n in range(2_100)], migration(size="auto"), needed=5_000).rows.height == 2_000
+
+
+def test_a_size_beyond_the_log_is_refused_with_both_numbers() -> None:
+    with pytest.raises(InvalidInput, match=r"golden\.size is 9, but 3 logged calls qualify"):
+        frozen([call(n) for n in range(3)], migration(size=9))
+
+
+def test_no_qualifying_call_is_refused_with_what_was_found() -> None:
+    calls = [call(1, model="gpt-4"), call(2, model="gpt-4"), call(3, status="error"), call(4, provider=None, model="o1")]
+    with pytest.raises(EmptyGolden) as caught:
+        frozen(calls)
+    message = str(caught.value)
+    assert "none of 4 logged calls qualifies" in message
+    assert "other model 3, error 1" in message
+    assert "Models found: openai/gpt-4 2, o1 1, openai/gpt-4o 1" in message
+    assert "Set legacy.model" in message
+
+
+def test_an_empty_log_is_refused() -> None:
+    with pytest.raises(EmptyGolden, match="none of 0 logged calls"):
+        freeze(REQUEST_LOG.empty(), migration(), needed=0)
+
+
+def test_a_freeze_that_loses_a_call_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match=r"0 golden rows \+ 2 left out are not 3 candidates"):
+        Freeze(rows=GOLDEN.empty(), exclusions={"error": 2}, candidates=3, facts={})
+
+
+def test_another_seed_draws_other_calls_and_seals_others() -> None:
+    calls = [call(n) for n in range(200)]
+    first, same, other = (frozen(calls, migration(size=100, seed=seed)).rows for seed in (1, 1, 2))
+    assert first.equals(same)
+    assert first["id"].to_list() != other["id"].to_list()
+    both = first.join(other, on="id")
+    assert (both["split"] != both["split_right"]).any()
+
+
+def test_a_holdout_of_one_seals_everything() -> None:
+    calls = [call(n, application=f"app-{n % 7}") for n in range(50)]
+    assert set(frozen(calls, migration(holdout=1.0)).rows["split"]) == {"sealed"}
+
+
+def test_strata_of_one_item_share_the_holdout_between_them() -> None:
+    calls = [call(n, application=f"app-{n}") for n in range(100)]
+    assert frozen(calls, migration(holdout=0.25)).facts["sealed"] == 25
+
+
+def test_facts_account_for_every_stratum() -> None:
+    calls = [call(n, application="a" if n < 60 else "b") for n in range(100)]
+    facts = frozen(calls, migration(size=50, holdout=0.2)).facts
+    assert facts["strata"] == [
+        {"application": "a", "available": 60, "drawn": 30, "sealed": 6},
+        {"application": "b", "available": 40, "drawn": 20, "sealed": 4},
+    ]
+    assert (facts["available"], facts["drawn"], facts["sealed"], facts["open"]) == (100, 50, 10, 40)
+    assert json.loads(canonical_json(facts)) == facts
+
+
+# Small alphabets make duplicates, conversations across strata and ambiguous ids likely.
+logged_calls = st.lists(
+    st.fixed_dictionaries({
+        "request_id": st.sampled_from([None, *(f"r{n}" for n in range(40))]),
+        "application": st.sampled_from(["a", "b", "c", None]),
+        "model": st.sampled_from(["gpt-4o"] * 8 + ["gpt-4", None]),
+        "status": st.sampled_from(["ok"] * 8 + ["error", "unanswered", None]),
+        "conversation_id": st.sampled_from([None, None, "k1", "k2", "k3", ""]),
+        "output": st.sampled_from(["1"] * 12 + ["2", "", None]),
+        "messages": st.sampled_from([PROMPT] * 12 + [None]),
+        "tags": st.sampled_from([None, '{"task":"x"}', '{"task":"y"}']),
+        "latency_ms": st.sampled_from([None, 1.0, 2.0]),
+    }),
+    min_size=1,
+    max_size=60,
+)
+strata = st.lists(st.sampled_from(["application", "task", "length_band"]), unique=True)
+
+
+def as_log(calls: list[dict[str, Any]]) -> pl.DataFrame:
+    sources = [{"provider": "openai", "source_file": "a", "source_line": n} for n in range(len(calls))]
+    return log(*({**entry, **source} for entry, source in zip(calls, sources, strict=True)))
+
+
+def qualifies(entry: dict[str, Any]) -> bool:
+    return bool(entry["model"] == "gpt-4o" and entry["status"] == "ok" and entry["output"] and entry["messages"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(logged_calls, strata, st.randoms(use_true_random=False), st.floats(0.05, 1.0))
+def test_every_call_is_kept_or_counted_and_order_and_files_change_nothing(
+    calls: list[dict[str, Any]], by: list[str], random: Any, holdout: float
+) -> None:
+    spec = migration(strata=by, holdout=holdout)
+    try:
+        first = freeze(as_log(calls), spec, needed=0)
+    except EmptyGolden:
+        usable = {entry["request_id"] for entry in calls if qualifies(entry)}
+        assert not usable or all(
+            len({entry["output"] for entry in calls if qualifies(entry) and entry["request_id"] == name}) > 1
+            for name in usable
+        )
+        return
+    assert first.candidates == len(calls) == first.rows.height + sum(first.exclusions.values())
+    shuffled = random.sample(calls, len(calls))
+    second = freeze(as_log(shuffled).with_columns(source_file=pl.lit("elsewhere")), spec, needed=0)
+    assert digest_of_rows(first.rows) == digest_of_rows(second.rows)
+    assert first.exclusions == second.exclusions
+    assert first.facts == second.facts
+    assert first.rows.group_by("cluster").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+drawable = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from("xy"), st.integers(0, 25)), min_size=1, max_size=80
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(drawable, strata, st.integers(0, 99), st.data())
+def test_each_stratum_keeps_its_share_within_one_item(
+    shape: list[tuple[str, str, int]], by: list[str], seed: int, data: st.DataObject
+) -> None:
+    calls = [
+        call(n, application=app, tags=f'{{"task":"{task}"}}', conversation_id=f"k{talk}" if talk < 10 else None)
+        for n, (app, task, talk) in enumerate(shape)
+    ]
+    size = data.draw(st.integers(1, len(calls)))
+    result = frozen(calls, migration(size=size, strata=by, seed=seed))
+    assert result.rows.height == size
+    for stratum in result.facts["strata"]:
+        assert abs(stratum["drawn"] - stratum["available"] * size / len(calls)) < 1
+    assert result.rows.group_by("cluster").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(drawable, strata, st.floats(0.01, 1.0), st.integers(0, 99))
+def test_the_sealed_share_is_reached_and_overshot_by_less_than_a_conversation_a_stratum(
+    shape: list[tuple[str, str, int]], by: list[str], holdout: float, seed: int
+) -> None:
+    calls = [
+        call(n, application=app, tags=f'{{"task":"{task}"}}', conversation_id=f"k{talk}" if talk < 10 else None)
+        for n, (app, task, talk) in enumerate(shape)
+    ]
+    result = frozen(calls, migration(strata=by, holdout=holdout, seed=seed))
+    target = math.ceil(round(holdout * len(calls), 9))
+    longest = int(result.rows.group_by("cluster").len()["len"].max())  # type: ignore[arg-type] - a count
+    assert target <= result.facts["sealed"] <= target + len(result.facts["strata"]) * (longest - 1)
+    assert result.facts["sealed"] + result.facts["open"] == len(calls)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=80), st.floats(0.01, 1.0))
+def test_single_calls_are_sealed_in_proportion_within_one_item(applications: list[str], holdout: float) -> None:
+    result = frozen([call(n, application=app) for n, app in enumerate(applications)], migration(holdout=holdout))
+    target = math.ceil(round(holdout * len(applications), 9))
+    assert result.facts["sealed"] == target
+    for stratum in result.facts["strata"]:
+        assert abs(stratum["sealed"] - stratum["available"] * target / len(applications)) < 1

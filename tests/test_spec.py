@@ -1,0 +1,138 @@
+"""The migration file: what is read, and what each mistake is answered with."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anven_pipelines.domain.errors import InvalidMigration
+from anven_pipelines.spec import EndpointTarget, JsonFieldGrader, Migration, RecordedTarget, json_schema, parse
+
+SMALLEST: dict[str, Any] = {
+    "workload": "support",
+    "legacy": {"model": "gpt-4o-2024-08-06", "logs": "logs/*.jsonl"},
+    "target": {"model": "ANVEN-3b-instruct", "engine": "recorded", "answers": "answers.jsonl"},
+    "grading": [{"kind": "json_field", "field": "answer", "compare": "number"}],
+}
+
+
+def test_the_smallest_file_gets_safe_defaults() -> None:
+    migration = read(SMALLEST)
+    assert isinstance(migration.target, RecordedTarget)
+    assert migration.grading == [JsonFieldGrader(kind="json_field", field="answer", compare="number")]
+    assert migration.legacy.logs == ["logs/*.jsonl"]
+    assert migration.sign_off.quality_margin == 0.03
+    assert migration.sign_off.level == 0.05
+    assert migration.sign_off.waive == []
+    assert migration.golden.holdout == 0.25
+    assert [stage.share for stage in migration.rollout.stages] == [0.05, 0.25, 1.0]
+
+
+def test_the_example_of_the_documentation_is_read() -> None:
+    migration = read(
+        SMALLEST
+        | {
+            "owner": "support-platform",
+            "target": {"model": "ANVEN-3b-instruct", "engine": "endpoint", "url": "http://127.0.0.1:8000/v1"},
+            "golden": {"size": "auto", "strata": ["application", "task", "length_band"], "holdout": 0.25},
+            "sign_off": {"quality_margin": 0.03, "ttft_increase": 0.2, "payback_days": 30, "safety": "none_worse"},
+            "rollout": {"stages": [{"share": 0.05, "soak": "24h"}, {"share": 1.0, "soak": "3d"}]},
+        }
+    )
+    assert isinstance(migration.target, EndpointTarget)
+    assert migration.rollout.stages[1].soak == timedelta(days=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"workload": "Support Answers"}, "workload is 'Support Answers'"),
+        ({"legacy": {"model": "m"}}, "legacy.logs is missing"),
+        ({"legacy": {"model": "m", "logs": []}}, "legacy.logs is []"),
+        ({"legacy": {"model": "m", "logs": "x", "format": "csv"}}, "'canonical', 'openai', 'openai-batch' or 'zeroeval'"),
+        ({"legacy": {"model": "m", "logs": "x", "frmat": "openai"}}, "legacy.frmat is unknown; known here: model, logs, format"),
+        ({"legacy": 3}, "legacy is 3"),
+        ({"target": {"model": "m", "engine": "magic"}}, "target.engine is 'magic'; one of 'recorded', 'endpoint' is needed"),
+        ({"target": {"model": "m"}}, "target.engine is missing"),
+        ({"target": {"model": "m", "engine": "endpoint"}}, "target.url is missing"),
+        ({"target": {"model": "m", "engine": "endpoint", "url": "ftp://x"}}, "target.url is 'ftp://x'"),
+        ({"target": {"model": "m", "engine": "endpoint", "url": "http://x", "timeout": 5}}, "a duration with its unit"),
+        ({"target": {"model": "m", "engine": "endpoint", "url": "http://x", "api_key_env": "sk-1"}}, "target.api_key_env"),
+        ({"grading": []}, "grading is []"),
+        ({"grading": [{"kind": "vibes"}]}, "grading[0].kind is 'vibes'"),
+        ({"grading": [{"kind": "regex", "pattern": "("}]}, "grading[0].pattern is '('; a regular expression is needed"),
+        ({"contract": {"required": ["answer"]}}, "contract.json_object: true is needed"),
+        ({"golden": {"size": "big"}}, "golden.size is 'big'; needed is 'auto', 'all' or a whole number of at least 1"),
+        ({"golden": {"size": 0}}, "golden.size is 0; needed is 'auto', 'all' or a whole number of at least 1"),
+        ({"golden": {"holdout": 0}}, "golden.holdout is 0"),
+        ({"golden": {"holdout": 1.5}}, "golden.holdout is 1.5"),
+        ({"golden": {"strata": ["colour"]}}, "golden.strata[0] is 'colour'"),
+        ({"sign_off": {"quality_margin": 3}}, "sign_off.quality_margin is 3; a share between 0 and 1 is needed (3 % is 0.03)"),
+        ({"sign_off": {"quality_margin": 0}}, "sign_off.quality_margin is 0; a share between 0 and 1 is needed"),
+        ({"sign_off": {"level": float("nan")}}, "sign_off.level is nan"),
+        ({"sign_off": {"waive": ["quality"]}}, "sign_off.waive[0] is 'quality'"),
+        ({"rollout": {"stages": [{"share": 0.5, "soak": "1h"}, {"share": 0.1, "soak": "1h"}]}}, "rising shares are needed"),
+        ({"rollout": {"stages": [{"share": 0.5, "soak": "2 days"}]}}, "such as 500ms, 30s, 15m, 24h or 2d"),
+        ({"surprise": 1}, "surprise is unknown; known here: workload, owner, legacy"),
+    ],
+)
+def test_one_mistake_gets_one_clear_line(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidMigration) as caught:
+        read(SMALLEST | change)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("migrations/support.yaml: ")
+    assert message in lines[0]
+
+
+def test_several_mistakes_are_all_told_at_once() -> None:
+    with pytest.raises(InvalidMigration) as caught:
+        read(SMALLEST | {"workload": "A B", "grading": [], "sign_off": {"quality_margin": 3}})
+    assert [problem.path for problem in caught.value.problems] == ["workload", "grading", "sign_off.quality_margin"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("- a\n- b\n", "the file is a list"),
+        ("workload: [", "line 1, column 12 is not readable as YAML"),
+        ("workload: a\nworkload: b\n", "line 2, column 1 is not readable as YAML; the key 'workload' stands twice"),
+        ("? [a, b]\n: 1\n", "not readable as YAML"),
+        ("workload: !!python/object/apply:os.getcwd []\n", "not readable as YAML"),
+    ],
+)
+def test_what_is_not_a_mapping_is_named(text: str, message: str) -> None:
+    with pytest.raises(InvalidMigration, match="migrations/support.yaml") as caught:
+        parse(text, file="migrations/support.yaml")
+    assert message in str(caught.value)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*SMALLEST, "golden", "x"]), inner),
+        max_leaves=12,
+    )
+)
+def test_any_yaml_is_read_or_refused_with_its_problems(value: object) -> None:
+    text = yaml.safe_dump(value)
+    try:
+        parse(text, file="m.yaml")
+    except InvalidMigration as error:
+        assert error.problems  # noqa: PT017 - the file may also be fine
+
+
+def test_the_schema_of_the_documentation_is_current_and_valid() -> None:
+    schema = json_schema()
+    assert schema["required"] == ["workload", "legacy", "target", "grading"]
+    assert schema["$defs"]["SignOff"]["properties"]["quality_margin"]["description"]
+
+
+def read(value: dict[str, Any]) -> Migration:
+    return parse(yaml.safe_dump(value), file="migrations/support.yaml")
