@@ -8,6 +8,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from anven_pipelines.domain.errors import AnvenError
@@ -18,13 +19,12 @@ from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
 from anven_pipelines.resources.migrations import Declared, Migrations
-from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking, Outbox
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import EndpointTarget, RagasGrader, RecordedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     import dagster as dg
 
@@ -102,10 +102,12 @@ def _state(definitions: dg.Definitions) -> Finding:
 
 def _mlflow(definitions: dg.Definitions) -> Finding:
     tracking = of_kind(definitions, "tracking", MlflowTracking)
-    waiting = tracking.waiting()
+    waiting = len(Outbox(Path(tracking.outbox)).waiting())
+    if problem := tracking.problem():
+        return Finding("mlflow", "problem", problem, "start the MLflow server, or mend MLFLOW_TRACKING_URI")
     if waiting:
         return Finding("mlflow", "warning", f"{waiting} runs wait to be delivered", "run `anven fill-mlflow`")
-    return Finding("mlflow", "ok", f"{tracking.probe()}; no run waits to be delivered")
+    return Finding("mlflow", "ok", "answers; no run waits to be delivered")
 
 
 def _migrations(migrations: Migrations) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import dagster as dg
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from anven_pipelines.domain.sign_off import Verdict
+
+
+Kind = TypeVar("Kind")
 
 
 def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Verdict:
@@ -44,6 +47,11 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
             with view:
                 chain = Chain(definitions, instance, of_kind(definitions, "artifacts", ArtifactStore), view.tell)
                 return chain.run(declared, epoch=epoch)
+
+
+def tracking_of(definitions: dg.Definitions) -> MlflowTracking:
+    """Return the deployment's MLflow tracking."""
+    return of_kind(definitions, "tracking", MlflowTracking)
 
 
 @contextmanager

@@ -1,19 +1,14 @@
 """Schedules: what runs at night without being asked."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import dagster as dg
 
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.regression import serving
-from anven_pipelines.resources.migrations import Migrations  # noqa: TC001 - Dagster reads the annotation
-from anven_pipelines.resources.state_store import StateStore  # noqa: TC001 - Dagster reads the annotation
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from anven_pipelines.resources.migrations import Migrations
+from anven_pipelines.resources.state_store import StateStore
 
 nightly_regression_job = dg.define_asset_job(
     "nightly_regression",

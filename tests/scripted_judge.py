@@ -12,11 +12,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
+
+INPUT: Final = "\ninput: "  # Ragas writes it before what is to be judged
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def claims_of(response: str) -> list[str]:
 
 def judged_input(prompt: str) -> dict[str, Any]:
     """Return the input that Ragas wrote at the end of its prompt."""
-    text = prompt[prompt.rindex("\ninput: ") + len("\ninput: ") :]
+    text = prompt[prompt.rindex(INPUT) + len(INPUT) :]
     found: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]
     return found
 
@@ -100,7 +102,7 @@ class ScriptedJudge:
             self.keys.append(key)
             self.times.append(time.monotonic())
             scripted = self.always or (self.script.pop(0) if self.script else None)
-        return scripted or Reply(content=honest_answer(last_user_message(request)))
+        return scripted or Reply(content=honest_answer(prompt_of(request)))
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         judge = self
@@ -141,9 +143,9 @@ class ScriptedJudge:
         return Handler
 
 
-def last_user_message(request: dict[str, Any]) -> str:
-    """Return the text of the request's last user message."""
-    return str(next(message["content"] for message in reversed(request["messages"]) if message["role"] == "user"))
+def prompt_of(request: dict[str, Any]) -> str:
+    """Return Ragas' prompt, also where a correction of an unreadable answer follows it."""
+    return next(str(message["content"]) for message in request["messages"] if INPUT in message["content"])
 
 
 def completion(model: str, content: str) -> dict[str, Any]:

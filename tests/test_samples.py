@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from anven_pipelines.domain.request_log import LineCount
+from anven_pipelines.ingest.readers import read_logs
+from anven_pipelines.ingest.sources import list_files
 from anven_pipelines.spec import RecordedTarget, parse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,6 +44,14 @@ def test_the_readme_names_every_shipped_file_with_its_digest() -> None:
     digests = dict(re.findall(r"^\| `([^`]+\.gz)` .*`([0-9a-f]{64})` \|$", readme, re.MULTILINE))
 
     assert digests == {name: hashlib.sha256((SAMPLES / name).read_bytes()).hexdigest() for name in SHIPPED}
+
+
+def test_the_logs_hold_what_the_readme_counts() -> None:
+    files = list_files(["support-*.jsonl.gz"], base=str(SAMPLES))
+
+    counts = [batch.count for batch in read_logs(files, log_format="canonical")]
+
+    assert sum(counts, start=LineCount()) == LineCount(read=1_222, accepted=1_201, rejected=9, duplicates=12)
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "migrations").glob("*.yaml")), ids=lambda path: path.stem)

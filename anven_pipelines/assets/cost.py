@@ -3,7 +3,7 @@
 import dagster as dg
 
 from anven_pipelines.assets.logged_calls import calls_of
-from anven_pipelines.assets.materialization import OWNERS, check, definition_metadata, markdown_table, require_same, result
+from anven_pipelines.assets.materialization import carries_checks, OWNERS, check, definition_metadata, markdown_table, require_same, result
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.cost import COST, CostModel, cost_of
 from anven_pipelines.domain.inventory import INVENTORY_SQL, traffic_of
@@ -24,6 +24,7 @@ from anven_pipelines.resources.price_map import litellm_price
     ins={"request_log": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
     check_specs=[dg.AssetCheckSpec("cost_measured", asset="cost_model")],
 )
+@carries_checks
 def cost_model(
     context: dg.AssetExecutionContext,
     request_log: dict[str, Manifest],

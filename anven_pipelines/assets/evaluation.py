@@ -5,6 +5,7 @@ import polars as pl
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.materialization import (
+    carries_checks,
     DOCUMENT,
     OWNERS,
     check,
@@ -17,10 +18,11 @@ from anven_pipelines.assets.materialization import (
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.evaluation import SCORES, Arm, side_by_side
 from anven_pipelines.domain.grading import GRADER_VERSION, check_contract_rows, grade_rows, grader_name
+from anven_pipelines.domain.judging import judge_items, judged_frame
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.scorecard import Scorecard, draw_up
 from anven_pipelines.resources.artifact_store import ArtifactStore
-from anven_pipelines.resources.judge import Judge, judge_rows
+from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.spec import Migration, RagasGrader
@@ -38,6 +40,7 @@ from anven_pipelines.spec import Migration, RagasGrader
         dg.AssetCheckSpec("all_measured", asset="scores"),
     ],
 )
+@carries_checks
 def scores(
     context: dg.AssetExecutionContext,
     golden_dataset: Manifest,
@@ -53,7 +56,7 @@ def scores(
     migration = migrations.of(context.partition_key).migration
     golden = artifacts.read(golden_dataset)
     arms = [grade_arm(artifacts.read(answers), golden, migration, judge) for answers in (legacy_answers, target_answers)]
-    rows = side_by_side(golden, *arms)
+    rows = side_by_side(golden, arms[0], arms[1])
     inputs = {
         "golden_dataset": golden_dataset.digest,
         "legacy_answers": legacy_answers.digest,
@@ -96,6 +99,7 @@ def scores(
     metadata=definition_metadata(DOCUMENT),
     check_specs=[dg.AssetCheckSpec("arms_equally_measured", asset="scorecard")],
 )
+@carries_checks
 def scorecard(
     context: dg.AssetExecutionContext,
     scores: Manifest,
@@ -133,8 +137,9 @@ def scorecard(
 
 def grade_arm(answers: pl.DataFrame, golden: pl.DataFrame, migration: Migration, judge: Judge) -> Arm:
     """Score one arm's answers; judged metrics go to the judge, the rest is computed here."""
+    items = judge_items(answers, golden)
     judged = {
-        grader_name(grader, at): judge_rows(judge, grader, answers, golden)
+        grader_name(grader, at): judged_frame(items, judge.judge(grader, items))
         for at, grader in enumerate(migration.grading)
         if isinstance(grader, RagasGrader)
     }

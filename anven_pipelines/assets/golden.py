@@ -3,7 +3,7 @@
 import dagster as dg
 
 from anven_pipelines.assets.logged_calls import calls_of
-from anven_pipelines.assets.materialization import OWNERS, check, definition_metadata, markdown_table, result
+from anven_pipelines.assets.materialization import carries_checks, OWNERS, check, definition_metadata, markdown_table, result
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.golden import GOLDEN, freeze
 from anven_pipelines.domain.manifest import Manifest
@@ -26,6 +26,7 @@ from anven_pipelines.resources.mlflow_tracking import MlflowTracking
         dg.AssetCheckSpec("enough_sealed_items", asset="golden_dataset"),
     ],
 )
+@carries_checks
 def golden_dataset(
     context: dg.AssetExecutionContext,
     request_log: dict[str, Manifest],

@@ -7,6 +7,7 @@ import dagster as dg
 import polars as pl
 
 from anven_pipelines.assets.materialization import (
+    carries_checks,
     OWNERS,
     check,
     definition_metadata,
@@ -21,8 +22,9 @@ from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.ingest.sources import list_files
+from anven_pipelines.resources.answer_batch import Progress
 from anven_pipelines.resources.artifact_store import ArtifactStore
-from anven_pipelines.resources.llm_client import LlmClient, Progress
+from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.spec import EndpointTarget, RecordedTarget
@@ -47,6 +49,7 @@ class AnswerConfig(dg.Config):
     metadata=definition_metadata(ANSWERS),
     check_specs=[dg.AssetCheckSpec("rows_conserved", asset="legacy_answers", blocking=True)],
 )
+@carries_checks
 def legacy_answers(
     context: dg.AssetExecutionContext, golden_dataset: Manifest, artifacts: ArtifactStore, tracking: MlflowTracking
 ) -> dg.MaterializeResult[Manifest]:
@@ -76,6 +79,7 @@ def legacy_answers(
         dg.AssetCheckSpec("all_answered", asset="target_answers"),
     ],
 )
+@carries_checks
 def target_answers(
     context: dg.AssetExecutionContext,
     config: AnswerConfig,

@@ -8,6 +8,7 @@ from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.evaluation import grade_arm
 from anven_pipelines.assets.inference import AnswerConfig, ask_endpoint
 from anven_pipelines.assets.materialization import (
+    carries_checks,
     DOCUMENT,
     OWNERS,
     check,
@@ -42,6 +43,7 @@ from anven_pipelines.resources.state_store import StateStore
         dg.AssetCheckSpec("proven_not_worse", asset="production_regression"),
     ],
 )
+@carries_checks
 def production_regression(
     context: dg.AssetExecutionContext,
     config: AnswerConfig,

@@ -7,6 +7,7 @@ import dagster as dg
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.materialization import (
+    carries_checks,
     DOCUMENT,
     OWNERS,
     check,
@@ -34,6 +35,7 @@ from anven_pipelines.resources.state_store import StateStore
     metadata=definition_metadata(DOCUMENT),
     check_specs=[dg.AssetCheckSpec("verdict_is_go", asset="sign_off", blocking=True)],
 )
+@carries_checks
 def sign_off(
     context: dg.AssetExecutionContext,
     golden_dataset: Manifest,

@@ -136,7 +136,7 @@ def verify_chain(events: Iterable[Event], head: Head | None) -> Verification:
         return Verification(last.seq, last.hash, last.seq + 1, "the head is missing")
     if head != last:
         reason = f"the log ends at event {last.seq}, but its head names event {head.seq} and hash {head.hash}"
-        return Verification(last.seq, last.hash, min(last.seq, head.seq) + 1, reason)
+        return Verification(last.seq, last.hash, last.seq + 1, reason)
     return Verification(last.seq, last.hash)
 
 

@@ -33,10 +33,10 @@ _SELECT: Final = """
         CASE WHEN messages IS NULL THEN text_fault('prompt', prompt) END AS reason,
         given.user AS user_id,
         CASE WHEN len(list_filter(json_keys(line), lambda k: k NOT IN (
-            'request_id', 'ts', 'application', 'endpoint', 'provider', 'model', 'messages', 'prompt', 'params', 'context',
-            'output', 'tool_calls', 'finish_reason', 'status', 'error', 'ground_truth', 'input_tokens', 'output_tokens',
-            'cached_tokens', 'ttft_ms', 'latency_ms', 'cost_usd', 'user_hash', 'user', 'conversation_id', 'tags',
-            'source_file', 'source_line'))) > 0
+            'request_id', 'ts', 'application', 'endpoint', 'provider', 'model', 'messages', 'prompt', 'params',
+            'context', 'output', 'tool_calls', 'finish_reason', 'status', 'error', 'ground_truth', 'input_tokens',
+            'output_tokens', 'cached_tokens', 'ttft_ms', 'latency_ms', 'cost_usd', 'user_hash', 'user',
+            'conversation_id', 'tags', 'source_file', 'source_line'))) > 0
         THEN json_merge_patch(line, '{
             "request_id": null, "ts": null, "application": null, "endpoint": null, "provider": null, "model": null,
             "messages": null, "prompt": null, "params": null, "context": null, "output": null, "tool_calls": null,

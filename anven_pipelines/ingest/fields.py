@@ -32,7 +32,8 @@ CREATE TEMP MACRO unwrapped(j) AS CASE
     WHEN json_type(j) <> 'VARCHAR' THEN j
     WHEN json_valid(text_of(j)) AND json_type(text_of(j)) <> 'NULL' THEN text_of(j)::JSON
     ELSE j END;
-CREATE TEMP MACRO none_if_empty(j) AS CASE WHEN json_array_length(j) = 0 AND json_type(j) = 'ARRAY' THEN NULL ELSE j END;
+CREATE TEMP MACRO none_if_empty(j) AS
+    CASE WHEN json_array_length(j) = 0 AND json_type(j) = 'ARRAY' THEN NULL ELSE j END;
 
 CREATE TEMP MACRO seconds_as_time(s) AS CASE
     WHEN NOT isfinite(s) OR s < 0 OR s >= 1e17 THEN NULL
@@ -190,8 +191,8 @@ def to_rows(connection: duckdb.DuckDBPyConnection, select: str, lines: pl.DataFr
 
 def _finish(table: pl.DataFrame) -> Parsed:
     """Write JSON canonically, hide users, and part rows from rejected lines."""
-    for name in (*JSON_COLUMNS, "ground_truth", "error"):
-        write = _canonical if name in JSON_COLUMNS else _text_or_json
+    writers = dict.fromkeys(JSON_COLUMNS, _canonical)
+    for name, write in (writers | {"params": _params, "ground_truth": _text_or_json, "error": _text_or_json}).items():
         given = table.select(pl.when(pl.col("reason").is_null()).then(name)).to_series()
         written, faults = _rewritten(given, write)
         table = table.with_columns(written.alias(name), pl.coalesce("reason", pl.lit(name) + faults).alias("reason"))
@@ -224,11 +225,21 @@ def _rewritten(column: pl.Series, write: Callable[[str], str]) -> tuple[pl.Serie
 
 
 def _canonical(text: str) -> str:
-    written = canonical_json(json.loads(text, parse_constant=refuse_constant))
+    return _written(json.loads(text, parse_constant=refuse_constant))
+
+
+def _written(value: object) -> str:
+    written = canonical_json(value)
     written.encode()  # half a surrogate pair fails here, with a name, and not later in Polars
     return written
 
 
+def _params(text: str) -> str:
+    """Leave out parameters that are null: they are not set."""
+    params = json.loads(text, parse_constant=refuse_constant)
+    return _written({name: value for name, value in params.items() if value is not None})
+
+
 def _text_or_json(text: str) -> str:
     value = json.loads(text, parse_constant=refuse_constant)
-    return value if isinstance(value, str) else _canonical(text)
+    return value if isinstance(value, str) else _written(value)

@@ -18,7 +18,7 @@ import polars as pl
 import zstandard
 
 from anven_pipelines.domain.errors import UnreadableSource
-from anven_pipelines.domain.request_log import REJECTED_LINES, LineCount
+from anven_pipelines.domain.request_log import REJECTED_LINES
 from anven_pipelines.ingest.sources import reading
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 MAX_LINE_BYTES: Final = 32 * 2**20  # base64 images make lines of many megabytes; beyond this it is no log line
 RAW_KEPT_BYTES: Final = 64 * 2**10  # of an oversized line or a broken tail: enough to recognise it
-BATCH_BYTES: Final = 64 * 2**20     # a batch closes here even if it has lines left, so that memory stays bounded
+BATCH_BYTES: Final = 64 * 2**20  # a batch closes here even if it has lines left, so that memory stays bounded
 
 _READ_BYTES: Final = 2**20
-_INFLATE_BYTES: Final = 4 * 2**10   # zstd packs up to 64 MiB of zeros into this; a broken piece loses no more than it
+_INFLATE_BYTES: Final = 4 * 2**10  # zstd packs up to 64 MiB of zeros into this; a broken piece loses no more than it
 _BOM: Final = b"\xef\xbb\xbf"
 _FOREIGN: Final = {
     b"BZh": "bzip2",
@@ -53,17 +53,12 @@ class RawLine(NamedTuple):
 
 
 class RawBatch(NamedTuple):
-    """Lines to be parsed (source_file, source_line, raw), those already rejected, and the duplicates left out."""
+    """Lines to be parsed (source_file, source_line, raw), those already rejected, and how many were left out."""
 
     lines: pl.DataFrame
     rejected: pl.DataFrame
+    read: int
     duplicates: int
-
-    @property
-    def count(self) -> LineCount:
-        """The count, if every line were accepted."""
-        accepted, rejected = self.lines.height, self.rejected.height
-        return LineCount(accepted + rejected + self.duplicates, accepted, rejected, self.duplicates)
 
 
 class _Decompressor(Protocol):
@@ -110,7 +105,8 @@ def read_elements(file: LogFile, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
     Raises:
         UnreadableSource: the file cannot be opened or read, or holds no JSON array.
     """
-    chunks, torn = [], None
+    chunks: list[bytes] = []
+    torn = None
     try:
         chunks.extend(_content(file))  # what came before a tear stays in the list
     except _TornStreamError as error:
@@ -123,9 +119,9 @@ def read_elements(file: LogFile, *, max_line_bytes: int = MAX_LINE_BYTES) -> Ite
         raise UnreadableSource(message)
     for number, (element, fault) in enumerate(_elements(text, torn), start=1):
         raw = element.encode(errors="surrogateescape")
-        if not fault and len(raw) > max_line_bytes:
-            fault = _oversized(len(raw), max_line_bytes)
-        yield RawLine(file.name, number, raw[:RAW_KEPT_BYTES] if fault else raw, fault)
+        too_long = _oversized(len(raw), max_line_bytes) if len(raw) > max_line_bytes else None
+        reason = fault or too_long
+        yield RawLine(file.name, number, raw[:RAW_KEPT_BYTES] if reason else raw, reason)
 
 
 def in_batches(lines: Iterable[RawLine], *, batch_lines: int) -> Iterator[RawBatch]:
@@ -136,9 +132,10 @@ def in_batches(lines: Iterable[RawLine], *, batch_lines: int) -> Iterator[RawBat
     """
     seen: set[bytes] = set()
     kept: list[RawLine] = []
-    duplicates = size = 0
+    read = duplicates = size = 0
     for line in lines:  # a loop, because lines arrive one by one from a stream
         digest = b"" if line.fault else hashlib.blake2b(line.raw, digest_size=16).digest()
+        read += 1
         if digest in seen:
             duplicates += 1
         else:
@@ -146,21 +143,21 @@ def in_batches(lines: Iterable[RawLine], *, batch_lines: int) -> Iterator[RawBat
             size += len(line.raw)
         if digest:  # a faulty line's bytes were cut, so they say nothing about its likeness
             seen.add(digest)
-        if len(kept) + duplicates >= batch_lines or size >= BATCH_BYTES:
-            yield _batch(kept, duplicates)
-            kept, duplicates, size = [], 0, 0
-    if kept or duplicates:
-        yield _batch(kept, duplicates)
+        if read >= batch_lines or size >= BATCH_BYTES:
+            yield _batch(kept, read, duplicates)
+            kept, read, duplicates, size = [], 0, 0, 0
+    if read:
+        yield _batch(kept, read, duplicates)
 
 
-def _batch(lines: list[RawLine], duplicates: int) -> RawBatch:
+def _batch(lines: list[RawLine], read: int, duplicates: int) -> RawBatch:
     files, numbers, raws, faults = zip(*lines, strict=True) if lines else ((), (), (), ())
     frame = pl.DataFrame(
         {"source_file": files, "source_line": numbers, "raw": raws, "reason": faults},
         schema={"source_file": pl.String, "source_line": pl.Int64, "raw": pl.Binary, "reason": pl.String},
     )
     sound = pl.col("reason").is_null()
-    return RawBatch(frame.filter(sound).drop("reason"), REJECTED_LINES.conform(frame.filter(~sound)), duplicates)
+    return RawBatch(frame.filter(sound).drop("reason"), REJECTED_LINES.conform(frame.filter(~sound)), read, duplicates)
 
 
 @dataclass
@@ -226,7 +223,7 @@ def _content(file: LogFile) -> Iterator[bytes]:
 
 
 def _chunks(file: LogFile) -> Iterator[bytes]:
-    with reading(file.name):
+    with reading(file.name, file.url):
         system, path = fsspec.core.url_to_fs(file.url)
         with system.open(path, "rb") as stream:
             while chunk := stream.read(_READ_BYTES):
@@ -241,9 +238,9 @@ def _inflate(first: bytes, rest: Iterator[bytes], kind: str, make: Callable[[], 
             piece = chunk[start : start + _INFLATE_BYTES]
             while piece:
                 if member.eof:
-                    piece = piece.lstrip(b"\0")  # padding after a member
+                    if not (piece := piece.lstrip(b"\0")):  # padding after the last member
+                        break
                     member = make()
-                    continue
                 try:
                     yield member.decompress(piece)
                 except (zlib.error, zstandard.ZstdError) as error:
@@ -264,7 +261,8 @@ def _elements(text: str, torn: str | None) -> Iterator[tuple[str, str | None]]:
             end = decoder.raw_decode(text, at)[1]
             after = _skip_space(text, end)
             if text[after : after + 1] not in {",", "]"}:
-                raise json.JSONDecodeError("',' or ']' is needed", text, after)  # noqa: TRY301 - one way out
+                needed = "',' or ']' is needed"
+                raise json.JSONDecodeError(needed, text, after)
         except (ValueError, RecursionError) as error:
             why = torn or f"the JSON array breaks here ({error})"
             yield text[at:], f"{why}; {_cut(min(len(text) - at, RAW_KEPT_BYTES), len(text) - at)}"

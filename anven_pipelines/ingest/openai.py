@@ -10,7 +10,7 @@ like. Other fields, headers among them, are not kept, because they may hold cred
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _MACROS: Final = """
 CREATE OR REPLACE TEMP MACRO as_object(j) AS CASE
     WHEN json_type(j) = 'OBJECT' THEN j
-    WHEN json_type(j) = 'VARCHAR' AND json_valid(text_of(j)) AND json_type(text_of(j)) = 'OBJECT' THEN text_of(j)::JSON END;
+    WHEN json_type(j) = 'VARCHAR' AND json_valid(text_of(j)) AND json_type(text_of(j)) = 'OBJECT'
+        THEN text_of(j)::JSON END;
 CREATE OR REPLACE TEMP MACRO plain_text(j) AS CASE
     WHEN json_type(j) = 'VARCHAR' AND as_object(j) IS NULL THEN nullif(trim(text_of(j), E' \\t\\r\\n'), '') END;
 CREATE OR REPLACE TEMP MACRO as_json(t) AS CASE WHEN t IS NOT NULL THEN to_json(t) END;
@@ -102,14 +103,15 @@ WITH answered AS MATERIALIZED (
         ) AS failure,
         coalesce(nullif(response_body ->> 'model', ''), request_body ->> 'model') AS model_name,
         list_filter(json_extract(response_body, '$.output[*]'), lambda i: i ->> 'type' = 'message') AS said,
-        list_filter(json_extract(response_body, '$.output[*]'), lambda i: i ->> 'type' = 'function_call') AS called_tools
+        list_filter(json_extract(response_body, '$.output[*]'), lambda i: i ->> 'type' = 'function_call') AS used
     FROM answered
 )
 SELECT
     n,
     CASE
         WHEN api IS NULL AND called IS NOT NULL THEN 'endpoint ' || called || ' is not a text generation call'
-        WHEN request_body IS NULL THEN 'request is ' || coalesce(shown(request), 'missing') || '; the request body is needed'
+        WHEN request_body IS NULL
+            THEN 'request is ' || coalesce(shown(request), 'missing') || '; the request body is needed'
         WHEN api IS NULL THEN 'request holds neither messages nor prompt and names no endpoint; one is needed'
         WHEN stream_fault IS NOT NULL THEN 'response: ' || stream_fault
         WHEN api = 'completions' AND json_array_length(request_body -> 'prompt') > 1
@@ -127,7 +129,9 @@ SELECT
         request_id, id, custom_id, given(response_body -> 'id'),
         given(headers -> 'x-request-id'), given(response_headers -> 'x-request-id')
     ) AS request_id,
-    coalesce(ts, "timestamp", created_at, given(response_body -> 'created'), given(response_body -> 'created_at')) AS ts,
+    coalesce(
+        ts, "timestamp", created_at, given(response_body -> 'created'), given(response_body -> 'created_at')
+    ) AS ts,
     coalesce(application, given(request_body -> '$.metadata.application')) AS application,
     to_json(CASE api WHEN 'chat' THEN '/v1/chat/completions' ELSE '/v1/' || api END) AS endpoint,
     provider,
@@ -146,8 +150,9 @@ SELECT
                 WHEN 'ARRAY' THEN list_transform(json_extract(request_body, '$.input[*]'), lambda i: item_as_message(i))
                 ELSE [] END))
     END AS messages,
-    json_merge_patch(request_body, '{"messages": null, "prompt": null, "input": null, "instructions": null, "model": null,
-        "user": null, "safety_identifier": null, "metadata": null, "stream": null, "stream_options": null}') AS params,
+    json_merge_patch(request_body, '{"messages": null, "prompt": null, "input": null, "instructions": null,
+        "model": null, "user": null, "safety_identifier": null, "metadata": null, "stream": null,
+        "stream_options": null}') AS params,
     context,
     CASE api
         WHEN 'responses' THEN CASE WHEN len(said) > 0 THEN to_json(array_to_string(
@@ -159,7 +164,7 @@ SELECT
             ELSE coalesce(given(message -> 'content'), given(message -> 'refusal')) END
     END AS output,
     CASE
-        WHEN len(called_tools) > 0 THEN to_json(list_transform(called_tools,
+        WHEN len(used) > 0 THEN to_json(list_transform(used,
             lambda i: function_call(i -> 'call_id', i -> 'name', i -> 'arguments')))
         WHEN json_type(message -> 'function_call') = 'OBJECT'
             THEN json_array(json_object('type', 'function', 'function', message -> 'function_call'))
@@ -169,13 +174,16 @@ SELECT
         given(response_body -> '$.choices[0].finish_reason'), given(response_body -> '$.incomplete_details.reason'),
         CASE WHEN api = 'responses' THEN given(response_body -> 'status') END
     ) AS finish_reason,
-    to_json(CASE WHEN failure IS NOT NULL THEN 'error' WHEN response_body IS NULL THEN 'unanswered' ELSE 'ok' END) AS status,
+    to_json(CASE WHEN failure IS NOT NULL THEN 'error' WHEN response_body IS NULL THEN 'unanswered' ELSE 'ok' END)
+        AS status,
     CASE WHEN failure IS NOT NULL THEN to_json(concat_ws(': ',
         nullif(concat_ws(' ', CASE WHEN code >= 400 THEN 'HTTP ' || code END,
             coalesce(failure ->> 'code', failure ->> 'type')), ''),
-        coalesce(failure ->> 'message', CASE WHEN json_type(failure) = 'VARCHAR' THEN text_of(failure) END))) END AS error,
+        coalesce(failure ->> 'message', CASE WHEN json_type(failure) = 'VARCHAR' THEN text_of(failure) END)))
+    END AS error,
     ground_truth,
-    coalesce(given(response_body -> '$.usage.prompt_tokens'), given(response_body -> '$.usage.input_tokens')) AS input_tokens,
+    coalesce(given(response_body -> '$.usage.prompt_tokens'), given(response_body -> '$.usage.input_tokens'))
+        AS input_tokens,
     coalesce(given(response_body -> '$.usage.completion_tokens'), given(response_body -> '$.usage.output_tokens'))
         AS output_tokens,
     coalesce(given(response_body -> '$.usage.prompt_tokens_details.cached_tokens'),
@@ -212,15 +220,25 @@ def read_openai(connection: duckdb.DuckDBPyConnection, lines: pl.DataFrame) -> P
 
 def _assembled(streamed: pl.DataFrame) -> pl.DataFrame:
     """Assemble the streamed responses of a batch; chunks only make sense one after the other, hence a loop."""
-    bodies, faults = [], []
+    bodies: list[str | None] = []
+    faults: list[str | None] = []
     for text in streamed.get_column("response_text").to_list():
         try:
-            body, fault = json.dumps(assemble(text)), None
-            body.encode()
+            bodies.append(_written(assemble(text)))
+            faults.append(None)
         except BrokenStreamError as error:
-            body, fault = None, str(error)
-        bodies.append(body)
-        faults.append(fault)
+            bodies.append(None)
+            faults.append(str(error))
     return streamed.select(
         pl.col("n").cast(pl.Int64), pl.Series("body", bodies, pl.String), pl.Series("fault", faults, pl.String)
     )
+
+
+def _written(body: dict[str, Any]) -> str:
+    """Write a body as JSON; the two halves of a surrogate pair that chunks tore apart are joined again."""
+    try:
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except ValueError as error:
+        message = f"the stream's text or numbers cannot be stored ({error})"
+        raise BrokenStreamError(message) from error

@@ -99,7 +99,7 @@ def _json_fault(line: str) -> str | None:
     try:
         json.loads(line, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
-        return f"is not JSON: {error.msg} at column {error.colno}; one JSON object is needed"
+        return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}; one JSON object is needed"
     except ValueError as error:
         return f"is not JSON: {error}; one JSON object is needed"
     except RecursionError:

@@ -45,19 +45,23 @@ def list_files(patterns: Sequence[str], *, base: str) -> list[LogFile]:
     found: dict[str, LogFile] = {}
     for pattern in patterns:
         for file in _matches(pattern, base):
-            found.setdefault(file.url, file)
+            found.setdefault(posixpath.normpath(file.url), file)
     return sorted(found.values(), key=lambda file: (file.name, file.url))
 
 
 @contextmanager
-def reading(name: str) -> Iterator[None]:
-    """Turn whatever a file system raises into an UnreadableSource that names the file and how to mend it."""
+def reading(name: str, url: str) -> Iterator[None]:
+    """Turn whatever a file system raises into an UnreadableSource that names the file and how to mend it.
+
+    The URL may hold credentials and is never shown: the name takes its place.
+    """
     try:
         yield
     except UnreadableSource:
         raise
-    except Exception as error:  # noqa: BLE001 - each fsspec backend has its own error tree
-        message = f"{public_name(name)}: cannot be read ({type(error).__name__}: {error}); {_remedy(error)}"
+    except Exception as error:  # each fsspec backend has its own error tree
+        detail = str(error).replace(url, name)
+        message = f"{name}: cannot be read ({type(error).__name__}: {detail}); {_remedy(error)}"
         raise UnreadableSource(message) from error
 
 
@@ -75,7 +79,7 @@ def public_name(url: str) -> str:
 def _matches(pattern: str, base: str) -> list[LogFile]:
     absolute = "://" in pattern or posixpath.isabs(pattern)
     place = pattern if absolute else f"{base.rstrip('/')}/{pattern}"
-    with reading(pattern):
+    with reading(public_name(pattern), pattern):
         system, path = fsspec.core.url_to_fs(place)
         paths = _files(system, path)
         root = None if absolute else fsspec.core.url_to_fs(base)[1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
 from anven_pipelines.ingest.screen import refuse_constant
 
 _HEAD: Final = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
+_LINE_END: Final = re.compile(r"\r\n|\n|\r")  # not str.splitlines: U+2028 and others may stand raw in an answer
 _FINAL: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _CUT: Final = {"error": {"code": "stream_cut", "message": "the stream ends before the answer is finished"}}
 
@@ -28,7 +30,7 @@ def assemble(stream: str) -> dict[str, Any]:
     Raises:
         BrokenStreamError: an event is not a JSON object or not of a known shape.
     """
-    data = [line[5:].strip() for line in stream.splitlines() if line.startswith("data:")]
+    data = [line[5:].strip() for line in _LINE_END.split(stream) if line.startswith("data:")]
     events = [_event(number, text) for number, text in enumerate(data, start=1) if text and text != "[DONE]"]
     try:
         if any(str(event.get("type", "")).startswith("response.") for event in events):

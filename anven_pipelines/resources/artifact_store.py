@@ -129,7 +129,7 @@ class ArtifactStore(dg.ConfigurableResource[None]):
         """Store a small JSON document under a name, replacing an older one; return where it is.
 
         Args:
-            name: `/` makes folders, such as `verdict/support-answers`.
+            name: `/` makes folders, such as `verdict/support-answers`; a `.json` at its end may be left out.
             value: JSON without NaN; stored in its canonical form.
         """
         uri = _document_uri(name)
@@ -265,7 +265,7 @@ def _manifest_folder(asset: str, partition: str | None) -> str:
 
 
 def _document_uri(name: str) -> str:
-    return f"documents/{'/'.join(path_name(component) for component in name.split('/'))}.json"
+    return f"documents/{'/'.join(path_name(component) for component in name.removesuffix('.json').split('/'))}.json"
 
 
 def _schema_of(manifest: Manifest) -> pl.Schema:

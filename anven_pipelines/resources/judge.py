@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _OFFLINE: Final = {"RAGAS_DO_NOT_TRACK": "true", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 # Their messages quote the judge's answers and error bodies; what matters of them comes back as a reason.
-_CHATTY_LOGGERS: Final = ("instructor", "LiteLLM")
+_CHATTY_LOGGERS: Final = ("instructor", "LiteLLM", "openai")
 
 _REASONS: Final = {
     400: "refused the request",
@@ -161,7 +161,9 @@ def _metric(spec: JudgeSpec, client: AsyncOpenAI, *, parse_retries: int) -> tupl
     said: list[Any] = []
 
     async def complete(**request: Any) -> Any:  # noqa: ANN401 - LiteLLM's own request and response
-        return await litellm.acompletion(**request, client=client, drop_params=True)
+        # Without these two LiteLLM overrides the client's with its own 600 s and 2.
+        limits = {"timeout": client.timeout, "max_retries": client.max_retries}
+        return await litellm.acompletion(**request, **limits, client=client, drop_params=True)
 
     judge = llm_factory(
         f"openai/{spec.model}",  # the prefix picks LiteLLM's OpenAI-compatible route and is not sent

@@ -14,6 +14,7 @@ import os
 import random
 import re
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -111,7 +112,7 @@ def ask_endpoint(
     """Do what `LlmClient.answer` does, with environment, clock and sleep from the caller."""
     paced = pace or Pace()
     endpoint = _Endpoint(target, _key_of(target, environ), paced)
-    return AnswerBatch(
+    batch = AnswerBatch(
         requests=requests,
         ask=endpoint.ask,
         concurrency=target.concurrency,
@@ -119,7 +120,11 @@ def ask_endpoint(
         checkpoint=checkpoint,
         report=progress,
         clock=paced.clock,
-    ).run()
+    )
+    with warnings.catch_warnings():
+        # LiteLLM prepares a request in a thread; of one that is cancelled meanwhile a coroutine is left over.
+        warnings.filterwarnings("ignore", message="coroutine 'OpenAIChatCompletion.* was never awaited")
+        return batch.run()
 
 
 @cache

@@ -18,6 +18,8 @@ class ManifestIOManager(dg.ConfigurableIOManager):
 
     An input takes the shape of its annotation: `Manifest` for one partition, `dict[str, Manifest]` for the
     partitions of a dependency that exist. Without an annotation, several upstream partitions give a dict.
+
+    Dagster maps an asset check to all partitions of its asset; one that asks for a `Manifest` gets the run's.
     """
 
     artifacts: dg.ResourceDependency[ArtifactStore]
@@ -35,13 +37,16 @@ class ManifestIOManager(dg.ConfigurableIOManager):
         """Return the manifest, or one per existing partition, that the upstream asset points at.
 
         Raises:
-            MissingInput: a single manifest is needed and the upstream has none.
+            MissingInput: a single manifest is needed and the upstream has none, or the run names no partition.
         """
         asset = context.asset_key.to_user_string()
         if not context.has_asset_partitions:
             return self._load(asset, None)
         partitions = context.asset_partition_keys
-        if len(partitions) == 1 and not _wants_mapping(context):
+        wanted = context.dagster_type.typing_type
+        if wanted is Manifest and len(partitions) != 1:
+            return self._load(asset, _partition_of_run(asset, context))
+        if len(partitions) == 1 and not _is_mapping(wanted):
             return self._load(asset, partitions[0])
         found = {partition: self.artifacts.load_manifest(asset, partition) for partition in partitions}
         return {partition: manifest for partition, manifest in found.items() if manifest is not None}
@@ -72,7 +77,13 @@ def _by_partition(asset: str, partitions: typing.Sequence[str | None], obj: obje
     raise TypeError(message)
 
 
-def _wants_mapping(context: dg.InputContext) -> bool:
-    annotation = context.dagster_type.typing_type
+def _partition_of_run(asset: str, context: dg.InputContext) -> str:
+    if context.has_partition_key and context.partition_key in context.asset_partition_keys:
+        return context.partition_key
+    message = f"this step needs one partition of {asset} and the run names none; start it for a partition of {asset}"
+    raise MissingInput(message)
+
+
+def _is_mapping(annotation: object) -> bool:
     origin = typing.get_origin(annotation) or annotation
     return isinstance(origin, type) and issubclass(origin, Mapping)

@@ -18,11 +18,12 @@ import hashlib
 import importlib
 import math
 import os
+import sqlite3
 import tempfile
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -317,14 +318,23 @@ class MlflowTracking(dg.ConfigurableResource[None]):
 
 @functools.cache
 def _open_client(tracking_uri: str) -> MlflowClient:
-    """Open MLflow once per process; a new SQLite database is made first.
+    """Open MLflow, once per process."""
+    from mlflow import MlflowClient  # noqa: PLC0415 - 1 s, and only steps that track need it
+
+    if database := _sqlite_file(tracking_uri):
+        _prepare(database)
+    return MlflowClient(tracking_uri)
+
+
+def _prepare(database: Path) -> None:
+    """Make a new SQLite database, and refuse what is none: MLflow would try for 100 s to open it.
 
     A kill during MLflow's first migrations leaves a database that never opens again, and of several processes that
     migrate at once all but one fail. So one process at a time makes it aside and renames it into place.
     """
-    from mlflow import MlflowClient  # noqa: PLC0415 - 1 s, and only steps that track need it
+    from mlflow import MlflowClient  # noqa: PLC0415 - mlflow is loaded by now
 
-    if (database := _sqlite_file(tracking_uri)) and not database.exists():
+    if not database.exists():
         database.parent.mkdir(parents=True, exist_ok=True)
         with database.with_name(f"{database.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -334,7 +344,8 @@ def _open_client(tracking_uri: str) -> MlflowClient:
                     leftover.unlink()
                 MlflowClient(f"sqlite:///{fresh}")
                 fresh.replace(database)
-    return MlflowClient(tracking_uri)
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("SELECT count(*) FROM sqlite_master")
 
 
 def _experiment_id(client: MlflowClient, name: str, artifact_root: str | None) -> str:

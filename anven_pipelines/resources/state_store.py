@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION: Final = 1
 
-_BUSY_SECONDS: Final = 60  # longest wait for another writer; an append takes milliseconds
+_BUSY_SECONDS: Final = 30  # longest wait for another writer; an append takes milliseconds
 _CONNECT_SECONDS: Final = 10
 _APPEND_LOCK: Final = 0x616E76656E  # "anven": PostgreSQL advisory locks are named by number
 _ONLY_ROW: Final = 1
@@ -111,7 +111,7 @@ class StateStore(dg.ConfigurableResource[None]):
         try:
             engine = self._opened()
             if not self._ready:
-                self._create_tables(engine)
+                self._prepare(engine)
             with _begin(engine, writes=writes) as connection:
                 yield connection
         except sa.exc.DBAPIError as error:
@@ -121,20 +121,19 @@ class StateStore(dg.ConfigurableResource[None]):
             )
             raise UnavailableService(message) from error
 
-    def _create_tables(self, engine: sa.Engine) -> None:
-        """Create what is missing under the writers' lock, so that processes may start at the same time."""
-        with _begin(engine, writes=True) as connection:
-            _metadata.create_all(connection)
-            version = connection.scalar(sa.select(sa.func.max(_schema.c.version)))
-            if version is None:
-                connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
-                connection.execute(_chain_head.insert().values(id=_ONLY_ROW, seq=GENESIS.seq, hash=GENESIS.hash))
-            elif version > SCHEMA_VERSION:
-                message = (
-                    f"the state store {self._shown} has schema version {version}; this release knows up to "
-                    f"{SCHEMA_VERSION}: upgrade anven-pipelines"
-                )
-                raise InvalidInput(message)
+    def _prepare(self, engine: sa.Engine) -> None:
+        """Create the tables on first use, under the writers' lock: processes may start at the same time."""
+        with _begin(engine, writes=False) as connection:  # so that a reader never waits for a writer
+            version = _read_version(connection)
+        if version is None:
+            with _begin(engine, writes=True) as connection:
+                version = _read_version(connection) or _create_tables(connection)
+        if version > SCHEMA_VERSION:
+            message = (
+                f"the state store {self._shown} has schema version {version}; this release knows up to "
+                f"{SCHEMA_VERSION}: upgrade anven-pipelines"
+            )
+            raise InvalidInput(message)
         self._ready = True
 
     def _opened(self) -> sa.Engine:
@@ -218,6 +217,20 @@ def _begin(engine: sa.Engine, *, writes: bool) -> Iterator[sa.Connection]:
             if engine.dialect.name == "postgresql" and writes:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_APPEND_LOCK)))
             yield connection
+
+
+def _read_version(connection: sa.Connection) -> int | None:
+    if not sa.inspect(connection).has_table(_schema.name):
+        return None
+    return connection.scalar(sa.select(sa.func.max(_schema.c.version)))
+
+
+def _create_tables(connection: sa.Connection) -> int:
+    """Create everything in the caller's transaction, so that others see all of it or nothing."""
+    _metadata.create_all(connection)
+    connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
+    connection.execute(_chain_head.insert().values(id=_ONLY_ROW, seq=GENESIS.seq, hash=GENESIS.hash))
+    return SCHEMA_VERSION
 
 
 def _read_head(connection: sa.Connection) -> Head | None:

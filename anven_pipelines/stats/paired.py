@@ -27,8 +27,8 @@ _SMALLEST_RATIO, _LARGEST_RATIO = 1e-9, 1e9
 class NonInferiority:
     """Result of the test whether the target keeps (1 - margin) of the legacy mean.
 
-    `statistic` is the standardised distance from the margin on the side where the estimate lies: positive above the
-    margin, negative below. `p_noninferior` and `p_inferior` are one-sided; both are 1 where nothing was learnt.
+    `statistic` is the standardised distance from the margin, positive above it and negative below; 0 where the
+    imagined pair outweighs the distance. `p_noninferior` and `p_inferior` are one-sided; both exceed one half there.
     """
 
     p_noninferior: float
@@ -169,13 +169,11 @@ def noninferiority(
     _check_test(margin, level)
     pairs = pair_up(target, legacy, clusters)
     evidence = _evidence(pairs, 1 - margin)
-    above = pairs.target.sum() >= (1 - margin) * pairs.legacy.sum()
-    statistic = float(evidence.noninferior.score if above else -evidence.inferior.score)
     p_noninferior, p_inferior = _p_values(pairs, 1 - margin)
     return NonInferiority(
         p_noninferior=p_noninferior,
         p_inferior=p_inferior,
-        statistic=statistic if math.isfinite(statistic) else 0.0,
+        statistic=max(float(evidence.noninferior.score), 0.0) - max(float(evidence.inferior.score), 0.0),
         method=_method(pairs),
         n_pairs=pairs.n_pairs,
         n_clusters=pairs.n_clusters,
@@ -247,8 +245,9 @@ def _evidence(pairs: Pairs, ratio: float) -> MarginEvidence:
 
 def _p_values(pairs: Pairs, ratio: float) -> tuple[float, float]:
     evidence = _evidence(pairs, ratio)
-    reference = stats.norm() if pairs.counts else stats.t(pairs.n_clusters - 1)
-    return float(reference.sf(evidence.noninferior.score)), float(reference.sf(evidence.inferior.score))
+    scores = np.array([evidence.noninferior.score, evidence.inferior.score])
+    p_noninferior, p_inferior = stats.norm.sf(scores) if pairs.counts else stats.t.sf(scores, pairs.n_clusters - 1)
+    return float(p_noninferior), float(p_inferior)
 
 
 def _method(pairs: Pairs) -> str:

@@ -83,9 +83,12 @@ def pair_up(target: FloatArray, legacy: FloatArray, clusters: Labels | None) -> 
     if sizes.size < MIN_CLUSTERS:
         message = f"{target.size} pairs in {sizes.size} clusters; {MIN_CLUSTERS} clusters are needed: measure more"
         raise TooFewPairs(message)
-    sums = (np.bincount(labels, weights=target), np.bincount(labels, weights=legacy))
-    alone = sizes.size == target.size
-    return Pairs(*sums, sizes, counts=_counts(target, legacy) if alone else None)
+    return Pairs(
+        target=np.bincount(labels, weights=target).astype(np.float64),
+        legacy=np.bincount(labels, weights=legacy).astype(np.float64),
+        sizes=sizes,
+        counts=_counts(target, legacy) if sizes.size == target.size else None,
+    )
 
 
 def _scores(name: str, scores: FloatArray) -> FloatArray:

@@ -94,7 +94,7 @@ def calls_of(day: date, rng: random.Random) -> list[dict[str, Any]]:
 def conversation(start: datetime, rng: random.Random) -> Iterator[dict[str, Any]]:
     """Invent one conversation of one to three turns; each call carries the turns before it."""
     conversation_id = f"c-{rng.getrandbits(40):010x}"
-    user_hash = hashlib.sha256(rng.choice(NAMES).encode()).hexdigest()[:16]
+    user_hash = f"sha256:{hashlib.sha256(rng.choice(NAMES).encode()).hexdigest()[:16]}"
     application, cases = cases_of(start.date(), rng)
     messages: list[dict[str, str]] = [{"role": "system", "content": SYSTEM}]
     for turn, case in enumerate(cases):
@@ -220,7 +220,13 @@ def spoil(call: dict[str, Any], rng: random.Random) -> None:
 
 def with_damage(lines: list[bytes], rng: random.Random) -> list[bytes]:
     """Add what real logs hold too: exact duplicates, a torn line, a line of another kind, bytes that are not text."""
-    damage = [*rng.sample(lines, 4), lines[0][:200], b'["not", "an", "object"]', b'{"request_id": "\xff\xfe"}']
+    number = rng.randrange(1_000)
+    damage = [
+        *rng.sample(lines, 4),
+        lines[0][:200],
+        b'["not", "an", "object", %d]' % number,
+        b'{"request_id": "\xff\xfe%d"}' % number,
+    ]
     for line in damage:
         lines.insert(rng.randrange(1, len(lines)), line)
     return lines
@@ -232,6 +238,7 @@ def recorded_answer(call: dict[str, Any], reader: Reader) -> dict[str, Any]:
     return {
         "request_id": call["request_id"],
         "model": reader.name,
+        "messages": call["messages"],
         "output": reader.reply(call["application"], question, call["context"][0]),
         "finish_reason": "stop",
         "status": "ok",

@@ -34,7 +34,7 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse every connection that leaves the machine."""
     connect = socket.socket.connect
 
-    def guarded(self: socket.socket, address: Any) -> None:  # noqa: ANN401 - a family's own address
+    def guarded(self: socket.socket, address: Any) -> None:
         if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOOPBACK:
             message = f"a test tried to reach {address}"
             raise AssertionError(message)
@@ -49,7 +49,7 @@ def server() -> Iterator[ScriptedJudge]:
         yield judge
 
 
-def grader_at(url: str, **changes: Any) -> RagasGrader:  # noqa: ANN401 - fields of the spec
+def grader_at(url: str, **changes: Any) -> RagasGrader:
     return RagasGrader(kind="ragas", judge=JudgeSpec.model_validate({"model": "judge", "url": url, **changes}))
 
 
@@ -99,7 +99,14 @@ def test_an_item_that_needs_no_judge_costs_no_call(server: ScriptedJudge, item: 
 )
 def test_a_judge_that_fails_measures_nothing(reply: Reply, reason: str) -> None:
     with ScriptedJudge(always=reply) as server:
-        assert Judge(call_retries=0).judge(grader_at(server.url), [ITEM]) == [Grade(None, reason)]
+        assert Judge(call_retries=0, parse_retries=0).judge(grader_at(server.url), [ITEM]) == [Grade(None, reason)]
+        assert len(server.requests) == 1
+
+
+def test_a_failure_that_stays_is_tried_three_times() -> None:
+    with ScriptedJudge(always=Reply(status=503, headers={"Retry-After": "0.01"})) as server:
+        assert Judge().judge(grader_at(server.url), [ITEM]) == [Grade(None, "the judge failed (HTTP 503)")]
+        assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize(

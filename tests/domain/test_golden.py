@@ -23,13 +23,15 @@ PROMPT = canonical_json([{"role": "user", "content": "How much is 6 x 7?"}])
 
 
 def migration(*, applications: list[str] | None = None, **golden: Any) -> Migration:
-    return Migration.model_validate({
-        "workload": "support",
-        "legacy": {"model": "gpt-4o", "logs": "logs/*.jsonl", "applications": applications},
-        "target": {"engine": "recorded", "model": "ANVEN-3b-instruct", "answers": "answers.jsonl"},
-        "grading": [{"kind": "number"}],
-        "golden": {"size": "all", **golden},
-    })
+    return Migration.model_validate(
+        {
+            "workload": "support",
+            "legacy": {"model": "gpt-4o", "logs": "logs/*.jsonl", "applications": applications},
+            "target": {"engine": "recorded", "model": "ANVEN-3b-instruct", "answers": "answers.jsonl"},
+            "grading": [{"kind": "number"}],
+            "golden": {"size": "all", **golden},
+        }
+    )
 
 
 def call(number: int, **changes: Any) -> dict[str, Any]:
@@ -57,8 +59,20 @@ def frozen(calls: list[dict[str, Any]], spec: Migration | None = None, *, needed
 
 
 def test_a_qualifying_call_becomes_a_golden_row_with_all_that_was_logged() -> None:
-    measured = {"latency_ms": 900.0, "ttft_ms": 80.0, "input_tokens": 12, "output_tokens": 3, "cached_tokens": 4, "cost_usd": 0.01}
-    stated = {"ground_truth": "42", "finish_reason": "stop", "endpoint": "/v1/chat/completions", "tags": '{"task":"arithmetic"}'}
+    measured = {
+        "latency_ms": 900.0,
+        "ttft_ms": 80.0,
+        "input_tokens": 12,
+        "output_tokens": 3,
+        "cached_tokens": 4,
+        "cost_usd": 0.01,
+    }
+    stated = {
+        "ground_truth": "42",
+        "finish_reason": "stop",
+        "endpoint": "/v1/chat/completions",
+        "tags": '{"task":"arithmetic"}',
+    }
     row = frozen([call(1, params='{"seed":1}', context='["a"]', **measured, **stated)]).rows.row(0, named=True)
     assert row == {
         "id": "r0001",
@@ -164,10 +178,16 @@ def test_a_failed_attempt_under_the_same_id_does_not_make_the_answer_ambiguous()
         ({"input_tokens": 1_999}, "medium"),
         ({"input_tokens": 2_000}, "long"),
         ({"messages": [{"role": "user", "content": "é" * 1_999}]}, "short"),
-        ({"messages": [{"role": "system", "content": "é" * 1_000}, {"role": "user", "content": "é" * 1_000}]}, "medium"),
+        (
+            {"messages": [{"role": "system", "content": "é" * 1_000}, {"role": "user", "content": "é" * 1_000}]},
+            "medium",
+        ),
         ({"messages": [{"role": "user", "content": "é" * 8_000}]}, "long"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "é" * 2_000}]}]}, "medium"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x" * 9_000}}]}]}, "short"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x" * 9_000}}]}]},
+            "short",
+        ),
         ({"messages": [{"role": "assistant", "content": None}, {"role": "user", "content": "go on"}]}, "short"),
     ],
 )
@@ -201,7 +221,12 @@ def test_a_size_beyond_the_log_is_refused_with_both_numbers() -> None:
 
 
 def test_no_qualifying_call_is_refused_with_what_was_found() -> None:
-    calls = [call(1, model="gpt-4"), call(2, model="gpt-4"), call(3, status="error"), call(4, provider=None, model="o1")]
+    calls = [
+        call(1, model="gpt-4"),
+        call(2, model="gpt-4"),
+        call(3, status="error"),
+        call(4, provider=None, model="o1"),
+    ]
     with pytest.raises(EmptyGolden) as caught:
         frozen(calls)
     message = str(caught.value)
@@ -253,17 +278,19 @@ def test_facts_account_for_every_stratum() -> None:
 
 # Small alphabets make duplicates, conversations across strata and ambiguous ids likely.
 logged_calls = st.lists(
-    st.fixed_dictionaries({
-        "request_id": st.sampled_from([None, *(f"r{n}" for n in range(40))]),
-        "application": st.sampled_from(["a", "b", "c", None]),
-        "model": st.sampled_from(["gpt-4o"] * 8 + ["gpt-4", None]),
-        "status": st.sampled_from(["ok"] * 8 + ["error", "unanswered", None]),
-        "conversation_id": st.sampled_from([None, None, "k1", "k2", "k3", ""]),
-        "output": st.sampled_from(["1"] * 12 + ["2", "", None]),
-        "messages": st.sampled_from([PROMPT] * 12 + [None]),
-        "tags": st.sampled_from([None, '{"task":"x"}', '{"task":"y"}']),
-        "latency_ms": st.sampled_from([None, 1.0, 2.0]),
-    }),
+    st.fixed_dictionaries(
+        {
+            "request_id": st.sampled_from([None, *(f"r{n}" for n in range(40))]),
+            "application": st.sampled_from(["a", "b", "c", None]),
+            "model": st.sampled_from(["gpt-4o"] * 8 + ["gpt-4", None]),
+            "status": st.sampled_from(["ok"] * 8 + ["error", "unanswered", None]),
+            "conversation_id": st.sampled_from([None, None, "k1", "k2", "k3", ""]),
+            "output": st.sampled_from(["1"] * 12 + ["2", "", None]),
+            "messages": st.sampled_from([PROMPT] * 12 + [None]),
+            "tags": st.sampled_from([None, '{"task":"x"}', '{"task":"y"}']),
+            "latency_ms": st.sampled_from([None, 1.0, 2.0]),
+        }
+    ),
     min_size=1,
     max_size=60,
 )
@@ -336,7 +363,7 @@ def test_the_sealed_share_is_reached_and_overshot_by_less_than_a_conversation_a_
     ]
     result = frozen(calls, migration(strata=by, holdout=holdout, seed=seed))
     target = math.ceil(round(holdout * len(calls), 9))
-    longest = int(result.rows.group_by("cluster").len()["len"].max())  # type: ignore[arg-type] - a count
+    longest = max(result.rows.group_by("cluster").len()["len"].to_list())
     assert target <= result.facts["sealed"] <= target + len(result.facts["strata"]) * (longest - 1)
     assert result.facts["sealed"] + result.facts["open"] == len(calls)
 

@@ -31,12 +31,14 @@ def only_row(*calls: dict[str, Any]) -> dict[str, Any]:
 
 
 def migration(model: str = "gpt-4o", applications: list[str] | None = None) -> Migration:
-    return Migration.model_validate({
-        "workload": "support",
-        "legacy": {"model": model, "logs": "*.jsonl", "applications": applications},
-        "target": {"engine": "recorded", "model": "ANVEN-3b-instruct", "answers": "a.jsonl"},
-        "grading": [{"kind": "number"}],
-    })
+    return Migration.model_validate(
+        {
+            "workload": "support",
+            "legacy": {"model": model, "logs": "*.jsonl", "applications": applications},
+            "target": {"engine": "recorded", "model": "ANVEN-3b-instruct", "answers": "a.jsonl"},
+            "grading": [{"kind": "number"}],
+        }
+    )
 
 
 def test_a_measured_workload_is_summed_up() -> None:
@@ -155,12 +157,14 @@ def test_an_empty_log_has_an_empty_inventory() -> None:
     assert inventory.schema == INVENTORY.schema
 
 
-place = st.fixed_dictionaries({
-    "application": st.sampled_from(["a", "b", None]),
-    "model": st.sampled_from(["m", "n"]),
-    "status": st.sampled_from(["ok", "error", "unanswered"]),
-    "input_tokens": st.none() | st.integers(0, 1_000),
-})
+place = st.fixed_dictionaries(
+    {
+        "application": st.sampled_from(["a", "b", None]),
+        "model": st.sampled_from(["m", "n"]),
+        "status": st.sampled_from(["ok", "error", "unanswered"]),
+        "input_tokens": st.none() | st.integers(0, 1_000),
+    }
+)
 
 
 @settings(max_examples=25, deadline=None)

@@ -14,7 +14,9 @@ from anven_pipelines.domain.prompts import AdaptedPrompt, apply, carry_over, ver
 
 text = st.text(max_size=20)
 part = st.fixed_dictionaries({"type": st.just("text"), "text": text})
-message = st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant"]), "content": text | st.lists(part)})
+message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant"]), "content": text | st.lists(part)}
+)
 
 
 @given(st.lists(message))
@@ -65,4 +67,4 @@ def test_a_prompt_that_is_not_what_it_says_is_refused(change: dict[str, Any], me
 
 def test_a_prompt_cannot_be_edited() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        carry_over().strategy = "other"  # type: ignore[misc] - the point of the test
+        carry_over().strategy = "other"  # type: ignore[misc]  # the point of the test

@@ -160,7 +160,7 @@ class ArtifactCases:
 
     def test_a_document_comes_back_and_is_replaced_whole(self, artifacts: ArtifactStore) -> None:
         artifacts.write_json("verdict/support answers", {"verdict": "INCONCLUSIVE", "needed": 1208})
-        where = artifacts.write_json("verdict/support answers", {"b": [1, None], "a": "ü"})
+        where = artifacts.write_json("verdict/support answers.json", {"b": [1, None], "a": "ü"})
 
         assert artifacts.read_json("verdict/support answers") == {"a": "ü", "b": [1, None]}
         assert where.endswith("documents/verdict/support%20answers.json")

@@ -30,7 +30,7 @@ class TestSqlite(StateCases):
                 for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
             }
 
-        assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 60_000}
+        assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
 
     def test_readers_do_not_wait_for_a_writer(self, state: StateStore) -> None:
         append(state, "1")

@@ -1,0 +1,125 @@
+"""The verdict: GO on proof of all, one open gate after the other, and the same bytes each time."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anven_pipelines.domain.sign_off import Criterion, Verdict, combine, decide
+from tests.builders import a_migration, paired_scores, scores_of
+
+if TYPE_CHECKING:
+    from anven_pipelines.spec import Migration
+
+DIGESTS = {"golden_dataset": "a" * 64, "scores": "b" * 64}
+CHEAPER = {"status": "met", "reason": "pays back at once"}
+
+
+def good_scores(items: int = 1000) -> pl.DataFrame:
+    ttft = np.random.default_rng(1).gamma(4, 25, items)
+    return paired_scores(both=items - 100, lost=10, gained=10, neither=80).with_columns(
+        legacy_ttft_ms=pl.Series(ttft), target_ttft_ms=pl.Series(ttft + 5.0)
+    )
+
+
+def everything_gates() -> Migration:
+    return a_migration(sign_off={"quality_margin": 0.03, "waive": ["safety"]})
+
+
+def verdict_on(scores: pl.DataFrame, migration: Migration | None = None, cost: dict[str, Any] | None = None) -> Verdict:
+    return decide(scores, cost or CHEAPER, migration or everything_gates(), digests=DIGESTS)
+
+
+def test_all_good_is_go() -> None:
+    verdict = verdict_on(good_scores())
+    assert verdict.verdict == "GO"
+    assert {each.name: each.status for each in verdict.criteria} == {
+        "quality": "met",
+        "missingness": "met",
+        "segments": "met",
+        "ttft": "met",
+        "cost": "met",
+        "safety": "unmeasured",
+    }
+    assert verdict.waived == ["safety"]
+    assert "safety: unmeasured (waived by the migration file)" in "\n".join(verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("scores", "cost", "waive", "outcome", "reason"),
+    [
+        (good_scores(), CHEAPER, [], "INCONCLUSIVE", "safety: unmeasured: no safety suite"),
+        (good_scores().with_columns(target_ttft_ms=pl.col("legacy_ttft_ms") + 900), CHEAPER, ["safety"], "NO-GO", "ttft: not met"),
+        (good_scores().with_columns(target_ttft_ms=pl.lit(None)), CHEAPER, ["safety"], "INCONCLUSIVE", "ttft: unmeasured: time to first token was measured in both arms for 0 of 1000"),
+        (good_scores(), {"status": "unmeasured", "reason": "no tokens"}, ["safety"], "INCONCLUSIVE", "cost: unmeasured: no tokens"),
+        (good_scores(), {"status": "not met", "reason": "dearer"}, ["safety"], "NO-GO", "cost: not met: dearer"),
+        (good_scores(), {"status": "undecided", "reason": "wide"}, ["safety"], "INCONCLUSIVE", "cost: undecided"),
+        (good_scores(150), CHEAPER, ["safety", "ttft"], "INCONCLUSIVE", "quality: undecided: neither side is proven"),
+        (good_scores()[:2], CHEAPER, ["safety", "ttft"], "INCONCLUSIVE", "quality: unmeasured: only 2 of 2"),
+        (good_scores()[:0], CHEAPER, ["safety", "ttft"], "INCONCLUSIVE", "quality: unmeasured: only 0 of 0"),
+        (paired_scores(both=700, lost=200, gained=10), CHEAPER, ["safety", "ttft"], "NO-GO", "quality: not met: worse than the margin is proven"),
+    ],
+)  # fmt: skip
+def test_one_open_gate_is_no_go_or_inconclusive(
+    scores: pl.DataFrame, cost: dict[str, str], waive: list[str], outcome: str, reason: str
+) -> None:
+    migration = a_migration(sign_off={"quality_margin": 0.03, "waive": waive})
+    verdict = verdict_on(scores, migration, cost)
+    assert verdict.verdict == outcome
+    assert any(each.startswith(reason) for each in verdict.reasons), verdict.reasons
+
+
+def test_a_difference_in_missingness_blocks_a_winner() -> None:
+    legacy: list[float | None] = [0.0] * 500 + [1.0] * 500
+    target: list[float | None] = [1.0] * 980 + [None] * 20
+    migration = a_migration()
+    assert verdict_on(scores_of(legacy, [1.0] * 1000), migration).verdict == "GO"
+    blocked = verdict_on(scores_of(legacy, target), migration)
+    assert blocked.quality.outcome == "not worse"
+    assert blocked.verdict == "INCONCLUSIVE"
+    assert any("the arms differ in what was measured" in reason for reason in blocked.reasons)
+
+
+def test_a_harmed_segment_blocks_unless_it_is_waived_by_name() -> None:
+    bad = paired_scores(both=100, lost=60, gained=0).with_columns(
+        application=pl.lit("billing"), item_id="bad-" + pl.col("item_id"), cluster="bad-" + pl.col("item_id")
+    )
+    scores = pl.concat([paired_scores(both=1500, lost=0, gained=200), bad])
+    verdict = verdict_on(scores, a_migration())
+    assert verdict.quality.outcome == "not worse"
+    assert verdict.verdict == "NO-GO"
+    assert any("application=billing" in reason for reason in verdict.reasons)
+    waived = a_migration(sign_off={"quality_margin": 0.03, "waive": ["segments", "ttft", "cost", "safety"]})
+    assert verdict_on(scores, waived).verdict == "GO"
+
+
+def test_open_items_never_reach_the_verdict() -> None:
+    sealed = paired_scores(both=900, lost=5, gained=5)
+    opened = paired_scores(both=0, lost=900, gained=0).with_columns(split=pl.lit("open"), item_id="open-" + pl.col("item_id"))
+    assert verdict_on(pl.concat([sealed, opened]), a_migration()).to_json() == verdict_on(sealed, a_migration()).to_json()
+
+
+def test_the_same_inputs_give_the_same_bytes_in_any_row_order() -> None:
+    scores = good_scores()
+    first = verdict_on(scores).to_json()
+    assert verdict_on(scores.sample(fraction=1, shuffle=True, seed=3)).to_json() == first
+    assert Verdict.model_validate_json(first).to_json() == first
+    assert list(json.loads(first)) == sorted(json.loads(first))
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["met", "not met", "undecided", "unmeasured"]), max_size=6), st.data())
+def test_unknown_never_gives_go_and_proven_harm_always_gives_no_go(statuses: list[Any], data: st.DataObject) -> None:
+    criteria = [
+        Criterion(name=str(at), status=status, waived=data.draw(st.booleans()), reason="") for at, status in enumerate(statuses)
+    ]
+    gating = [each.status for each in criteria if not each.waived]
+    outcome = combine(criteria)
+    assert (outcome == "NO-GO") == ("not met" in gating)
+    assert (outcome == "GO") == (bool(gating) and set(gating) == {"met"})
