@@ -13,7 +13,6 @@ from anven_pipelines.resources.state_store import StateStore
 nightly_regression_job = dg.define_asset_job(
     "nightly_regression",
     selection=dg.AssetSelection.assets("production_regression"),
-    partitions_def=workloads,
     description="Asks what serves production for the golden set and compares with the scores frozen at sign-off.",
 )
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from anven_pipelines.stats.cluster_t import guarded_t_bound
 from anven_pipelines.stats.paired import difference_interval
 from anven_pipelines.stats.quantiles import paired_quantile_difference
 from anven_pipelines.stats.sample_size import pairs_for_margin
@@ -120,9 +121,9 @@ def exact_rows(n: int) -> Iterator[Row]:
 
 def _z_moments(tables: tuple[IntArray, IntArray, IntArray], n: int, margin: float) -> tuple[FloatArray, FloatArray]:
     both, gained, lost = tables
-    mean = (margin * both + gained - (1 - margin) * lost) / n
+    mean = np.asarray((margin * both + gained - (1 - margin) * lost) / n, dtype=np.float64)
     squares = (margin**2 * both + gained + (1 - margin) ** 2 * lost) / n
-    return np.asarray(mean, dtype=np.float64), np.asarray(squares, dtype=np.float64)
+    return mean, np.asarray(squares, dtype=np.float64)
 
 
 def rare_loss_rows() -> Iterator[Row]:
@@ -151,7 +152,7 @@ def simulated_row(n: int, samples: int, rng: np.random.Generator) -> Row:
 
 
 def _rare(margin: float, shape: tuple[int, int], rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-    return 1.0 - (rng.random(shape) < margin), np.ones(shape)
+    return np.where(rng.random(shape) < margin, 0.0, 1.0), np.ones(shape)
 
 
 def _rare_graded(margin: float, shape: tuple[int, int], rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
@@ -200,7 +201,7 @@ def cluster_sizes(kind: str, shape: tuple[int, int], rng: np.random.Generator) -
         return np.full(shape, 5)
     if kind == "geometric":
         return np.asarray(rng.geometric(1 / 3, size=shape), dtype=np.int64)
-    return np.minimum(1 + np.floor(rng.pareto(1.2, size=shape)), 60).astype(np.int64)
+    return np.asarray(np.minimum(1 + np.floor(rng.pareto(1.2, size=shape)), 60), dtype=np.int64)
 
 
 def draw_clusters(
@@ -272,21 +273,22 @@ def _cluster_coverage(groups: int, samples: int, rng: np.random.Generator) -> Ro
         del margin
         tables, sizes = draw_clusters(cells, kind, correlation, (samples, groups), rng)
         sums, truth = (tables[..., 1] - tables[..., 2]).astype(np.float64), cells.gained - cells.lost
-        typical = (sizes**2).sum(-1) / sizes.sum(-1)
-        guarded = [_t_bounds(np.c_[sums, sign * typical], np.c_[sizes, typical], groups, sign=sign) for sign in (-1, 1)]
+        counts = sizes.astype(np.float64)
+        guarded = [guarded_t_bound(sums, counts, tail=0.025, side=side) for side in (-1, 1)]
         covered.append(float(((guarded[0] <= truth) & (truth <= guarded[1])).mean()))
-        bare = [_t_bounds(sums, sizes.astype(np.float64), groups, sign=sign) for sign in (-1, 1)]
+        bare = [plain_t_bound(sums, counts, side=side) for side in (-1, 1)]
         plain.append(float(((bare[0] <= truth) & (truth <= bare[1])).mean()))
     named = {"worst coverage": min(covered), "mean coverage": float(np.mean(covered)), "plain worst": min(plain)}
     return Row("cluster t interval", f"{groups} clusters, level 0.95", named, 3 * math.sqrt(0.95 * 0.05 / samples))
 
 
-def _t_bounds(sums: FloatArray, sizes: FloatArray, groups: int, *, sign: int) -> FloatArray:
+def plain_t_bound(sums: FloatArray, sizes: FloatArray, *, side: int) -> FloatArray:
+    """Bound one side as the textbook does, without an imagined cluster."""
+    groups = sums.shape[-1]
     mean = sums.sum(-1) / sizes.sum(-1)
-    count = sums.shape[-1]
     squares = ((sums - mean[:, None] * sizes) ** 2).sum(-1)
-    error = np.sqrt(count / (count - 1) * squares) / sizes.sum(-1)
-    return np.asarray(mean + sign * stats.t.isf(0.025, groups - 1) * error)
+    error = np.sqrt(groups / (groups - 1) * squares) / sizes.sum(-1)
+    return np.asarray(mean + side * stats.t.isf(0.025, groups - 1) * error)
 
 
 def quantile_row(n: int, samples: int, rng: np.random.Generator) -> Row:

@@ -19,7 +19,7 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
     """Write the files of the README's own migration, each named in the line before its block."""
-    for name, content in re.findall(r"^`([\w.]+)`: .*\n\n```\w+\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
+    for name, content in re.findall(r"^`([\w.]+)`: [^\n]*\n\n```\w+\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
         (tmp_path / name).write_text(content, encoding="utf-8")
     return tmp_path
 

@@ -11,17 +11,16 @@ The contract is reported apart from the score: an answer can be right and still 
 
 from __future__ import annotations
 
-import json
 import math
-import unicodedata
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, assert_never
+from typing import TYPE_CHECKING, Final, NamedTuple, assert_never
 
 import polars as pl
 import regex  # type: ignore[import-untyped] # in place of re for its timeout
 
 from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.comparison import Comparison, is_equal
 from anven_pipelines.domain.json_answer import fenced_blocks, find_field, missing_fields, strict_object
-from anven_pipelines.domain.number_answer import is_close, number_of, only_number
+from anven_pipelines.domain.number_answer import only_number
 from anven_pipelines.spec import (
     Contract,
     ExactGrader,
@@ -44,10 +43,6 @@ GRADER_VERSION: Final = "1"
 # Patterns come from migration files, and a nested quantifier can take longer than the universe on 30 characters.
 PATTERN_SECONDS: Final = 1.0
 
-# Only marks that end or enclose a sentence: not -, %, # or /, and no leading point, so that -5 is not 5, C# not C.
-_LEADING: Final = " \"'`*_([{<«‹“”„‘’¿¡"  # noqa: RUF001 - typographic quotes are meant
-_TRAILING: Final = " \"'`*_)]}>»›“”‘’.,;:!?…。"  # noqa: RUF001 - typographic quotes are meant
-
 GRADES: Final = pl.Schema({"item_id": pl.String, "score": pl.Float64, "reason": pl.String, "grades": pl.String})
 CONTRACT_CHECKS: Final = pl.Schema({"item_id": pl.String, "kept": pl.Boolean, "reason": pl.String})
 
@@ -60,6 +55,13 @@ class Grade(NamedTuple):
 
     score: float | None
     reason: str | None
+
+
+_OUTCOMES: Final[Mapping[bool | None, Grade]] = {
+    True: Grade(1.0, None),
+    False: Grade(0.0, "differs from the ground truth"),
+    None: Grade(0.0, "no number in the answer"),
+}
 
 
 class ContractCheck(NamedTuple):
@@ -107,7 +109,7 @@ def grade(grader: DeterministicGrader, *, output: str | None, ground_truth: str 
         return Grade(None, f"the pattern took longer than {PATTERN_SECONDS:g} s")
     except regex.error as error:
         return Grade(None, f"the pattern cannot be used: {error}")
-    return _compared(found, ground_truth or "", comparison) if reason is None else Grade(0.0, reason)
+    return Grade(0.0, reason) if reason else _OUTCOMES[is_equal(found, ground_truth or "", comparison)]
 
 
 def grade_rows(
@@ -172,16 +174,6 @@ def check_contract_rows(contract: Contract, answers: pl.DataFrame) -> pl.DataFra
     return pl.DataFrame(rows, schema=CONTRACT_CHECKS, orient="row")
 
 
-def normalised(text: str) -> str:
-    """Reduce a text to what counts in a comparison: Unicode NFKC, no case, single spaces, no edge punctuation.
-
-    A text of nothing but punctuation stays, so that `?` does not equal `!`.
-    """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    spaced = " ".join(folded.split())
-    return spaced.lstrip(_LEADING).rstrip(_TRAILING) or spaced
-
-
 def _body(text: str, *, bare: bool) -> tuple[str, str | None]:
     """Return the part of an answer that must be the JSON object, or the reason why no part can be."""
     if text.startswith("{"):
@@ -191,29 +183,26 @@ def _body(text: str, *, bare: bool) -> tuple[str, str | None]:
     if bare:
         return "", "a code fence or prose around the JSON object"
     blocks = fenced_blocks(text)
-    if len(blocks) != 1:
-        return "", f"{len(blocks)} code fences around the JSON object, one is needed where it is not bare"
+    if not blocks:
+        return "", "prose around the JSON object and no code fence"
+    if len(blocks) > 1:
+        return "", f"{len(blocks)} code fences, one is needed"
     return blocks[0], None
 
 
-class _Comparison(NamedTuple):
-    how: Literal["exact", "text", "number"]
-    tolerance: float
-
-
-def _comparison(grader: DeterministicGrader) -> _Comparison:
+def _comparison(grader: DeterministicGrader) -> Comparison:
     match grader:
         case JsonFieldGrader() | RegexGrader():
-            return _Comparison(grader.compare, grader.tolerance)
+            return Comparison(grader.compare, grader.tolerance)
         case NumberGrader():
-            return _Comparison("number", grader.tolerance)
+            return Comparison("number", grader.tolerance)
         case ExactGrader() | TextGrader():
-            return _Comparison(grader.kind, 0.0)
+            return Comparison(grader.kind, 0.0)
         case _:
             assert_never(grader)
 
 
-def _gap(ground_truth: str | None, comparison: _Comparison) -> str | None:
+def _gap(ground_truth: str | None, comparison: Comparison) -> str | None:
     """Say why nothing can be compared with the ground truth; None where something can."""
     if ground_truth is None or not ground_truth.strip():
         return "no ground truth"
@@ -231,38 +220,6 @@ def _found(grader: DeterministicGrader, output: str) -> tuple[object, str | None
             return _captured(grader.pattern, output)
         case _:
             return output, None
-
-
-def _compared(found: object, ground_truth: str, comparison: _Comparison) -> Grade:
-    """Compare a text or a JSON value with the ground truth."""
-    if comparison.how == "number":
-        value, needed = number_of(found), only_number(ground_truth)
-        if value is None or needed is None:
-            return Grade(0.0, "no number in the answer")
-        equal = is_close(value, needed, comparison.tolerance)
-    else:
-        form = normalised if comparison.how == "text" else str
-        equal = form(_as_text(found)) == form(_same_layout(ground_truth, found))
-    return Grade(1.0, None) if equal else Grade(0.0, "differs from the ground truth")
-
-
-def _as_text(value: object) -> str:
-    """Write a JSON value as text: a string as it is, anything else as canonical JSON."""
-    return (
-        value
-        if isinstance(value, str)
-        else json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    )
-
-
-def _same_layout(ground_truth: str, found: object) -> str:
-    """Write the ground truth of a list or object as canonical JSON, so that layout and key order do not count."""
-    if not isinstance(found, dict | list):
-        return ground_truth
-    try:
-        return _as_text(json.loads(ground_truth))
-    except (ValueError, RecursionError):
-        return ground_truth
 
 
 def _captured(pattern: str, output: str) -> tuple[str, str | None]:

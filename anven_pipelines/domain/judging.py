@@ -73,8 +73,8 @@ def contexts_of(input_context: str | None) -> tuple[str, ...]:
     """
     if input_context is None:
         return ()
-    parsed = _parsed(input_context)
-    passages = parsed if isinstance(parsed, list) else [input_context if parsed is None else parsed]
+    parsed = _parsed(input_context, otherwise=input_context)
+    passages = parsed if isinstance(parsed, list) else [parsed]
     return tuple(text for text in map(_passage, passages) if text.strip())
 
 
@@ -99,9 +99,9 @@ def _text_of(content: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _parsed(text: str | None) -> Any:  # noqa: ANN401 - JSON is any of its types
-    """Read JSON; None for what is not JSON."""
+def _parsed(text: str | None, *, otherwise: object = None) -> Any:  # noqa: ANN401 - JSON is any of its types
+    """Read JSON; `otherwise` stands for what is not JSON."""
     try:
         return json.loads(text) if text is not None else None
     except (ValueError, RecursionError):
-        return None
+        return otherwise

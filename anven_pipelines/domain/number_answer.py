@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from fractions import Fraction
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # A number as exact as it was written costs memory in proportion to its digits: 1e999999999 would need a gigabyte.
 MAX_DIGITS: Final = 400
@@ -40,13 +44,14 @@ _LATEX_FRACTION: Final = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _LATEX_POWER: Final = re.compile(r"\s*\\(?:times|cdot)\s*")
 _NUMBER: Final = re.compile(
     r"""
+    (?=[-+$€£¥₹.\d])                                          # fails fast elsewhere
     (?P<sign>(?<![\w)\]}%])[-+])?                             # after an operand, a minus subtracts
-    (?:[$€£¥₹]\s?(?P<inner_sign>[-+])?)?                       # $5 and $-5
+    (?:[$€£¥₹]\ ?(?P<inner_sign>[-+])?)?                       # $5 and $-5
     (?:(?<!\w)|(?<=USD)|(?<=EUR)|(?<=GBP)|(?<=Rs))(?<!\d\.)   # the first digit of its run, and not after a letter
     (?>                                                       # no giving back: 1.234.567 must not become 1.23
         (?:(?P<whole>\d+)\ )?(?<!\d/)(?P<over>\d+)/(?P<under>\d+)(?![\d/.]*\d)
       | (?P<digits>(?:\d{1,3}(?:[,'\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)
-        (?:[eE](?P<exponent>[-+]?\d+)(?!\w)|\s?[x×*·]\s?10\s?\^\s?[{(]?(?P<power>[-+]?\d+))?
+        (?:[eE](?P<exponent>[-+]?\d+)(?!\w)|\ ?[x×*·]\ ?10\ ?\^\ ?[{(]?(?P<power>[-+]?\d+))?
     )
     (?!\.\d)
     """,  # noqa: RUF001 - the multiplication sign is meant
@@ -57,10 +62,15 @@ _SEPARATORS: Final = str.maketrans("", "", ",'\N{NARROW NO-BREAK SPACE}")
 
 def numbers_in(text: str) -> list[Fraction | None]:
     """Return every number of the text, exactly, in their order; None for one beyond `MAX_DIGITS` digits."""
-    plain = text.translate(_TYPOGRAPHY)
-    if "\\" in plain or "{" in plain:
-        plain = _without_latex(plain)
-    return [_value(match) for match in _NUMBER.finditer(plain)]
+    return [_value(match) for match in _matches(text)]
+
+
+def last_number(text: str) -> Fraction | None:
+    """Return the last number of the text; None where there is none, or it is beyond `MAX_DIGITS` digits."""
+    for line in reversed(text.splitlines()):  # no number spans lines, and the last one mostly stands in the last
+        if matches := deque(_matches(line), maxlen=1):
+            return _value(matches[0])
+    return None
 
 
 def number_of(value: object) -> Fraction | None:
@@ -76,8 +86,7 @@ def number_of(value: object) -> Fraction | None:
         case float():
             return Fraction(repr(value)) if math.isfinite(value) else None
         case str():
-            found = numbers_in(value)
-            return found[-1] if found else None
+            return last_number(value)
         case _:
             return None
 
@@ -91,6 +100,11 @@ def only_number(text: str) -> Fraction | None:
 def is_close(found: Fraction, needed: Fraction, tolerance: float) -> bool:
     """Tell whether two numbers differ by the tolerance at most, without binary rounding: 0.11 is 0.01 from 0.10."""
     return abs(found - needed) <= Fraction(repr(tolerance))
+
+
+def _matches(text: str) -> Iterator[re.Match[str]]:
+    plain = text.translate(_TYPOGRAPHY)
+    return _NUMBER.finditer(_without_latex(plain) if "\\" in plain or "{" in plain else plain)
 
 
 def _without_latex(text: str) -> str:
@@ -109,5 +123,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
             return None
         size = int(match["whole"] or 0) + Fraction(int(match["over"]), int(match["under"]))
     else:
-        size = Fraction(match["digits"].translate(_SEPARATORS)) * Fraction(10) ** int(exponent)
+        size = Fraction(match["digits"].translate(_SEPARATORS))
+        if exponent != "0":
+            size *= Fraction(10) ** int(exponent)
     return -size if "-" in (match["sign"], match["inner_sign"]) else size

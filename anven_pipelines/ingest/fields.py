@@ -8,7 +8,6 @@ then checked here once. The first fault of a line is its reason.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import duckdb
@@ -16,7 +15,7 @@ import polars as pl
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.request_log import JSON_COLUMNS, REJECTED_LINES, REQUEST_LOG, pseudonym
-from anven_pipelines.ingest.screen import refuse_constant
+from anven_pipelines.ingest.screen import STRICT_JSON
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,7 +224,7 @@ def _rewritten(column: pl.Series, write: Callable[[str], str]) -> tuple[pl.Serie
 
 
 def _canonical(text: str) -> str:
-    return _written(json.loads(text, parse_constant=refuse_constant))
+    return _written(STRICT_JSON.decode(text))
 
 
 def _written(value: object) -> str:
@@ -236,10 +235,10 @@ def _written(value: object) -> str:
 
 def _params(text: str) -> str:
     """Leave out parameters that are null: they are not set."""
-    params = json.loads(text, parse_constant=refuse_constant)
+    params = STRICT_JSON.decode(text)
     return _written({name: value for name, value in params.items() if value is not None})
 
 
 def _text_or_json(text: str) -> str:
-    value = json.loads(text, parse_constant=refuse_constant)
+    value = STRICT_JSON.decode(text)
     return value if isinstance(value, str) else _written(value)

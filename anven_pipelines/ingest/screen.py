@@ -16,6 +16,15 @@ from anven_pipelines.domain.request_log import REJECTED_LINES
 if TYPE_CHECKING:
     import duckdb
 
+
+def _refuse_constant(literal: str) -> float:
+    """Refuse NaN and the infinities."""
+    message = f"holds the literal {literal}, which JSON does not have"
+    raise ValueError(message)
+
+
+STRICT_JSON: Final = json.JSONDecoder(parse_constant=_refuse_constant)  # json.loads makes a decoder per call
+
 # What DuckDB accepts beyond the standard. It may also stand within a string, so a hit is only a suspicion.
 _SUSPECT: Final = r"(?i)[:,\[]\s*[-+]?(?:nan|inf)|,\s*[}\]]"
 
@@ -61,16 +70,6 @@ def screen(connection: duckdb.DuckDBPyConnection, lines: pl.DataFrame) -> Screen
     )
 
 
-def refuse_constant(literal: str) -> float:
-    """Refuse NaN and the infinities, as `parse_constant` of `json.loads`.
-
-    Raises:
-        ValueError: always.
-    """
-    message = f"holds the literal {literal}, which JSON does not have"
-    raise ValueError(message)
-
-
 def _decode(lines: pl.DataFrame) -> pl.DataFrame:
     """Add `line`, the text of `raw`, and `fault` where the bytes are not text."""
     nul = pl.col("raw").bin.contains(b"\0")
@@ -97,7 +96,7 @@ def _text(raw: bytes) -> tuple[str | None, str | None]:
 def _json_fault(line: str) -> str | None:
     """Say why a line is not strict JSON; None if it is."""
     try:
-        json.loads(line, parse_constant=refuse_constant)
+        STRICT_JSON.decode(line)
     except json.JSONDecodeError as error:
         return f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}; one JSON object is needed"
     except ValueError as error:

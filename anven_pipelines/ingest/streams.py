@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Final
 
-from anven_pipelines.ingest.screen import refuse_constant
+from anven_pipelines.ingest.screen import STRICT_JSON
 
 _HEAD: Final = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 _LINE_END: Final = re.compile(r"\r\n|\n|\r")  # not str.splitlines: U+2028 and others may stand raw in an answer
@@ -43,7 +42,7 @@ def assemble(stream: str) -> dict[str, Any]:
 
 def _event(number: int, text: str) -> dict[str, Any]:
     try:
-        event = json.loads(text, parse_constant=refuse_constant)
+        event = STRICT_JSON.decode(text)
     except (ValueError, RecursionError) as error:
         message = f"the stream's event {number} is not JSON; one JSON object per event is needed"
         raise BrokenStreamError(message) from error

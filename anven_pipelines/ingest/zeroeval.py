@@ -51,7 +51,7 @@ _SELECT: Final = r"""
         to_json(list_transform(json_extract(chat_history, '$[*]'),
             lambda text, i: {'role': CASE WHEN i % 2 = 1 THEN 'user' ELSE 'assistant' END, 'content': text}
         )) AS messages,
-        json_merge_patch(configs, '{"engine": null}') AS params,
+        CASE WHEN configs IS NOT NULL THEN json_merge_patch(configs, '{"engine": null}') END AS params,
         NULL::JSON AS context,
         CASE json_type(output) WHEN 'ARRAY' THEN CASE WHEN json_type(output, '$[0]') <> 'NULL' THEN output -> '$[0]' END
             ELSE output END AS output,

@@ -95,6 +95,7 @@ class AnswerBatch:
     _suspects: list[dict[str, Any]] = field(default_factory=list)
     _streak: list[Failure] = field(default_factory=list)
     _part_is_full: asyncio.Event = field(default_factory=asyncio.Event)
+    _all_asked: bool = False
     _done: int = 0
     _failed: int = 0
     _tokens: int = 0
@@ -136,9 +137,15 @@ class AnswerBatch:
         interrupts.cancel(asyncio.current_task())
         queue = iter(pending)  # shared: each request goes to the worker that asks for it
         limit = SUSPICIOUS if self._done else min(SUSPICIOUS, len(pending))
-        workers = (self._work(queue, limit) for _ in range(min(self.concurrency, len(pending))))
-        ends: list[asyncio.Future[Any]] = [asyncio.gather(*workers), asyncio.create_task(self._keep_parts())]
-        await next(asyncio.as_completed(ends))  # the keeper ends by an error only; asyncio.run cancels who is left
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_parts())
+                workers = range(min(self.concurrency, len(pending)))
+                await asyncio.wait([group.create_task(self._work(queue, limit)) for _ in workers])
+                self._all_asked = True
+                self._part_is_full.set()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the first ended the batch; others can only say the same
 
     async def _work(self, queue: Iterator[CompletionRequest], limit: int) -> None:
         for request in queue:
@@ -192,15 +199,24 @@ class AnswerBatch:
 
     async def _keep_parts(self) -> None:
         """Append to the checkpoint, and report, whenever a part is full or a second has passed."""
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._part_is_full.wait(), PART_SECONDS)  # real time, whatever the clock is
+        while not self._all_asked:
+            with suppress(TimeoutError):  # not wait_for: in Python 3.11 it can swallow the cancellation
+                async with asyncio.timeout(PART_SECONDS):  # real time, whatever the clock is
+                    await self._part_is_full.wait()
             self._part_is_full.clear()
-            if part := self._rows[:]:
-                await asyncio.to_thread(self.checkpoint.append, _frame(part))  # a slow store must not delay a TTFT
-                del self._rows[: len(part)]
+            await self._keep_part()
             if (now := self.clock()) - self._reported >= PROGRESS_SECONDS:
                 self._tell(now=now)
+
+    async def _keep_part(self) -> None:
+        """Append what has come in, in a thread: a slow store must not delay a first token."""
+        part, self._rows = self._rows, []
+        try:
+            if part:
+                await asyncio.to_thread(self.checkpoint.append, _frame(part))
+        except BaseException:  # interrupted: whether it is durable is not known, and keeping it twice does no harm
+            self._rows = part + self._rows
+            raise
 
     def _tell(self, *, now: float) -> None:
         self._reported = now

@@ -80,7 +80,7 @@ def _by_partition(asset: str, partitions: typing.Sequence[str | None], obj: obje
 def _partition_of_run(asset: str, context: dg.InputContext) -> str:
     if context.has_partition_key and context.partition_key in context.asset_partition_keys:
         return context.partition_key
-    message = f"this step needs one partition of {asset} and the run names none; start it for a partition of {asset}"
+    message = f"this step needs one partition of {asset} and the run names none; run it together with {asset}, for one"
     raise MissingInput(message)
 
 

@@ -53,6 +53,7 @@ HEALTHY_S: Final = 1.0
 # A request to log a batch may hold 1 MB; escaped, a parameter takes at most 37 kB and a metric 0.5 kB.
 PARAMS_PER_REQUEST: Final = 25
 METRICS_PER_REQUEST: Final = 1000
+MAX_REASON_CHARS: Final = 300
 
 
 @dataclass(frozen=True)
@@ -440,6 +441,6 @@ def _fingerprint(text: bytes) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return an error's first line, short enough for a warning."""
+    """Return an error's first line; of a long one the beginning and the end, where nested errors name their cause."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{line[:297]}..." if len(line) > 300 else line  # noqa: PLR2004 - the length of the line above
+    return line if len(line) <= MAX_REASON_CHARS else f"{line[:100]} ... {line[-190:]}"

@@ -222,7 +222,8 @@ def _begin(engine: sa.Engine, *, writes: bool) -> Iterator[sa.Connection]:
 def _read_version(connection: sa.Connection) -> int | None:
     if not sa.inspect(connection).has_table(_schema.name):
         return None
-    return connection.scalar(sa.select(sa.func.max(_schema.c.version)))
+    version: int | None = connection.scalar(sa.select(sa.func.max(_schema.c.version)))
+    return version
 
 
 def _create_tables(connection: sa.Connection) -> int:

@@ -12,7 +12,6 @@ from anven_pipelines.resources.migrations import Migrations
 request_log_job = dg.define_asset_job(
     "request_log_job",
     selection=dg.AssetSelection.assets("request_log", "rejected_lines"),
-    partitions_def=log_days,
     description="Reads the log files of one day.",
 )
 

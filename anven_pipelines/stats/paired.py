@@ -10,6 +10,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.stats.cluster_t import guarded_t_bound
 from anven_pipelines.stats.interval import Interval
 from anven_pipelines.stats.pairs import FloatArray, Labels, Pairs, pair_up
 from anven_pipelines.stats.score import MarginEvidence, evidence_of_counts, evidence_of_sums
@@ -93,7 +94,11 @@ def difference_interval(
         bounds = _tango_lower(gained, lost, pairs.n_pairs, z=z), -_tango_lower(lost, gained, pairs.n_pairs, z=z)
         method = "Tango score interval of paired proportions"
     else:
-        bounds = _t_bound(pairs, tail=tail, sign=-1), _t_bound(pairs, tail=tail, sign=1)
+        sums = pairs.target - pairs.legacy
+        bounds = (
+            float(guarded_t_bound(sums, pairs.sizes, tail=tail, side=-1)),
+            float(guarded_t_bound(sums, pairs.sizes, tail=tail, side=1)),
+        )
         of = "" if pairs.alone else f" over {pairs.n_clusters} clusters"
         method = f"paired t interval{of}, one imagined pair beyond each bound"
     # Rounding alone may put a bound a hair on the wrong side of the estimate.
@@ -283,17 +288,6 @@ def _tango_lower(gained: int, lost: int, n: int, *, z: float) -> float:
     # At the estimate itself the variance may vanish and feign a root.
     high = (gained - lost) / n - 1e-9
     return float(optimize.brentq(excess, -1.0, high, xtol=1e-14)) if high > -1 and excess(-1.0) > 0 else -1.0
-
-
-def _t_bound(pairs: Pairs, *, tail: float, sign: int) -> float:
-    """One bound of the cluster-robust t interval, with an imagined cluster that differs by `sign` throughout."""
-    typical = float((pairs.sizes**2).sum() / pairs.sizes.sum())
-    sums, sizes = np.append(pairs.target - pairs.legacy, sign * typical), np.append(pairs.sizes, typical)
-    mean = sums.sum() / sizes.sum()
-    squares = float(np.sum((sums - mean * sizes) ** 2))
-    error = math.sqrt(sums.size / (sums.size - 1) * squares) / sizes.sum()
-    bound = mean + sign * stats.t.isf(tail, pairs.n_clusters - 1) * error
-    return float(np.clip(bound, -1, 1))
 
 
 def _tail(level: float) -> float:

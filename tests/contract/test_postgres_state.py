@@ -22,9 +22,9 @@ pytestmark = pytest.mark.postgres
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.URL]:
-    import pgserver  # noqa: PLC0415 - no wheel for Python 3.13, where these tests are left out
+    from pgserver.postgres_server import get_server  # noqa: PLC0415 - no wheel for Python 3.13, where these tests are left out
 
-    with pgserver.get_server(tmp_path_factory.mktemp("pg")) as running:
+    with get_server(tmp_path_factory.mktemp("pg")) as running:
         yield sa.make_url(running.get_uri())
 
 

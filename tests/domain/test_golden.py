@@ -157,6 +157,14 @@ def test_calls_that_say_the_same_under_one_id_collapse_to_the_earliest() -> None
     assert result.exclusions == {"identical duplicate": 2}
 
 
+@pytest.mark.parametrize("ts", [START, None])
+def test_which_of_two_equal_calls_stays_does_not_depend_on_their_order(ts: datetime | None) -> None:
+    logged = [
+        call(1, ts=ts, latency_ms=latency, source_line=line) for line, latency in enumerate((5.0, 9.0, None, 7.0))
+    ]
+    assert len({digest_of_rows(frozen(logged[turn:] + logged[:turn]).rows) for turn in range(len(logged))}) == 1
+
+
 @pytest.mark.parametrize("change", [{"output": "41"}, {"ground_truth": "41"}, {"params": "{}"}, {"context": "[]"}])
 def test_calls_that_contradict_each_other_under_one_id_are_all_left_out(change: dict[str, Any]) -> None:
     result = frozen([call(1), call(1), call(1, **change), call(2)])

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anven_pipelines.domain import grading
+from anven_pipelines.domain.comparison import normalised
 from anven_pipelines.domain.grading import (
     Grade,
     check_contract,
@@ -21,11 +22,10 @@ from anven_pipelines.domain.grading import (
     grade,
     grade_rows,
     grader_name,
-    normalised,
 )
 from anven_pipelines.domain.json_answer import find_field
 from anven_pipelines.domain.judging import JudgeItem, contexts_of, judge_items, judged_frame, question_of
-from anven_pipelines.domain.number_answer import numbers_in, only_number
+from anven_pipelines.domain.number_answer import last_number, numbers_in, only_number
 from anven_pipelines.spec import (
     Contract,
     ExactGrader,
@@ -137,7 +137,7 @@ def test_the_measurements_fault_is_not_gradable(
 
 def test_a_catastrophic_pattern_is_not_gradable_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grading, "PATTERN_SECONDS", 0.05)
-    pattern = RegexGrader(kind="regex", pattern=r"(a+)+$")
+    pattern = RegexGrader(kind="regex", pattern=r"(a|aa)+$")
     started = time.monotonic()
     assert grade(pattern, output="a" * 60 + "b", ground_truth="a") == Grade(None, "the pattern took longer than 0.05 s")
     assert time.monotonic() - started < 5
@@ -165,6 +165,7 @@ def test_a_catastrophic_pattern_is_not_gradable_and_ends(monkeypatch: pytest.Mon
 )
 def test_numbers_are_read_as_models_write_them(text: str, numbers: list[Fraction | int | None]) -> None:
     assert numbers_in(text) == numbers
+    assert last_number(text) == (numbers[-1] if numbers else None)
 
 
 @given(
@@ -173,6 +174,12 @@ def test_numbers_are_read_as_models_write_them(text: str, numbers: list[Fraction
 )
 def test_a_number_survives_thousands_separators_and_prose(number: Any, noise: str) -> None:
     assert only_number(noise.format(f"{number:,}")) == Fraction(str(number))
+
+
+@given(st.text(alphabet="0123456789.,/-+eE$ x^{}\\\n", max_size=40))
+def test_the_last_number_is_the_last_of_all(text: str) -> None:
+    found = numbers_in(text)
+    assert last_number(text) == (found[-1] if found else None)
 
 
 @pytest.mark.parametrize(("output", "score"), [("0.11", 1.0), ("0.09", 1.0), ("0.1101", 0.0)])
@@ -250,7 +257,7 @@ def test_every_grade_is_a_score_or_a_reason(
 
 
 @pytest.mark.parametrize(
-    "text", ["{" * 100_000, '{"a":' * 50_000, '"answer": ' * 20_000, "9" * 200_000, "\\" * 100_000]
+    "text", ["{" * 100_000, '{"a":' * 50_000, '"answer": ' * 20_000, "9" * 200_000, "1 1/" * 50_000, "\\" * 100_000]
 )
 @pytest.mark.parametrize("grader", [NUMBER_FIELD, NUMBER, TEXT], ids=lambda grader: grader.kind)
 def test_hostile_text_ends_soon(grader: grading.DeterministicGrader, text: str) -> None:
@@ -280,10 +287,10 @@ def test_a_kept_contract(output: str) -> None:
         (None, "the answer is empty"),
         ("Paris", "no JSON object"),
         ('["answer"]', "no JSON object"),
-        ('So {"answer": 1}', "0 code fences around the JSON object, one is needed where it is not bare"),
+        ('So {"answer": 1}', "prose around the JSON object and no code fence"),
         (
             'a\n```\n{"answer": 1}\n```\n```\n{"answer": 1}\n```',
-            "2 code fences around the JSON object, one is needed where it is not bare",
+            "2 code fences, one is needed",
         ),
         ('{"answer": 1} and more', "not valid JSON: Extra data"),
         ('{"answer": "a\nb"}', "not valid JSON: Invalid control character at"),
@@ -412,16 +419,17 @@ def test_no_rows_give_no_rows() -> None:
     assert check_contract_rows(Contract(), answers()).schema == grading.CONTRACT_CHECKS
 
 
-def test_twenty_thousand_rows_take_seconds() -> None:
+@pytest.mark.parametrize("grader", [NUMBER_FIELD, NUMBER, TEXT], ids=lambda grader: grader.kind)
+def test_twenty_thousand_rows_take_seconds(grader: Grader) -> None:
     text = json.dumps({"reasoning": "16 - 3 - 4 = 9 eggs at $2 each. " * 15, "answer": "18"}, indent=4)
     item_ids = [f"item-{index}" for index in range(20_000)]
     frame = pl.DataFrame({"item_id": item_ids}).with_columns(
         status=pl.lit("answered"), reason=pl.lit(None, pl.String), output=pl.lit(f"```json\n{text}\n```")
     )
-    started = time.monotonic()
-    found = grade_rows([NUMBER_FIELD], frame, golden(*item_ids), judged={})
-    assert time.monotonic() - started < 10
-    assert found["score"].sum() == 20_000
+    started = time.process_time()  # of the process, so that a busy machine does not fail it
+    found = grade_rows([grader], frame, golden(*item_ids), judged={})
+    assert time.process_time() - started < 10
+    assert found["score"].null_count() == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import fsspec
 import polars as pl
 import pytest
 
-from anven_pipelines.domain.request_log import LineCount, log_day
+from anven_pipelines.domain.request_log import REJECTED_LINES, REQUEST_LOG, LineCount, log_day
 from anven_pipelines.ingest.readers import LogBatch, read_logs
 from anven_pipelines.ingest.sources import LogFile
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def read() -> Callable[..., LogBatch]:
     """Read bytes, or several named files, as one source; give back one batch with everything in it."""
 
-    def read_all(content: bytes | dict[str, bytes], log_format: Any = "canonical", **options: Any) -> LogBatch:  # noqa: ANN401 - a Literal, and what read_logs takes
+    def read_all(content: bytes | dict[str, bytes], log_format: Any = "canonical", **options: Any) -> LogBatch:
         folder = f"memory://{uuid.uuid4()}"
         named = content if isinstance(content, dict) else {"log.jsonl": content}
         system = fsspec.filesystem("memory")
@@ -31,7 +31,7 @@ def read() -> Callable[..., LogBatch]:
         batches = list(read_logs(files, log_format=log_format, **options))
         system.rm(folder, recursive=True)
         if not batches:
-            return LogBatch(pl.DataFrame(), pl.DataFrame(), LineCount())
+            return LogBatch(REQUEST_LOG.empty(), REJECTED_LINES.empty(), LineCount())
         rows, rejected, counts = zip(*batches, strict=True)
         return LogBatch(pl.concat(rows), pl.concat(rejected), sum(counts, LineCount()))
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
 from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, MissingInput
-from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
-from anven_pipelines.resources.artifact_store import ArtifactStore, LabelledFrame
+from anven_pipelines.resources.artifact_store import LabelledFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from anven_pipelines.domain.manifest import Manifest
+    from anven_pipelines.resources.artifact_store import ArtifactStore
 
 CALLS = Table(
     "calls",
@@ -25,7 +31,23 @@ CALLS = Table(
         Column("raw", pl.Binary, "Its bytes as logged."),
     ),
 )
-ODD_NAMES = ("", ".", "..", "../up", "a/b", "a|b", "100%", "%41", "ü mlaut", "*?[x]", "~", "~all", "current", "x" * 300, "x" * 301)
+ODD_NAMES = (
+    "",
+    ".",
+    "..",
+    "../up",
+    "a/b",
+    "a|b",
+    "100%",
+    "%41",
+    "ü mlaut",
+    "*?[x]",
+    "~",
+    "~all",
+    "current",
+    "x" * 300,
+    "x" * 301,
+)
 
 
 def calls(*ids: str) -> pl.DataFrame:
@@ -88,12 +110,12 @@ class ArtifactCases:
     def test_frames_are_taken_one_at_a_time(self, artifacts: ArtifactStore) -> None:
         stored: list[int] = []
 
-        def frames() -> object:
+        def frames() -> Iterator[pl.DataFrame]:
             for name in ("a", "b", "c"):
                 stored.append(len(artifacts._folder.names("parts/calls")))
                 yield calls(name)
 
-        artifacts.publish(CALLS, frames())  # type: ignore[arg-type] - a generator of frames
+        artifacts.publish(CALLS, frames())
         assert stored == [0, 1, 2]
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -111,16 +133,20 @@ class ArtifactCases:
         ],
         ids=["missing", "empty", "cut", "one bit"],
     )
-    def test_a_damaged_part_is_never_read(self, artifacts: ArtifactStore, damaged: object, found: str) -> None:
+    def test_a_damaged_part_is_never_read(
+        self, artifacts: ArtifactStore, damaged: Callable[[bytes], bytes | None], found: str
+    ) -> None:
         manifest = artifacts.publish(CALLS, [calls("a"), calls("b")])
         part = manifest.parts[1]
         data = artifacts._folder.read(part.uri)
-        self.damage(artifacts, part.uri, damaged(data))  # type: ignore[operator] - a parametrised function
+        assert data is not None
+        self.damage(artifacts, part.uri, damaged(data))
 
-        for attempt in (lambda: artifacts.read(manifest), lambda: artifacts.query("SELECT 1 FROM t", t=manifest)):
-            with pytest.raises(CorruptArtifact) as caught:
-                attempt()
-            text = str(caught.value)
+        with pytest.raises(CorruptArtifact) as when_read:
+            artifacts.read(manifest)
+        with pytest.raises(CorruptArtifact) as when_queried:
+            artifacts.query("SELECT 1 FROM t", t=manifest)
+        for text in (str(when_read.value), str(when_queried.value)):
             assert part.sha256 in text
             assert artifacts.location(part.uri) in text
             assert found in text
@@ -148,10 +174,12 @@ class ArtifactCases:
         ("sql", "parameters"),
         [("SELECT id FROM t WHERE id = ?", ["b"]), ("SELECT id FROM t WHERE id = $wanted", {"wanted": "b"})],
     )
-    def test_sql_takes_parameters(self, artifacts: ArtifactStore, sql: str, parameters: object) -> None:
+    def test_sql_takes_parameters(
+        self, artifacts: ArtifactStore, sql: str, parameters: Sequence[str] | Mapping[str, str]
+    ) -> None:
         manifest = artifacts.publish(CALLS, [calls("a", "b")])
 
-        assert artifacts.query(sql, parameters, t=manifest)["id"].to_list() == ["b"]  # type: ignore[arg-type] - parametrised
+        assert artifacts.query(sql, parameters, t=manifest)["id"].to_list() == ["b"]
 
     def test_sql_keeps_the_types(self, artifacts: ArtifactStore) -> None:
         manifest = artifacts.publish(CALLS, [calls("a", "b")])

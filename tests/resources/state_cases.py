@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta, timezone
-from multiprocessing import get_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import sqlalchemy as sa
 
 from anven_pipelines.domain.errors import InvalidInput, TamperedLog
 from anven_pipelines.resources.state_store import StateStore, _chain_head, _events, _schema
 
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from anven_pipelines.domain.events import Event
+
+# Each process appends thirty events of its own, and the same three as the others.
+# Forks after the one import, so that they start in the same millisecond.
+THREE_PROCESSES = """
+import os, sys
+from anven_pipelines.resources.state_store import StateStore
+from tests.resources.state_cases import append
+
+def work(name):
+    state = StateStore(url=sys.argv[1])
+    for stream, key in [(name, str(n)) for n in range(30)] + [("shared", str(n)) for n in range(3)]:
+        append(state, key, stream=stream)
+
+children = []
+for name in "abc":
+    if not (child := os.fork()):
+        work(name)
+        os._exit(0)
+    children.append(child)
+sys.exit(max(os.waitpid(child, 0)[1] for child in children) != 0)
+"""
+
 NOON = datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=UTC)
 
 
-def append(state: StateStore, key: str, **changes: Any) -> Any:  # noqa: ANN401 - whatever the test gets wrong
-    event = {"stream": "rollout/support", "kind": "advanced", "key": key, "payload": {"share": 0.05}, "now": NOON}
-    return state.append(**(event | changes))  # type: ignore[arg-type] - as above
+def append(state: StateStore, key: str, **changes: Any) -> Event:
+    event: dict[str, Any] = {
+        "stream": "rollout/support",
+        "kind": "advanced",
+        "key": key,
+        "payload": {"share": 0.05},
+        "now": NOON,
+    }
+    return state.append(**(event | changes))
 
 
 def execute(state: StateStore, *statements: sa.Executable) -> None:
@@ -64,7 +95,7 @@ class StateCases:
         latest = state.latest("rollout/support", "advanced")
         assert latest is not None
         assert latest.payload == {"share": 0.05}
-        assert state.latest("rollout/support").key == "3"  # type: ignore[union-attr] - it was just written
+        assert state.latest("rollout/support") == state.events()[-1]
         assert state.latest("rollout/billing", "advanced") is None
 
     def test_appending_twice_changes_nothing(self, state: StateStore) -> None:
@@ -180,17 +211,7 @@ class StateCases:
             StateStore(url=state.url).events()
 
     def test_processes_that_start_and_append_at_once_make_one_chain(self, state: StateStore) -> None:
-        with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
-            list(pool.map(_append_thirty, [state.url] * 3, ["a", "b", "c"]))
+        assert subprocess.run([sys.executable, "-c", THREE_PROCESSES, state.url], check=False).returncode == 0
 
         assert (state.verify().ok, state.verify().events) == (True, 93)
         assert len({(event.stream, event.key) for event in state.events()}) == 93
-
-
-def _append_thirty(url: str, name: str) -> None:
-    """Append events of one's own, and the same three as every other process."""
-    state = StateStore(url=url)
-    for n in range(30):
-        append(state, str(n), stream=name)
-    for n in range(3):
-        append(state, str(n), stream="shared")

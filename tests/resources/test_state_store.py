@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import sqlite3
 import threading
@@ -56,7 +55,7 @@ class TestSqlite(StateCases):
 
 
 def _open_files() -> list[str]:
-    links = (Path(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+    links = Path("/proc/self/fd").iterdir()
     return [str(link.readlink()) for link in links if link.is_symlink() and "state.db" in str(link.readlink())]
 
 
@@ -70,7 +69,11 @@ def eight_events(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COLUMNS = ("seq", "ts", "stream", "kind", "key", "payload", "prev_hash", "hash")
-VALUES = st.one_of(st.integers(-(2**60), 2**60), st.text(max_size=40).map(lambda text: text.replace("\x00", "")), st.binary(max_size=40))
+VALUES = st.one_of(
+    st.integers(-(2**60), 2**60),
+    st.text(max_size=40).map(lambda text: text.replace("\x00", "")),
+    st.binary(max_size=40),
+)
 
 
 @given(
@@ -158,7 +161,9 @@ def test_a_url_that_cannot_be_used_says_why(url: str, message: str) -> None:
 )
 def test_a_database_that_does_not_answer_is_named_without_its_password(url: str) -> None:
     state = StateStore(url=url)
-    with pytest.raises(UnavailableService, match=r"the state store postgresql\+psycopg2://anven.*127\.0\.0\.1:1/state") as caught:
+    with pytest.raises(
+        UnavailableService, match=r"the state store postgresql\+psycopg2://anven.*127\.0\.0\.1:1/state"
+    ) as caught:
         state.verify()
 
     assert "check that the database is up" in str(caught.value)

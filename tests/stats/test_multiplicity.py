@@ -16,15 +16,17 @@ def test_three_tests_worked_by_hand() -> None:
     assert benjamini_hochberg([0.04, 0.01, 0.03]) == pytest.approx([0.04, 0.03, 0.04])
 
 
-@given(P_VALUES)
-def test_both_agree_with_statsmodels(p_values: list[float]) -> None:
+@pytest.mark.parametrize("count", [1, 2, 5, 20])
+def test_both_agree_with_statsmodels(count: int) -> None:
+    # Few cases: statsmodels collects garbage in each call.
+    p_values = np.random.default_rng(count).random(count).round(1) ** 2
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
     assert benjamini_hochberg(p_values) == pytest.approx(multipletests(p_values, method="fdr_bh")[1])
 
 
-@given(P_VALUES, st.randoms())
-def test_order_does_not_matter(p_values: list[float], random: np.random.Generator) -> None:
-    order = np.random.default_rng(len(p_values)).permutation(len(p_values))
+@given(P_VALUES, st.integers(0, 2**32))
+def test_order_does_not_matter(p_values: list[float], seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(p_values))
     assert holm(np.array(p_values)[order]) == pytest.approx(holm(p_values)[order])
 
 

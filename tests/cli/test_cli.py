@@ -1,0 +1,91 @@
+"""The command line as a person and a script meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def anven(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "anven_pipelines.cli", *words],
+        env={**os.environ, "COLUMNS": "200", **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=110,
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["migrate"], ["dev"], ["doctor"], ["fill-mlflow"]])
+def test_every_command_explains_itself_without_making_anything(command: list[str], tmp_path: Path) -> None:
+    done = anven(*command, "--help", folder=tmp_path)
+    assert done.returncode == 0
+    assert "Usage: anven" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "m.yaml: the file is not readable"),
+        ("", "m.yaml: the file is empty"),
+        ("workload: x\n", "m.yaml: legacy is missing; a value is needed"),
+        (
+            "workload: x\nlegacy: {model: m, logs: none.jsonl}\ntarget: {engine: recorded, model: m, answers: a}\n"
+            "grading: [{kind: exact}]\n",
+            "none.jsonl: does not exist",
+        ),
+    ],
+)
+def test_bad_input_exits_with_two_and_one_clear_line(text: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "m.yaml"
+    if text is not None:
+        file.write_text(text)
+    done = anven("migrate", str(file), "--json", folder=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert message in json.loads(done.stdout)["error"]["message"]
+
+
+def test_doctor_finds_everything_in_order_in_an_empty_folder_and_says_what_to_do_next(tmp_path: Path) -> None:
+    done = anven("doctor", "--json", folder=tmp_path)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, done.stdout
+    assert report["ok"]
+    found = {check["name"]: check["status"] for check in report["checks"]}
+    assert found["artifact store"] == found["state store"] == found["mlflow"] == "ok"
+    assert found["migrations"] == "warning"
+
+
+def test_doctor_names_each_problem_with_its_remedy(tmp_path: Path) -> None:
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    (folder / "broken.yaml").write_text("workload: [")
+    (folder / "gone.yaml").write_text(
+        "workload: gone\nlegacy: {model: m, logs: ../none.jsonl}\n"
+        "target: {engine: endpoint, model: m, url: 'http://127.0.0.1:9/v1', api_key_env: NO_SUCH_KEY}\n"
+        "grading: [{kind: exact}]\n"
+    )
+    done = anven("doctor", "--json", folder=tmp_path)
+    assert done.returncode == 1
+    problems = {check["name"]: check for check in json.loads(done.stdout)["checks"] if check["status"] == "problem"}
+    assert set(problems) == {"migrations", "gone: logs", "gone: key", "gone: endpoint"}
+    assert all(check["remedy"] for check in problems.values())
+
+
+def test_doctor_of_a_shared_deployment_lists_the_settings_it_lacks(tmp_path: Path) -> None:
+    done = anven("doctor", folder=tmp_path, ANVEN_DEPLOYMENT="production")
+    assert done.returncode == 1
+    assert "ANVEN_ARTIFACTS_URL, ANVEN_STATE_URL, MLFLOW_TRACKING_URI" in done.stdout

@@ -1,0 +1,81 @@
+"""The code location loads anywhere, fast and without asking anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from anven_pipelines.resources.deployments import deployment_name, missing_settings, resources
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEAVY = ("litellm", "ragas", "mlflow", "kubernetes", "matplotlib", "presidio_analyzer", "vllm", "torch")
+PROBE = f"""
+import json, sys
+from anven_pipelines.definitions import definitions
+loaded = definitions()
+assets = sorted(key.to_user_string() for key in loaded.resolve_all_asset_keys())
+keys = sorted(loaded.resources)
+print(json.dumps({{"heavy": [each for each in {HEAVY} if each in sys.modules], "assets": assets, "resources": keys}}))
+"""
+
+
+def load(deployment: str, folder: Path) -> Any:  # noqa: ANN401 - JSON
+    """Load the definitions in a fresh interpreter that has nothing set but the deployment's name."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env={**kept, "ANVEN_DEPLOYMENT": deployment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("deployment", ["local", "staging", "production"])
+def test_definitions_load_in_a_fresh_interpreter_without_settings_and_without_what_is_slow(
+    deployment: str, tmp_path: Path
+) -> None:
+    loaded = load(deployment, tmp_path)
+    assert loaded["heavy"] == []
+    assert loaded["assets"] == [
+        "adapted_prompt",
+        "cost_model",
+        "golden_dataset",
+        "legacy_answers",
+        "production_regression",
+        "rejected_lines",
+        "request_log",
+        "scorecard",
+        "scores",
+        "sign_off",
+        "target_answers",
+        "workload_inventory",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_deployment_has_the_same_resource_keys() -> None:
+    keys = [set(resources(name, {})) for name in ("local", "staging", "production")]
+    assert keys[0] == keys[1] == keys[2]
+
+
+def test_a_shared_deployment_says_which_settings_it_lacks() -> None:
+    environment = {"ANVEN_DEPLOYMENT": "production", "ANVEN_STATE_URL": "postgresql+psycopg2://db/anven"}
+    assert missing_settings(environment) == ["ANVEN_ARTIFACTS_URL", "MLFLOW_TRACKING_URI"]
+    assert missing_settings({}) == []
+
+
+def test_an_unknown_deployment_is_refused_by_name() -> None:
+    with pytest.raises(Exception, match="ANVEN_DEPLOYMENT is 'prod'; one of local, staging, production is needed"):
+        deployment_name({"ANVEN_DEPLOYMENT": "prod"})

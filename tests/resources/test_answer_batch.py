@@ -1,0 +1,240 @@
+"""A batch keeps what it bought, whatever ends it, and stays small whatever its size."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pytest
+
+from anven_pipelines.domain.completion import Answer, Failure
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.inference import CompletionRequest
+from anven_pipelines.resources.answer_batch import PART_ROWS, AnswerBatch, Asked
+from tests.fakes import FolderCheckpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from anven_pipelines.domain.completion import Kind, Outcome
+    from anven_pipelines.resources.answer_batch import Progress
+
+ANSWER = Answer("fine", None, "stop", "m", 2, 1, None, 1.0, 2.0)
+
+
+class Interrupted(BaseException):
+    """What a framework's signal handler raises."""
+
+
+@dataclass
+class Model:
+    """Answers at once, but for what `outcomes` says, and counts."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    most_tasks: int = 0
+    takes_s: float = 0.0
+    after: Callable[[int], None] = lambda _: None
+
+    async def ask(self, request: CompletionRequest) -> Asked:
+        await asyncio.sleep(self.takes_s)
+        self.asked.append(request.item_id)
+        self.most_tasks = max(self.most_tasks, len(asyncio.all_tasks()))
+        self.after(len(self.asked))
+        return Asked(self.outcomes.get(request.item_id, ANSWER), 1)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> FolderCheckpoint:
+    return FolderCheckpoint(tmp_path / "parts")
+
+
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def framework_signal(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Install a handler that raises, as Dagster does, and yield its signal."""
+    number: int = request.param
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise Interrupted
+
+    previous = signal.signal(number, interrupt)
+    yield number
+    signal.signal(number, previous)
+
+
+def batch_of(
+    model: Model,
+    requests: Sequence[CompletionRequest],
+    checkpoint: Any,
+    *,
+    report: Callable[[Progress], None] = lambda _: None,
+    concurrency: int = 4,
+    clock: Callable[[], float] = time.perf_counter,
+) -> AnswerBatch:
+    return AnswerBatch(
+        requests=requests,
+        ask=model.ask,
+        concurrency=concurrency,
+        endpoint="the endpoint",
+        checkpoint=checkpoint,
+        report=report,
+        clock=clock,
+    )
+
+
+def numbered(count: int) -> list[CompletionRequest]:
+    return [CompletionRequest(str(number), [], {}) for number in range(count)]
+
+
+def test_a_large_batch_needs_no_more_tasks_than_workers(checkpoint: FolderCheckpoint) -> None:
+    model = Model()
+    answers = batch_of(model, numbered(20_000), checkpoint, concurrency=8).run()
+    assert answers.height == 20_000
+    assert len(model.asked) == 20_000
+    assert model.most_tasks <= 8 + 3  # workers, keeper and the batch itself
+
+
+def test_answers_are_kept_in_parts_while_the_batch_runs(checkpoint: FolderCheckpoint) -> None:
+    durable: list[int] = []
+    model = Model(after=lambda _: durable.append(sum(checkpoint.parts)), takes_s=0.005)
+    batch_of(model, numbered(200), checkpoint).run()
+    assert sum(checkpoint.parts) == 200
+    assert max(asked - kept for asked, kept in enumerate(durable)) < 200
+    assert len(checkpoint.parts) >= 3
+    assert min(checkpoint.parts[:-1]) >= PART_ROWS
+
+
+def test_a_slow_answer_does_not_keep_others_from_becoming_durable(checkpoint: FolderCheckpoint) -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    @dataclass
+    class Announced(FolderCheckpoint):
+        kept: asyncio.Event = field(default_factory=asyncio.Event)
+
+        def append(self, frame: pl.DataFrame) -> None:
+            super().append(frame)
+            if not loops[0].is_closed():
+                loops[0].call_soon_threadsafe(self.kept.set)
+
+    announced = Announced(checkpoint.folder)
+
+    async def ask(request: CompletionRequest) -> Asked:
+        loops.append(asyncio.get_running_loop())
+        if request.item_id == "0":
+            await asyncio.wait_for(announced.kept.wait(), timeout=20)  # the slow one ends once the others are durable
+        return Asked(ANSWER, 1)
+
+    batch = batch_of(Model(), numbered(4), announced)
+    batch.ask = ask
+    batch.run()
+    assert announced.parts == [3, 1]
+
+
+def test_progress_is_reported_once_a_second_and_at_the_end(checkpoint: FolderCheckpoint) -> None:
+    now = [100.0]
+    reports: list[Progress] = []
+
+    async def ask(_: CompletionRequest) -> Asked:
+        now[0] += 0.125
+        await asyncio.sleep(0)
+        return Asked(ANSWER, 1)
+
+    batch = batch_of(Model(), numbered(400), checkpoint, report=reports.append, concurrency=1, clock=lambda: now[0])
+    batch.ask = ask
+    batch.run()
+    gaps = [later.elapsed_s - earlier.elapsed_s for earlier, later in pairwise(reports[:-1])]
+    assert min(gaps, default=1.0) >= 1.0
+    assert reports[-1] == (400, 400, 0, 1200, 50.0)
+
+
+class TestInterrupt:
+    @pytest.mark.parametrize("at", [1, 20, 99])
+    def test_what_is_done_is_kept_and_the_signal_reaches_its_handler(
+        self, checkpoint: FolderCheckpoint, framework_signal: int, at: int
+    ) -> None:
+        def interrupt(asked: int) -> None:
+            if asked == at:
+                signal.raise_signal(framework_signal)
+
+        model = Model(after=interrupt, takes_s=0.005)
+        handler = signal.getsignal(framework_signal)
+        with pytest.raises(Interrupted):
+            batch_of(model, numbered(100), checkpoint).run()
+        done = checkpoint.load()["item_id"].to_list()
+        assert at <= len(model.asked) <= at + 4
+        assert len(model.asked) - 4 <= len(done) <= len(model.asked)
+        assert signal.getsignal(framework_signal) is handler
+        again = Model()
+        assert batch_of(again, numbered(100), checkpoint).run().height == 100
+        assert sorted([*again.asked, *done], key=int) == [request.item_id for request in numbered(100)]
+
+    def test_a_keyboard_interrupt_is_one(self, checkpoint: FolderCheckpoint) -> None:
+        interrupt = lambda asked: signal.raise_signal(signal.SIGINT) if asked == 30 else None  # noqa: E731
+        model = Model(after=interrupt, takes_s=0.005)
+        with pytest.raises(KeyboardInterrupt):
+            batch_of(model, numbered(100), checkpoint).run()
+        assert 26 <= checkpoint.load().height <= 34
+
+    def test_an_ignored_signal_stays_ignored(self, checkpoint: FolderCheckpoint) -> None:
+        previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            model = Model(after=lambda asked: signal.raise_signal(signal.SIGTERM) if asked == 3 else None)
+            assert batch_of(model, numbered(10), checkpoint).run().height == 10
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+
+class TestHopelessEndpoint:
+    @pytest.mark.parametrize(
+        ("kind", "error", "asked"),
+        [
+            ("refused", InvalidInput, 3),
+            ("unreachable", UnavailableService, 3),
+            ("timeout", UnavailableService, 20),
+            ("busy", UnavailableService, 20),
+            ("server_error", UnavailableService, 20),
+            ("broken_answer", UnavailableService, 20),
+        ],
+    )
+    def test_it_is_given_up_after_failures_in_a_row(
+        self, checkpoint: FolderCheckpoint, kind: Kind, error: type[Exception], asked: int
+    ) -> None:
+        outcomes: dict[str, Outcome] = {str(number): Failure(kind, "x") for number in range(50, 100)}
+        model = Model(outcomes)
+        with pytest.raises(error, match="the endpoint"):
+            batch_of(model, numbered(100), checkpoint, concurrency=1).run()
+        assert len(model.asked) == 50 + asked
+        assert checkpoint.load().filter(pl.col("status") == "answered").height == 50
+
+    @pytest.mark.parametrize("kind", ["refused", "timeout", "busy", "server_error", "broken_answer"])
+    def test_items_that_always_fail_do_not_stop_a_later_run(self, checkpoint: FolderCheckpoint, kind: Kind) -> None:
+        outcomes: dict[str, Outcome] = {str(number): Failure(kind, "x") for number in range(0, 100, 2)}
+        for run in (1, 2):
+            answers = batch_of(Model(outcomes), numbered(100), checkpoint, concurrency=1).run()
+            failed = answers.filter(pl.col("status") == "failed")
+            assert failed.height == 50
+            assert failed["attempts"].unique().to_list() == [run]
+
+    def test_bad_requests_say_nothing_about_the_endpoint(self, checkpoint: FolderCheckpoint) -> None:
+        outcomes: dict[str, Outcome] = {str(number): Failure("bad_request", "x", 400) for number in range(100)}
+        assert batch_of(Model(outcomes), numbered(100), checkpoint).run()["status"].unique().to_list() == ["failed"]
+
+
+def test_a_checkpoint_that_cannot_keep_ends_the_batch(checkpoint: FolderCheckpoint) -> None:
+    @dataclass
+    class FullDisk(FolderCheckpoint):
+        def append(self, frame: pl.DataFrame) -> None:
+            message = f"no space left on device for {frame.height} rows"
+            raise OSError(message)
+
+    model = Model(takes_s=0.005)
+    batch = batch_of(model, numbered(2_000), FullDisk(checkpoint.folder))
+    with pytest.raises(OSError, match="no space left"):
+        batch.run()
+    assert len(model.asked) < 1_000
