@@ -139,6 +139,15 @@ def rare_loss_rows() -> Iterator[Row]:
         yield Row("rare losses, exact", f"n={n}, level {level:g}", {"false GO": worst[0], "false NO-GO": worst[1]})
 
 
+def smallest_rows() -> Iterator[Row]:
+    """p-value with which a target that always fails is refuted: what a very small sample can say at most."""
+    for n in (5, 8, 10, 20):
+        pairs = evidence_of_counts(0, 0, n, ratio=0.97).inferior.score
+        clusters = evidence_of_sums(np.zeros(n), np.full(n, 3.0), np.full(n, 3.0), ratio=0.97).inferior.score
+        named = {"p of pairs": float(stats.norm.sf(pairs)), "p of clusters": float(stats.t.sf(clusters, n - 1))}
+        yield Row("a target that always fails, exact", f"{n} pairs or equal clusters", named)
+
+
 def simulated_row(n: int, samples: int, rng: np.random.Generator) -> Row:
     """Error rates for independent right or wrong answers where there are too many tables to list."""
     worst = [0.0, 0.0]
@@ -336,6 +345,7 @@ def measure(*, quick: bool, seed: int) -> Iterator[Row]:
     for n in (30,) if quick else (30, 100):
         yield from exact_rows(n)
     yield from rare_loss_rows()
+    yield from smallest_rows()
     for n in (500, 2000):
         yield simulated_row(n, 4 * samples, rng)
     for n in (30, 100, 500):
@@ -358,9 +368,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = measure(quick=options.quick, seed=options.seed)
     if options.json:
-        figures = [
-            row._asdict() | {"rates": {name: round(rate, 4) for name, rate in row.rates.items()}} for row in rows
-        ]
+        figures = {f"{row.name}: {row.case}: {name}": rate for row in rows for name, rate in row.rates.items()}
         print(json.dumps({"seed": options.seed, "quick": options.quick, "figures": figures}))
         return
     print("| method | case | measured | 3 Monte Carlo errors |\n|---|---|---|---|")

@@ -1,5 +1,7 @@
 """The frozen evaluation set of a workload."""
 
+import math
+
 import dagster as dg
 
 from anven_pipelines.assets.logged_calls import calls_of
@@ -38,7 +40,8 @@ def golden_dataset(
     declared = migrations.of(context.partition_key)
     logged = calls_of(request_log, declared)
     needed = items_for(declared.migration.sign_off)
-    freezing = freeze(artifacts.read(logged), declared.migration, needed=needed)
+    golden = declared.migration.golden
+    freezing = freeze(artifacts.read(logged), declared.migration, needed=math.ceil(needed / golden.holdout))
     sealed = int((freezing.rows["split"] == "sealed").sum())
     manifest = artifacts.publish(
         GOLDEN, [freezing.rows], inputs={"request_log": logged.digest}, facts={"golden": freezing.facts}
@@ -54,7 +57,7 @@ def golden_dataset(
             "sealed_items": sealed,
             "items_needed": needed,
         },
-        params={"size": str(declared.migration.golden.size), "holdout": declared.migration.golden.holdout},
+        params={"size": str(golden.size), "holdout": golden.holdout},
         metrics={"items": freezing.rows.height, "sealed_items": sealed},
         checks=[
             check(

@@ -17,11 +17,12 @@ import polars as pl
 from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.domain.table import Column, Table
+from anven_pipelines.spec import RagasGrader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anven_pipelines.spec import Golden, Legacy, Migration
+    from anven_pipelines.spec import Golden, Migration
 
 GOLDEN: Final = Table(
     "golden_dataset",
@@ -130,7 +131,7 @@ def freeze(candidates: pl.DataFrame, migration: Migration, *, needed: int) -> Fr
         EmptyGolden: no call qualifies.
         InvalidInput: `golden.size` is larger than the number of calls that qualify.
     """
-    calls = _deduplicated(_qualified(_described(candidates, migration.golden), migration.legacy))
+    calls = _deduplicated(_qualified(_described(candidates, migration.golden), migration))
     pool = calls.filter(pl.col("exclusion").is_null())
     exclusions = _counted(calls["exclusion"])
     if pool.is_empty():
@@ -190,8 +191,14 @@ def _described(candidates: pl.DataFrame, golden: Golden) -> pl.DataFrame:
     )
 
 
-def _qualified(calls: pl.DataFrame, legacy: Legacy) -> pl.DataFrame:
-    """Give each call that cannot stand in the golden dataset the first reason that holds."""
+def _qualified(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
+    """Give each call that cannot stand in the golden dataset the first reason that holds.
+
+    A call without the ground truth that its graders compare with could never be measured. It is left out here, where
+    no answer has been looked at, so that leaving it out favours neither arm.
+    """
+    legacy = migration.legacy
+    compared = any(not isinstance(grader, RagasGrader) for grader in migration.grading)
     application = (
         pl.lit(value=True) if legacy.applications is None else pl.col("application").is_in(legacy.applications)
     )
@@ -205,6 +212,7 @@ def _qualified(calls: pl.DataFrame, legacy: Legacy) -> pl.DataFrame:
         "status unknown": pl.col("status").fill_null("") != "ok",
         "no prompt": pl.col("messages").fill_null("[]").is_in(["[]", "null", ""]),
         "no output": ~answered,
+        "no ground truth": pl.col("ground_truth").is_null() & pl.lit(compared),
     }
     held = (pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items())
     return calls.with_columns(pl.coalesce(*held).alias("exclusion"))
@@ -326,6 +334,12 @@ def _counted(values: pl.Series) -> dict[str, int]:
 def _nothing_qualifies(calls: pl.DataFrame, exclusions: Mapping[str, int], migration: Migration) -> str:
     """Say what was found instead of a qualifying call, and how to mend it."""
     legacy = migration.legacy
+    if exclusions.get("no ground truth"):
+        return (
+            f"{migration.workload}: none of {calls.height} logged calls qualifies for the golden dataset "
+            f"({_listed(exclusions)}); the graders compare with a ground truth. Put `ground_truth` into the log lines, "
+            "or grade without one (kind: ragas)"
+        )
     models = _counted(
         calls.select(pl.concat_str("provider", "model", separator="/", ignore_nulls=True).alias("model"))["model"]
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import fsspec.core
+
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import UnreadableSource
 from anven_pipelines.ingest.sources import LogFile, list_files
@@ -58,3 +60,15 @@ def readable_sources(declared: Iterable[tuple[Legacy, str]]) -> tuple[list[LogSo
         except UnreadableSource as error:
             unreadable[key] = str(error)
     return sources, unreadable
+
+
+def file_version(file: LogFile) -> str:
+    """Return what changes when the file's content does, without reading it: entity tag, or size and time.
+
+    Source:
+        RFC 9110, section 8.8 (validators); fsspec's `info`, whose fields differ between stores.
+    """
+    system, path = fsspec.core.url_to_fs(file.url)
+    info = system.info(path)
+    tag = info.get("ETag") or info.get("etag")
+    return str(tag) if tag else f"{info.get('size')}/{info.get('mtime') or info.get('LastModified')}"

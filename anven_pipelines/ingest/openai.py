@@ -93,18 +93,31 @@ WITH answered AS MATERIALIZED (
         END AS api
     FROM parsed LEFT JOIN streams USING (n)
 ), bodies AS MATERIALIZED (
-    SELECT
-        *,
-        response_body -> '$.choices[0].message' AS message,
+    -- Every JSON function parses its input again: the large bodies are taken apart once, here.
+    SELECT *,
+        json_transform(request_body, '{"messages": "JSON", "prompt": "JSON", "input": "JSON", "instructions": "JSON",
+            "model": "JSON", "user": "JSON", "safety_identifier": "JSON", "metadata": "JSON"}') AS asked,
+        json_transform(response_body, '{"id": "JSON", "created": "JSON", "created_at": "JSON", "model": "JSON",
+            "choices": "JSON", "output": "JSON", "status": "JSON", "error": "JSON",
+            "incomplete_details": {"reason": "JSON"},
+            "usage": {"prompt_tokens": "JSON", "input_tokens": "JSON", "completion_tokens": "JSON",
+                "output_tokens": "JSON", "prompt_tokens_details": {"cached_tokens": "JSON"},
+                "input_tokens_details": {"cached_tokens": "JSON"}}}') AS got
+    FROM answered
+), calls AS MATERIALIZED (
+    SELECT *,
+        json_transform(got.choices -> '$[0]', '{"text": "JSON", "finish_reason": "JSON",
+            "message": {"content": "JSON", "refusal": "JSON", "tool_calls": "JSON", "function_call": "JSON"}}'
+        ) AS choice,
         coalesce(
-            given(response_body -> 'error'), error,
+            got.error, error,
             CASE WHEN code >= 400 OR text_of(status) IN ('error', 'failed')
                 THEN json_object('message', left(response_text, 500)) END
         ) AS failure,
-        coalesce(nullif(response_body ->> 'model', ''), request_body ->> 'model') AS model_name,
-        list_filter(json_extract(response_body, '$.output[*]'), lambda i: i ->> 'type' = 'message') AS said,
-        list_filter(json_extract(response_body, '$.output[*]'), lambda i: i ->> 'type' = 'function_call') AS used
-    FROM answered
+        coalesce(nullif(text_of(got.model), ''), text_of(asked.model)) AS model_name,
+        list_filter(json_extract(got.output, '$[*]'), lambda i: i ->> 'type' = 'message') AS said,
+        list_filter(json_extract(got.output, '$[*]'), lambda i: i ->> 'type' = 'function_call') AS used
+    FROM bodies
 )
 SELECT
     n,
@@ -114,40 +127,39 @@ SELECT
             THEN 'request is ' || coalesce(shown(request), 'missing') || '; the request body is needed'
         WHEN api IS NULL THEN 'request holds neither messages nor prompt and names no endpoint; one is needed'
         WHEN stream_fault IS NOT NULL THEN 'response: ' || stream_fault
-        WHEN api = 'completions' AND json_array_length(request_body -> 'prompt') > 1
-            THEN 'prompt is a list of ' || json_array_length(request_body -> 'prompt') || '; one text is needed'
+        WHEN api = 'completions' AND json_array_length(asked.prompt) > 1
+            THEN 'prompt is a list of ' || json_array_length(asked.prompt) || '; one text is needed'
         WHEN failure IS NOT NULL THEN NULL
         WHEN response_body IS NULL AND response_text IS NOT NULL
             THEN 'response is text that is neither JSON nor an event stream; a response body is needed'
         WHEN response_body IS NULL AND response IS NOT NULL AND json_type(response) NOT IN ('OBJECT', 'VARCHAR')
             THEN 'response is ' || shown(response) || '; a response body is needed'
-        WHEN response_body IS NOT NULL AND coalesce(json_array_length(response_body, '$.choices'), 0) = 0
-            AND NOT json_exists(response_body, '$.output')
+        WHEN response_body IS NOT NULL AND coalesce(json_array_length(got.choices), 0) = 0 AND got.output IS NULL
             THEN 'response holds neither choices nor an error; one is needed'
     END AS reason,
     coalesce(
-        request_id, id, custom_id, given(response_body -> 'id'),
+        request_id, id, custom_id, got.id,
         given(headers -> 'x-request-id'), given(response_headers -> 'x-request-id')
     ) AS request_id,
     coalesce(
-        ts, "timestamp", created_at, given(response_body -> 'created'), given(response_body -> 'created_at')
+        ts, "timestamp", created_at, got.created, got.created_at
     ) AS ts,
-    coalesce(application, given(request_body -> '$.metadata.application')) AS application,
+    coalesce(application, given(asked.metadata -> 'application')) AS application,
     to_json(CASE api WHEN 'chat' THEN '/v1/chat/completions' ELSE '/v1/' || api END) AS endpoint,
     provider,
     as_json(model_name) AS model,
     CASE api
-        WHEN 'chat' THEN given(request_body -> 'messages')
+        WHEN 'chat' THEN asked.messages
         WHEN 'completions' THEN CASE
-            WHEN coalesce(json_type(request_body -> '$.prompt[0]'), json_type(request_body -> 'prompt')) = 'VARCHAR'
+            WHEN coalesce(json_type(asked.prompt -> '$[0]'), json_type(asked.prompt)) = 'VARCHAR'
             THEN json_array(json_object('role', 'user', 'content',
-                coalesce(request_body -> '$.prompt[0]', request_body -> 'prompt'))) END
+                coalesce(asked.prompt -> '$[0]', asked.prompt))) END
         WHEN 'responses' THEN to_json(list_concat(
-            CASE WHEN json_type(request_body -> 'instructions') = 'VARCHAR'
-                THEN [json_object('role', 'system', 'content', request_body -> 'instructions')] ELSE [] END,
-            CASE json_type(request_body -> 'input')
-                WHEN 'VARCHAR' THEN [json_object('role', 'user', 'content', request_body -> 'input')]
-                WHEN 'ARRAY' THEN list_transform(json_extract(request_body, '$.input[*]'), lambda i: item_as_message(i))
+            CASE WHEN json_type(asked.instructions) = 'VARCHAR'
+                THEN [json_object('role', 'system', 'content', asked.instructions)] ELSE [] END,
+            CASE json_type(asked.input)
+                WHEN 'VARCHAR' THEN [json_object('role', 'user', 'content', asked.input)]
+                WHEN 'ARRAY' THEN list_transform(json_extract(asked.input, '$[*]'), lambda i: item_as_message(i))
                 ELSE [] END))
     END AS messages,
     json_merge_patch(request_body, '{"messages": null, "prompt": null, "input": null, "instructions": null,
@@ -158,21 +170,20 @@ SELECT
         WHEN 'responses' THEN CASE WHEN len(said) > 0 THEN to_json(array_to_string(
             json_extract_string(to_json(said), '$[*].content[*].text')
             || json_extract_string(to_json(said), '$[*].content[*].refusal'), '')) END
-        WHEN 'completions' THEN given(response_body -> '$.choices[0].text')
-        ELSE CASE WHEN json_type(message -> 'content') = 'ARRAY'
-            THEN to_json(array_to_string(json_extract_string(message, '$.content[*].text'), ''))
-            ELSE coalesce(given(message -> 'content'), given(message -> 'refusal')) END
+        WHEN 'completions' THEN choice.text
+        ELSE CASE WHEN json_type(choice.message.content) = 'ARRAY'
+            THEN to_json(array_to_string(json_extract_string(choice.message.content, '$[*].text'), ''))
+            ELSE coalesce(choice.message.content, choice.message.refusal) END
     END AS output,
     CASE
         WHEN len(used) > 0 THEN to_json(list_transform(used,
             lambda i: function_call(i -> 'call_id', i -> 'name', i -> 'arguments')))
-        WHEN json_type(message -> 'function_call') = 'OBJECT'
-            THEN json_array(json_object('type', 'function', 'function', message -> 'function_call'))
-        ELSE given(message -> 'tool_calls')
+        WHEN json_type(choice.message.function_call) = 'OBJECT'
+            THEN json_array(json_object('type', 'function', 'function', choice.message.function_call))
+        ELSE choice.message.tool_calls
     END AS tool_calls,
     coalesce(
-        given(response_body -> '$.choices[0].finish_reason'), given(response_body -> '$.incomplete_details.reason'),
-        CASE WHEN api = 'responses' THEN given(response_body -> 'status') END
+        choice.finish_reason, got.incomplete_details.reason, CASE WHEN api = 'responses' THEN got.status END
     ) AS finish_reason,
     to_json(CASE WHEN failure IS NOT NULL THEN 'error' WHEN response_body IS NULL THEN 'unanswered' ELSE 'ok' END)
         AS status,
@@ -182,25 +193,23 @@ SELECT
         coalesce(failure ->> 'message', CASE WHEN json_type(failure) = 'VARCHAR' THEN text_of(failure) END)))
     END AS error,
     ground_truth,
-    coalesce(given(response_body -> '$.usage.prompt_tokens'), given(response_body -> '$.usage.input_tokens'))
-        AS input_tokens,
-    coalesce(given(response_body -> '$.usage.completion_tokens'), given(response_body -> '$.usage.output_tokens'))
-        AS output_tokens,
-    coalesce(given(response_body -> '$.usage.prompt_tokens_details.cached_tokens'),
-        given(response_body -> '$.usage.input_tokens_details.cached_tokens')) AS cached_tokens,
+    coalesce(got.usage.prompt_tokens, got.usage.input_tokens) AS input_tokens,
+    coalesce(got.usage.completion_tokens, got.usage.output_tokens) AS output_tokens,
+    coalesce(got.usage.prompt_tokens_details.cached_tokens, got.usage.input_tokens_details.cached_tokens)
+        AS cached_tokens,
     ttft_ms,
     latency_ms,
     cost_usd,
     user_hash,
-    coalesce("user", given(request_body -> 'user'), given(request_body -> 'safety_identifier')) AS user_id,
-    coalesce(conversation_id, session_id, given(request_body -> '$.metadata.conversation_id')) AS conversation_id,
+    coalesce("user", asked.user, asked.safety_identifier) AS user_id,
+    coalesce(conversation_id, session_id, given(asked.metadata -> 'conversation_id')) AS conversation_id,
     tags,
     nullif(json_merge_patch(json_merge_patch(
-        CASE WHEN json_type(request_body -> 'metadata') = 'OBJECT' THEN request_body -> 'metadata' ELSE '{}' END,
+        CASE WHEN json_type(asked.metadata) = 'OBJECT' THEN asked.metadata ELSE '{}' END,
         CASE WHEN task IS NOT NULL THEN json_object('task', task) ELSE '{}' END),
-        CASE WHEN request_body ->> 'model' <> model_name
-            THEN json_object('requested_model', request_body -> 'model') ELSE '{}' END)::VARCHAR, '{}')::JSON AS extras
-FROM bodies
+        CASE WHEN text_of(asked.model) <> model_name
+            THEN json_object('requested_model', asked.model) ELSE '{}' END)::VARCHAR, '{}')::JSON AS extras
+FROM calls
 """
 
 _STREAMED: Final = r"""

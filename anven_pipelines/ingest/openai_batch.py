@@ -83,7 +83,7 @@ DROP TABLE ranked
 
 # The result joins the request under the names that the reader of `openai` knows.
 _PAGE: Final = """
-SELECT source_file, source_line, line::BLOB AS raw, result_file, result_line, result::BLOB AS result_raw,
+SELECT source_file, source_line, encode(line) AS raw, result_file, result_line, encode(result) AS result_raw,
     json_merge_patch(line, json_object(
         'request_id', custom_id, 'response', result -> 'response', 'error', result -> 'error'))::VARCHAR AS line
 FROM paired WHERE pair BETWEEN $first AND $last ORDER BY pair
@@ -118,7 +118,7 @@ def read_pairs(connection: duckdb.DuckDBPyConnection, *, batch_lines: int) -> It
         unread -= paired.read
         yield paired
     if unread:
-        refused = connection.sql("SELECT *, line::BLOB AS raw FROM refused ORDER BY place").to_arrow_table()
+        refused = connection.sql("SELECT *, encode(line) AS raw FROM refused ORDER BY place").to_arrow_table()
         yield Paired(Parsed(REQUEST_LOG.empty(), REJECTED_LINES.conform(pl.DataFrame(refused))), unread, 0)
 
 

@@ -211,12 +211,18 @@ class AnswerBatch:
     async def _keep_part(self) -> None:
         """Append what has come in, in a thread: a slow store must not delay a first token."""
         part, self._rows = self._rows, []
+        if not part:
+            return
+        keeping = asyncio.ensure_future(asyncio.to_thread(self.checkpoint.append, _frame(part)))
         try:
-            if part:
-                await asyncio.to_thread(self.checkpoint.append, _frame(part))
-        except BaseException:  # interrupted: whether it is durable is not known, and keeping it twice does no harm
-            self._rows = part + self._rows
+            await asyncio.wait([keeping])
+        except asyncio.CancelledError:
+            await asyncio.wait([keeping])  # what is under way is not kept a second time
             raise
+        finally:
+            if keeping.done() and keeping.exception():
+                self._rows = part + self._rows
+        keeping.result()
 
     def _tell(self, *, now: float) -> None:
         self._reported = now

@@ -80,7 +80,7 @@ class Migrations(dg.ConfigurableResource[None]):
         for path in self._watched():
             if path.resolve() == file.resolve():
                 return found
-        catalogue = Catalogue({}, {}) if not self._watched() else self.model_copy(update={"registry": ""}).catalogue()
+        catalogue = Migrations(folder=self.folder).catalogue()
         if earlier := catalogue.declared.get(found.migration.workload):
             raise InvalidInput(_declared_twice(found.migration.workload, file, earlier.file))
         self._point_at(file, found.migration.workload)

@@ -166,7 +166,8 @@ class MlflowTracking(dg.ConfigurableResource[None]):
     tracking_uri: str = Field(description="sqlite:///<file>, or the http(s) address of an MLflow server.")
     outbox: str = Field(description="Local folder of records that MLflow does not have yet; outlives the process.")
     artifact_root: str | None = Field(
-        default=None, description="Folder or URL for the documents of new experiments; None leaves it to the server."
+        default=None,
+        description="Folder or URL for new experiments' documents; None: the server's, or beside the database.",
     )
     ui_url: str | None = Field(default=None, description="Address of MLflow's UI where it is not the tracking server.")
     deployment: str | None = Field(default=None, description="Tagged on every run that does not say its own.")
@@ -255,6 +256,12 @@ class MlflowTracking(dg.ConfigurableResource[None]):
         database = _sqlite_file(self.tracking_uri)
         return self.timeout_s + (FIRST_USE_S if database and not database.exists() else 0.0)
 
+    def _artifact_folder(self) -> str | None:
+        """Return where documents of a new experiment go; MLflow's own choice for SQLite is the working directory."""
+        database = _sqlite_file(self.tracking_uri)
+        root = self.artifact_root or (str(database.parent / "artifacts") if database else None)
+        return root if root is None or "://" in root else str(Path(root).absolute())
+
     def _client(self) -> MlflowClient:
         return _open_client(self.tracking_uri)
 
@@ -291,7 +298,7 @@ class MlflowTracking(dg.ConfigurableResource[None]):
     def _deliver(self, step: StepRecord) -> _Place:
         """Find or make the run, give it what it lacks, and end it last: a run that has ended is complete."""
         client = self._client()
-        experiment_id = _experiment_id(client, step.experiment, self.artifact_root)
+        experiment_id = _experiment_id(client, step.experiment, self._artifact_folder())
         run = _run_of(client, experiment_id, step)
         if run.data.tags.get(RECORD_TAG) != step.digest:
             message = (
@@ -349,13 +356,12 @@ def _prepare(database: Path) -> None:
         connection.execute("SELECT count(*) FROM sqlite_master")
 
 
-def _experiment_id(client: MlflowClient, name: str, artifact_root: str | None) -> str:
+def _experiment_id(client: MlflowClient, name: str, folder: str | None) -> str:
     """Find the experiment, or make it."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 - mlflow is loaded by now
 
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
-    folder = artifact_root if artifact_root is None or "://" in artifact_root else str(Path(artifact_root).absolute())
     try:
         return client.create_experiment(name, artifact_location=folder and f"{folder.rstrip('/')}/{name}")
     except MlflowException:

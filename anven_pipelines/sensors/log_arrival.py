@@ -1,12 +1,10 @@
 """New migration files become workload partitions; new log files become log days to read."""
 
-from collections.abc import Iterator
-
 import dagster as dg
 
 from anven_pipelines.assets.partitions import log_days, workloads
 from anven_pipelines.domain.canonical import digest_of
-from anven_pipelines.ingest.log_source import readable_sources
+from anven_pipelines.ingest.log_source import file_version, readable_sources
 from anven_pipelines.resources.migrations import Migrations
 
 request_log_job = dg.define_asset_job(
@@ -28,15 +26,15 @@ def declared_partitions(context: dg.SensorEvaluationContext, migrations: Migrati
 
 
 @dg.sensor(job=request_log_job, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
-def log_arrival(context: dg.SensorEvaluationContext, migrations: Migrations) -> Iterator[dg.SensorResult]:
-    """Read a log day whenever its set of files has changed."""
+def log_arrival(context: dg.SensorEvaluationContext, migrations: Migrations) -> dg.SensorResult:
+    """Read a log day whenever one of its files is new or has changed."""
     declared = migrations.catalogue().declared.values()
     sources, _ = readable_sources([(each.migration.legacy, each.folder) for each in declared])
     by_day: dict[str, list[list[str]]] = {}
     for source in sources:
         for file in source.files:
-            by_day.setdefault(file.day, []).append([file.url, file.version])
-    yield dg.SensorResult(
+            by_day.setdefault(file.day, []).append([file.url, file_version(file)])
+    return dg.SensorResult(
         run_requests=[
             dg.RunRequest(run_key=f"{day}/{digest_of(sorted(files))[:16]}", partition_key=day)
             for day, files in sorted(by_day.items())

@@ -239,6 +239,14 @@ def test_without_a_server_the_metadata_name_the_run_and_how_to_open_it(embedded:
     }
 
 
+def test_documents_stand_beside_the_database_where_no_folder_is_named(embedded: MlflowTracking, tmp_path: Path) -> None:
+    unnamed = embedded.model_copy(update={"artifact_root": None})
+    unnamed.record(STEP)
+    [run] = runs_of(unnamed, STEP)
+    assert Path(run.info.artifact_uri).is_relative_to(tmp_path / "artifacts" / "anven" / "support")
+    assert (Path(run.info.artifact_uri) / "verdict.json").exists()
+
+
 def test_a_ui_beside_the_database_is_linked(embedded: MlflowTracking) -> None:
     beside = embedded.model_copy(update={"ui_url": "http://127.0.0.1:5000/"})
     assert str(beside.run_url("3", "abc")) == "http://127.0.0.1:5000/#/experiments/3/runs/abc"
@@ -268,7 +276,7 @@ def test_a_key_used_again_for_other_content_changes_nothing_and_says_so(embedded
 
 def test_twins_of_one_step_become_one_run(embedded: MlflowTracking) -> None:
     client = client_of(embedded)
-    experiment = client.create_experiment(STEP.experiment)
+    experiment = client.create_experiment(STEP.experiment, artifact_location=str(embedded.artifact_root))
     for _ in range(2):
         client.create_run(experiment, tags={"anven.key": STEP.key, "anven.record": STEP.digest})
     tracked = embedded.record(STEP)

@@ -114,6 +114,15 @@ def test_a_line_without_a_place_is_quarantined_with_its_reason(
     assert batch.count == LineCount(len(lines), len(lines) - len(reasons), len(reasons), 0)
 
 
+def test_raw_bytes_are_kept_as_they_were(read: Callable[..., LogBatch]) -> None:
+    lines = [
+        json.dumps(request("x", url="/v1/embeddings", note='Köln\n"\\x41" 😀'), ensure_ascii=False).encode(),
+        json.dumps(result("x", 'Köln\n"\\x41" 😀'), ensure_ascii=False).encode(),
+        json.dumps(result("y", 'Köln\n"\\x41" 😀'), ensure_ascii=False).encode(),
+    ]
+    assert read(b"\n".join(lines), "openai-batch").rejected.get_column("raw").to_list() == lines
+
+
 def test_a_repeated_line_is_a_duplicate_and_no_second_request(read: Callable[..., LogBatch]) -> None:
     batch = read({"a.jsonl": jsonl(request("x"), result("x")), "b.jsonl": jsonl(request("x"))}, "openai-batch")
     assert batch.count == LineCount(3, 2, 0, 1)

@@ -55,7 +55,8 @@ def test_no_line_is_lost_whatever_the_mixture(
 @pytest.fixture(scope="module")
 def long_log() -> tuple[LogFile, int]:
     """200,000 lines, every tenth a duplicate and every thousandth broken."""
-    lines = [json.dumps({"request_id": str(n), "prompt": f"Question {n}", "output": "Yes."}) for n in range(200_000)]
+    records = ({"request_id": str(n), "prompt": f"Question {n % 99}", "output": "Yes."} for n in range(200_000))
+    lines = [json.dumps(record) for record in records]
     lines[9::10] = [lines[0]] * 20_000
     lines[500::1000] = [f"{{{n}" for n in range(200)]
     fsspec.filesystem("memory").pipe("/long/log.jsonl.gz", gzip.compress("\n".join(lines).encode(), 1))

@@ -140,6 +140,12 @@ class TestNoninferiority:
         assert min(result.p_noninferior, result.p_inferior) > 0.5
         assert result.statistic == 0
 
+    def test_the_smallest_sample_refutes_a_target_that_always_fails(self) -> None:
+        assert noninferiority(np.zeros(MIN_PAIRS), np.ones(MIN_PAIRS), margin=0.03, level=0.01).refuted
+        n = 3 * MIN_CLUSTERS
+        clusters = np.arange(n) // 3
+        assert noninferiority(np.zeros(n), np.ones(n), margin=0.03, clusters=clusters, level=0.025).refuted
+
     def test_a_legacy_that_is_always_wrong_can_be_beaten(self) -> None:
         target, legacy = table(both=0, gained=15, lost=0, n=40)
         assert noninferiority(target, legacy, margin=0.03, level=0.05).proven

@@ -1,0 +1,182 @@
+"""The client through a real LiteLLM proxy, as production reaches a target, with the scripted endpoint behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import polars as pl
+import pytest
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.inference import CompletionRequest
+from anven_pipelines.resources.llm_client import Pace, ask_endpoint
+from anven_pipelines.spec import EndpointTarget
+from tests.fakes import FolderCheckpoint
+from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEY: Final = "sk-scripted-proxy-master-9f2c"  # the proxy refuses well-known ones
+UP_WITHIN_S: Final = 100.0  # 10 s on an idle machine
+
+
+def script(ask: Ask) -> Reply:
+    match ask.prompt:
+        case "busy once" if ask.nth == 1:
+            return Reply("slow down", status=429, headers={"Retry-After": "11"})
+        case "always busy":
+            return Reply("slow down", status=429)
+        case "slow":
+            return Reply("two pieces", delay_s=0.5, chunk_delay_s=0.4)
+        case "breaks":
+            return Reply("a b c d", breaks="midway")
+        case _:
+            return Reply(f"echo: {ask.prompt}", cached_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[ScriptedEndpoint]:
+    with ScriptedEndpoint(script) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="module")
+def proxy_url(backend: ScriptedEndpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("proxy")
+    config = folder / "config.yaml"  # JSON is YAML
+    config.write_text(
+        json.dumps(
+            {
+                "model_list": [
+                    {
+                        "model_name": "target",
+                        "litellm_params": {"model": "openai/open-3b", "api_base": backend.url, "api_key": "none"},
+                    }
+                ],
+                "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+                "litellm_settings": {"num_retries": 0},
+                "general_settings": {"master_key": KEY},
+            }
+        ),
+        encoding="utf-8",
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "litellm"), "--config", str(config), "--host", "127.0.0.1"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port)],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"},
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_live(url, process, folder / "log")
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_live(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + UP_WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health/liveliness", timeout=2) as response:
+                if response.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail(f"the LiteLLM proxy did not come up within {UP_WITHIN_S:g} s:\n{log.read_text()[-3000:]}")
+
+
+def ask(
+    url: str, folder: Path, *prompts: str, key: str = KEY, waits: list[float] | None = None, **target: Any
+) -> pl.DataFrame:
+    async def sleep(seconds: float) -> None:
+        if waits is not None:
+            waits.append(seconds)
+
+    return ask_endpoint(
+        EndpointTarget(engine="endpoint", model="target", url=url, api_key_env="PROXY_KEY", **target),
+        [CompletionRequest(prompt, [{"role": "user", "content": prompt}], {"temperature": 0.0}) for prompt in prompts],
+        checkpoint=FolderCheckpoint(folder),
+        progress=lambda _: None,
+        environ={"PROXY_KEY": key},
+        pace=Pace(sleep=sleep, now=lambda: datetime(2026, 11, 20, tzinfo=UTC), jitter=lambda: 0.0),
+    )
+
+
+@pytest.mark.timeout(240)
+def test_answers_come_through_with_what_the_server_counted(proxy_url: str, tmp_path: Path) -> None:
+    answers = ask(proxy_url, tmp_path, *(f"item {number}" for number in range(12)))
+    assert answers["status"].to_list() == ["answered"] * 12
+    assert answers["output"].to_list() == [f"echo: item {number}" for number in range(12)]
+    counted = answers.select("finish_reason", "input_tokens", "output_tokens", "cached_tokens", "tokens_computed")
+    assert counted.unique().rows() == [("stop", 2, 3, 1, False)]
+    assert (answers["ttft_ms"] <= answers["latency_ms"]).all()
+
+
+@pytest.mark.timeout(240)
+def test_time_to_first_token_is_measured_through_the_proxy(proxy_url: str, tmp_path: Path) -> None:
+    ask(proxy_url, tmp_path / "warm", "warm up")  # the proxy's first request is 0.7 s slower
+    [(ttft, latency)] = ask(proxy_url, tmp_path, "slow").select("ttft_ms", "latency_ms").rows()
+    assert 500 <= ttft <= 1500
+    assert latency - ttft >= 300
+
+
+@pytest.mark.timeout(240)
+def test_a_429_passes_through_and_is_retried(proxy_url: str, backend: ScriptedEndpoint, tmp_path: Path) -> None:
+    waits: list[float] = []
+    answers = ask(proxy_url, tmp_path, "busy once", waits=waits)
+    assert answers.select("status", "attempts").rows() == [("answered", 2)]
+    assert backend.asked["busy once"] == 2
+    assert waits == [11.0]
+
+
+@pytest.mark.timeout(240)
+def test_failures_behind_the_proxy_keep_their_reason(proxy_url: str, tmp_path: Path) -> None:
+    answers = ask(proxy_url, tmp_path, "fine", "always busy", "breaks", max_attempts=2, concurrency=1)
+    assert answers["status"].to_list() == ["answered", "failed", "failed"]
+    assert answers["reason"][1].startswith("busy: HTTP 429: ")
+    assert "slow down" in answers["reason"][1]
+    assert answers["reason"][2].startswith("broken_answer: ")
+    assert answers["attempts"].to_list() == [1, 2, 2]
+
+
+@pytest.mark.timeout(240)
+def test_a_wrong_key_is_one_clear_error(proxy_url: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="refused 3 requests in a row.*HTTP 401") as caught:
+        ask(proxy_url, tmp_path, "a", "b", "c", "d", key="sk-wrong-key-0000")
+    assert "sk-wrong-key-0000" not in str(caught.value)
+
+
+@pytest.mark.timeout(240)
+def test_an_unknown_model_is_one_clear_error(proxy_url: str, tmp_path: Path) -> None:
+    target = EndpointTarget(engine="endpoint", model="unheard-of", url=proxy_url, api_key_env="PROXY_KEY")
+    with pytest.raises(Exception, match="unheard-of"):
+        ask_endpoint(
+            target,
+            [CompletionRequest("a", [{"role": "user", "content": "a"}], {})],
+            checkpoint=FolderCheckpoint(tmp_path),
+            progress=lambda _: None,
+            environ={"PROXY_KEY": KEY},
+        )
