@@ -6,7 +6,7 @@ import fcntl
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
@@ -15,7 +15,7 @@ from anven_pipelines.domain import errors
 from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
 from anven_pipelines.domain.sign_off import Verdict
 from anven_pipelines.ingest.log_source import log_source
-from anven_pipelines.run_watch import RunWatch
+from anven_pipelines.run_watch import RunWatch, Told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,15 +38,7 @@ CHAIN_ASSETS: Final = (
 _QUIET: Final = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-class Told(NamedTuple):
-    """Something that happened while the chain ran."""
-
-    step: str
-    text: str
-    warning: bool
-
-
-class StepFailed(AnvenError):
+class StepFailedError(AnvenError):
     """A step ended with an error that is not one of the product's own."""
 
 
@@ -91,7 +83,7 @@ class Chain:
         manifest = self.artifacts.load_manifest("sign_off", workload)
         if manifest is None:
             message = f"sign_off of {workload!r} left no manifest in {self.artifacts.url}; run the chain again"
-            raise StepFailed(message)
+            raise StepFailedError(message)
         return Verdict.model_validate_json(self.artifacts.read(manifest)["json"].item())
 
     def _days(self, declared: Declared) -> list[str]:
@@ -114,7 +106,7 @@ class Chain:
     ) -> bool:
         """Run a selection in this process; return whether the asset named `verdict`, or all, came out."""
         job = self.definitions.resolve_implicit_global_asset_job_def()
-        with RunWatch(self.instance, lambda step, text, warning: self.tell(Told(step, text, warning))) as watch:
+        with RunWatch(self.instance, self.tell) as watch:
             result = job.execute_in_process(
                 run_config={**_QUIET, **(config or {})},
                 instance=self.instance,
@@ -147,7 +139,8 @@ def only_one(home: Path, workload: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            message = f"workload {workload!r} is being migrated by process {lock.read().strip() or 'unknown'}; wait for it to end"
+            holder = lock.read().strip() or "unknown"
+            message = f"workload {workload!r} is being migrated by process {holder}; wait for it to end"
             raise InvalidInput(message) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -171,7 +164,7 @@ def _own_failure(event: dg.DagsterEvent) -> AnvenError | None:
             return None
         innermost, error = error, error.cause
     step = event.step_key or "a step"
-    return StepFailed(f"{step} failed: {innermost.message.strip()}")
+    return StepFailedError(f"{step} failed: {innermost.message.strip()}")
 
 
 def _as(kind: type[AnvenError], message: str) -> AnvenError:

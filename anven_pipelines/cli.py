@@ -95,9 +95,15 @@ def doctor(*, as_json: AsJson = False) -> None:
 
         findings = examine(_home())
         if as_json:
-            typer.echo(json.dumps({"ok": all(each.ok for each in findings), "checks": [each._asdict() for each in findings]}))
+            typer.echo(
+                json.dumps({"ok": all(each.ok for each in findings), "checks": [each._asdict() for each in findings]})
+            )
         else:
-            marks = {"ok": "[green]ok[/green]     ", "warning": "[yellow]warning[/yellow]", "problem": "[red]problem[/red]"}
+            marks = {
+                "ok": "[green]ok[/green]     ",
+                "warning": "[yellow]warning[/yellow]",
+                "problem": "[red]problem[/red]",
+            }
             for each in findings:
                 Console().print(f"{marks[each.status]}  [bold]{each.name}[/bold]: {each.found}", highlight=False)
                 if each.remedy:

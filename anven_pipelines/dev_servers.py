@@ -67,7 +67,18 @@ def serve(
 
 def dagster_command(port: int) -> list[str]:
     """Return the command of Dagster's webserver and daemon."""
-    return [sys.executable, "-m", "dagster", "dev", "-m", "anven_pipelines.definitions", "-h", "127.0.0.1", "-p", str(port)]
+    return [
+        sys.executable,
+        "-m",
+        "dagster",
+        "dev",
+        "-m",
+        "anven_pipelines.definitions",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
 
 
 def mlflow_command(home: Path, port: int) -> list[str]:
@@ -96,7 +107,9 @@ def free_port(wanted: int) -> int:
 
 
 @contextmanager
-def _server(name: str, command: list[str], environment: dict[str, str], logs: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _server(
+    name: str, command: list[str], environment: dict[str, str], logs: Path
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server in a process group of its own; at the end ask the group to stop, then make it."""
     with (logs / f"{name.lower()}.log").open("ab") as log:
         server = subprocess.Popen(  # noqa: S603 - our own commands

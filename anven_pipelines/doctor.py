@@ -21,7 +21,7 @@ from anven_pipelines.resources.deployments import deployment_name, missing_setti
 from anven_pipelines.resources.migrations import Declared, Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking, Outbox
 from anven_pipelines.resources.state_store import StateStore
-from anven_pipelines.spec import EndpointTarget, RagasGrader, RecordedTarget
+from anven_pipelines.spec import EndpointTarget, Judge, RagasGrader, RecordedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +54,11 @@ def examine(home: Path) -> list[Finding]:
         return [*findings, Finding("settings", "problem", f"{deployment_name()} lacks {', '.join(missing)}", remedy)]
     with prepared(home) as definitions:
         findings += [
-            _guarded("artifact store", lambda: _artifacts(definitions), "make the folder writable, or mend ANVEN_ARTIFACTS_URL"),
+            _guarded(
+                "artifact store",
+                lambda: _artifacts(definitions),
+                "make the folder writable, or mend ANVEN_ARTIFACTS_URL",
+            ),
             _guarded("state store", lambda: _state(definitions), "start the database, or mend ANVEN_STATE_URL"),
             _guarded("mlflow", lambda: _mlflow(definitions), "start the MLflow server, or mend MLFLOW_TRACKING_URI"),
         ]
@@ -72,7 +76,9 @@ def _guarded(name: str, look: Callable[[], Finding], remedy: str) -> Finding:
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
     supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Finding("python", "ok" if supported else "problem", version, "" if supported else "use Python 3.11, 3.12 or 3.13")
+    return Finding(
+        "python", "ok" if supported else "problem", version, "" if supported else "use Python 3.11, 3.12 or 3.13"
+    )
 
 
 def _disk(home: Path) -> Finding:
@@ -113,9 +119,13 @@ def _mlflow(definitions: dg.Definitions) -> Finding:
 def _migrations(migrations: Migrations) -> Iterator[Finding]:
     catalogue = migrations.catalogue()
     if not catalogue.declared and not catalogue.broken:
-        yield Finding("migrations", "warning", f"no migration file in {migrations.folder}", "write one; README shows a small one")
+        yield Finding(
+            "migrations", "warning", f"no migration file in {migrations.folder}", "write one; README shows a small one"
+        )
     for text in catalogue.broken.values():
-        yield Finding("migrations", "problem", text, "mend the file; docs/migration.schema.json tells editors what is allowed")
+        yield Finding(
+            "migrations", "problem", text, "mend the file; docs/migration.schema.json tells editors what is allowed"
+        )
     for workload, declared in sorted(catalogue.declared.items()):
         yield from _workload(workload, declared)
 
@@ -129,8 +139,10 @@ def _workload(workload: str, declared: Declared) -> Iterator[Finding]:
     judges = [each.judge for each in migration.grading if isinstance(each, RagasGrader)]
     if judges and importlib.util.find_spec("ragas") is None:
         yield Finding(f"{workload}: grading", "problem", "ragas is not installed", "install the extra `eval`")
-    endpoints = [target] if isinstance(target, EndpointTarget) else []
-    for endpoint in (*endpoints, *judges):
+    endpoints: list[EndpointTarget | Judge] = [*judges]
+    if isinstance(target, EndpointTarget):
+        endpoints.append(target)
+    for endpoint in endpoints:
         yield from _endpoint(workload, endpoint.url, endpoint.api_key_env)
 
 
@@ -153,4 +165,6 @@ def _endpoint(workload: str, url: str, api_key_env: str | None) -> Iterator[Find
     except urllib.error.HTTPError as error:
         yield Finding(f"{workload}: endpoint", "ok", f"{url} answers {error.code} without a key")
     except (urllib.error.URLError, OSError) as error:
-        yield Finding(f"{workload}: endpoint", "problem", f"{url} does not answer: {error}", "start the endpoint, or mend its url")
+        yield Finding(
+            f"{workload}: endpoint", "problem", f"{url} does not answer: {error}", "start the endpoint, or mend its url"
+        )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, TypeVar
 import dagster as dg
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from anven_pipelines.chain import CHAIN_ASSETS, Chain, Told, only_one
-from anven_pipelines.domain.errors import AnvenError
+from anven_pipelines.chain import CHAIN_ASSETS, Chain, only_one
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.run_watch import DONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from anven_pipelines.domain.sign_off import Verdict
+    from anven_pipelines.run_watch import Told
 
 
 Kind = TypeVar("Kind")
@@ -106,6 +107,6 @@ class _View:
         """Show one thing that happened."""
         if told.warning:
             self._console.print(f"[yellow]{told.step}[/yellow] {told.text}", highlight=False, soft_wrap=True)
-        if told.text == "done":
+        if told.text == DONE:
             self._steps.add(told.step)
         self._progress.update(self._task, completed=len(self._steps), now=f"{told.step}: {told.text}"[:100])

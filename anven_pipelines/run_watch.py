@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import dagster as dg
 
@@ -13,14 +13,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+DONE: Final = "done"
 _INTERVAL_S: Final = 0.25
+
+
+class Told(NamedTuple):
+    """Something that happened while a run went on."""
+
+    step: str
+    text: str
+    warning: bool = False
 
 
 class RunWatch:
     """Polls the event log of one run from a thread; everything written is told before it closes."""
 
-    def __init__(self, instance: dg.DagsterInstance, tell: Callable[[str, str, bool], None]) -> None:
-        """Choose the run's id; `tell` gets the step, the text and whether it is a warning."""
+    def __init__(self, instance: dg.DagsterInstance, tell: Callable[[Told], None]) -> None:
+        """Choose the run's id; `tell` is called from the watching thread."""
         self.run_id = str(uuid.uuid4())
         self._instance = instance
         self._tell = tell
@@ -28,7 +37,7 @@ class RunWatch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> RunWatch:
+    def __enter__(self) -> Self:
         """Start to watch."""
         self._thread.start()
         return self
@@ -55,12 +64,12 @@ class RunWatch:
         event = entry.dagster_event
         step = entry.step_key or ""
         if event is None:
-            self._tell(step, entry.user_message, entry.level >= logging.WARNING)
+            self._tell(Told(step, entry.user_message, warning=int(entry.level) >= logging.WARNING))
         elif event.event_type == dg.DagsterEventType.STEP_START:
-            self._tell(step, "started", False)
+            self._tell(Told(step, "started"))
         elif event.event_type == dg.DagsterEventType.STEP_SUCCESS:
-            self._tell(step, "done", False)
+            self._tell(Told(step, DONE))
         elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             check = event.asset_check_evaluation_data
             if not check.passed:
-                self._tell(step, f"check {check.check_name} failed: {check.description}", True)
+                self._tell(Told(step, f"check {check.check_name} failed: {check.description}", warning=True))

@@ -41,6 +41,6 @@ def nightly_regression(
             tags={"anven/night": night},
         )
     for reason in left_out:
-        context.log.info(f"left out: {reason}")
+        context.log.info("left out: %s", reason)
     if len(left_out) == len(migrations.catalogue().declared):
         yield dg.SkipReason("\n".join(left_out) or f"no migration file in {migrations.folder}")

@@ -19,14 +19,18 @@ _STATUS: Final = {"met": "green", "not met": "red", "undecided": "yellow", "unme
 def show(verdict: Verdict, console: Console) -> None:
     """Print the verdict, its criteria and its segments."""
     colour = _COLOURS[verdict.verdict]
-    console.print(Panel.fit(f"[bold {colour}]{verdict.verdict}[/bold {colour}]  {verdict.workload}", border_style=colour))
+    console.print(
+        Panel.fit(f"[bold {colour}]{verdict.verdict}[/bold {colour}]  {verdict.workload}", border_style=colour)
+    )
     criteria = Table("criterion", "status", "why", box=None, padding=(0, 2, 0, 0))
     for each in verdict.criteria:
         waived = " (waived)" if each.waived else ""
         criteria.add_row(each.name, f"[{_STATUS[each.status]}]{each.status}[/]{waived}", each.reason)
     console.print(criteria)
     if verdict.segments:
-        segments = Table("segment", "items", "legacy", "target", "difference", "outcome", box=None, padding=(0, 2, 0, 0))
+        segments = Table(
+            "segment", "items", "legacy", "target", "difference", "outcome", box=None, padding=(0, 2, 0, 0)
+        )
         for segment in verdict.segments:
             segments.add_row(
                 f"{segment.stratum} = {segment.value}",
@@ -37,7 +41,9 @@ def show(verdict: Verdict, console: Console) -> None:
             )
         console.print()
         console.print(segments)
-    console.print(f"\ngolden dataset {verdict.digests['golden_dataset'][:12]}; look at the run with `anven dev`", highlight=False)
+    console.print(
+        f"\ngolden dataset {verdict.digests['golden_dataset'][:12]}; look at the run with `anven dev`", highlight=False
+    )
 
 
 def _percent(share: float | None) -> str:

@@ -12,7 +12,7 @@ from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.spec import Migration
 
 
-def a_migration(**changes: Any) -> Migration:  # noqa: ANN401 - any field of the file
+def a_migration(**changes: Any) -> Migration:
     """Build a migration over recorded answers; keyword arguments replace whole sections."""
     return Migration.model_validate(
         {
@@ -27,7 +27,7 @@ def a_migration(**changes: Any) -> Migration:  # noqa: ANN401 - any field of the
     )
 
 
-def scores_of(legacy: list[float | None], target: list[float | None], **columns: Any) -> pl.DataFrame:  # noqa: ANN401 - any column
+def scores_of(legacy: list[float | None], target: list[float | None], **columns: Any) -> pl.DataFrame:
     """Build sealed SCORES rows, each its own conversation; keyword arguments replace whole columns."""
     items = [f"item-{at:05d}" for at in range(len(legacy))]
     return SCORES.conform(
@@ -57,7 +57,7 @@ def paired_scores(*, both: int, lost: int, gained: int, neither: int = 0) -> pl.
     return scores_of(list(legacy), list(target))
 
 
-def golden_of(items: int, **columns: Any) -> pl.DataFrame:  # noqa: ANN401 - any column
+def golden_of(items: int, **columns: Any) -> pl.DataFrame:
     """Build sealed GOLDEN rows with one question each."""
     ids = [f"item-{at:05d}" for at in range(items)]
     return GOLDEN.conform(
@@ -80,7 +80,7 @@ def golden_of(items: int, **columns: Any) -> pl.DataFrame:  # noqa: ANN401 - any
     )
 
 
-def answers_of(outputs: list[str | None], **columns: Any) -> pl.DataFrame:  # noqa: ANN401 - any column
+def answers_of(outputs: list[str | None], **columns: Any) -> pl.DataFrame:
     """Build ANSWERS rows; None is an item that failed."""
     return ANSWERS.conform(
         pl.DataFrame(

@@ -54,15 +54,27 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ({"workload": "Support Answers"}, "workload is 'Support Answers'"),
         ({"legacy": {"model": "m"}}, "legacy.logs is missing"),
         ({"legacy": {"model": "m", "logs": []}}, "legacy.logs is []"),
-        ({"legacy": {"model": "m", "logs": "x", "format": "csv"}}, "'canonical', 'openai', 'openai-batch' or 'zeroeval'"),
-        ({"legacy": {"model": "m", "logs": "x", "frmat": "openai"}}, "legacy.frmat is unknown; known here: model, logs, format"),
+        (
+            {"legacy": {"model": "m", "logs": "x", "format": "csv"}},
+            "'canonical', 'openai', 'openai-batch' or 'zeroeval'",
+        ),
+        (
+            {"legacy": {"model": "m", "logs": "x", "frmat": "openai"}},
+            "legacy.frmat is unknown; known here: model, logs, format",
+        ),
         ({"legacy": 3}, "legacy is 3"),
-        ({"target": {"model": "m", "engine": "magic"}}, "target.engine is 'magic'; one of 'recorded', 'endpoint' is needed"),
+        (
+            {"target": {"model": "m", "engine": "magic"}},
+            "target.engine is 'magic'; one of 'recorded', 'endpoint' is needed",
+        ),
         ({"target": {"model": "m"}}, "target.engine is missing"),
         ({"target": {"model": "m", "engine": "endpoint"}}, "target.url is missing"),
         ({"target": {"model": "m", "engine": "endpoint", "url": "ftp://x"}}, "target.url is 'ftp://x'"),
         ({"target": {"model": "m", "engine": "endpoint", "url": "http://x", "timeout": 5}}, "a duration with its unit"),
-        ({"target": {"model": "m", "engine": "endpoint", "url": "http://x", "api_key_env": "sk-1"}}, "target.api_key_env"),
+        (
+            {"target": {"model": "m", "engine": "endpoint", "url": "http://x", "api_key_env": "sk-1"}},
+            "target.api_key_env",
+        ),
         ({"grading": []}, "grading is []"),
         ({"grading": [{"kind": "vibes"}]}, "grading[0].kind is 'vibes'"),
         ({"grading": [{"kind": "regex", "pattern": "("}]}, "grading[0].pattern is '('; a regular expression is needed"),
@@ -72,11 +84,17 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ({"golden": {"holdout": 0}}, "golden.holdout is 0"),
         ({"golden": {"holdout": 1.5}}, "golden.holdout is 1.5"),
         ({"golden": {"strata": ["colour"]}}, "golden.strata[0] is 'colour'"),
-        ({"sign_off": {"quality_margin": 3}}, "sign_off.quality_margin is 3; a share between 0 and 1 is needed (3 % is 0.03)"),
+        (
+            {"sign_off": {"quality_margin": 3}},
+            "sign_off.quality_margin is 3; a share between 0 and 1 is needed (3 % is 0.03)",
+        ),
         ({"sign_off": {"quality_margin": 0}}, "sign_off.quality_margin is 0; a share between 0 and 1 is needed"),
         ({"sign_off": {"level": float("nan")}}, "sign_off.level is nan"),
         ({"sign_off": {"waive": ["quality"]}}, "sign_off.waive[0] is 'quality'"),
-        ({"rollout": {"stages": [{"share": 0.5, "soak": "1h"}, {"share": 0.1, "soak": "1h"}]}}, "rising shares are needed"),
+        (
+            {"rollout": {"stages": [{"share": 0.5, "soak": "1h"}, {"share": 0.1, "soak": "1h"}]}},
+            "rising shares are needed",
+        ),
         ({"rollout": {"stages": [{"share": 0.5, "soak": "2 days"}]}}, "such as 500ms, 30s, 15m, 24h or 2d"),
         ({"surprise": 1}, "surprise is unknown; known here: workload, owner, legacy"),
     ],
@@ -108,7 +126,7 @@ def test_several_mistakes_are_all_told_at_once() -> None:
     ],
 )
 def test_what_is_not_a_mapping_is_named(text: str, message: str) -> None:
-    with pytest.raises(InvalidMigration, match="migrations/support.yaml") as caught:
+    with pytest.raises(InvalidMigration, match=r"migrations/support.yaml") as caught:
         parse(text, file="migrations/support.yaml")
     assert message in str(caught.value)
 

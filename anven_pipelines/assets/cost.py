@@ -3,7 +3,15 @@
 import dagster as dg
 
 from anven_pipelines.assets.logged_calls import calls_of
-from anven_pipelines.assets.materialization import carries_checks, OWNERS, check, definition_metadata, markdown_table, require_same, result
+from anven_pipelines.assets.materialization import (
+    OWNERS,
+    carries_checks,
+    check,
+    definition_metadata,
+    markdown_table,
+    require_same,
+    result,
+)
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.cost import COST, CostModel, cost_of
 from anven_pipelines.domain.inventory import INVENTORY_SQL, traffic_of

@@ -5,9 +5,9 @@ import polars as pl
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.materialization import (
-    carries_checks,
     DOCUMENT,
     OWNERS,
+    carries_checks,
     check,
     definition_metadata,
     markdown_table,
@@ -55,7 +55,9 @@ def scores(
     require_same("golden_dataset", legacy_answers, target_answers, current=golden_dataset)
     migration = migrations.of(context.partition_key).migration
     golden = artifacts.read(golden_dataset)
-    arms = [grade_arm(artifacts.read(answers), golden, migration, judge) for answers in (legacy_answers, target_answers)]
+    arms = [
+        grade_arm(artifacts.read(answers), golden, migration, judge) for answers in (legacy_answers, target_answers)
+    ]
     rows = side_by_side(golden, arms[0], arms[1])
     inputs = {
         "golden_dataset": golden_dataset.digest,
@@ -84,7 +86,7 @@ def scores(
                 asset="scores",
                 passed=unmeasured == 0,
                 blocking=False,
-                description=f"{unmeasured} of {rows.height} items lack a score in an arm; none of them counts as a pass",
+                description=f"{unmeasured} of {rows.height} items lack a score in an arm; none counts as a pass",
             ),
         ],
     )

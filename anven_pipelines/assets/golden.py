@@ -5,7 +5,14 @@ import math
 import dagster as dg
 
 from anven_pipelines.assets.logged_calls import calls_of
-from anven_pipelines.assets.materialization import carries_checks, OWNERS, check, definition_metadata, markdown_table, result
+from anven_pipelines.assets.materialization import (
+    OWNERS,
+    carries_checks,
+    check,
+    definition_metadata,
+    markdown_table,
+    result,
+)
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.golden import GOLDEN, freeze
 from anven_pipelines.domain.manifest import Manifest
@@ -77,4 +84,3 @@ def golden_dataset(
             ),
         ],
     )
-

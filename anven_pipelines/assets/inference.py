@@ -7,8 +7,8 @@ import dagster as dg
 import polars as pl
 
 from anven_pipelines.assets.materialization import (
-    carries_checks,
     OWNERS,
+    carries_checks,
     check,
     definition_metadata,
     markdown_table,
@@ -100,7 +100,12 @@ def target_answers(
         answers = read_recorded(target, golden, folder=declared.folder)
     else:
         answers = ask_endpoint(
-            context, target, golden, prompt, key=(golden_dataset.digest, config.epoch), artifacts=artifacts,
+            context,
+            target,
+            golden,
+            prompt,
+            key=(golden_dataset.digest, config.epoch),
+            artifacts=artifacts,
             llm_client=llm_client,
         )
     inputs = {"golden_dataset": golden_dataset.digest, "adapted_prompt": adapted_prompt.digest}
@@ -120,7 +125,7 @@ def target_answers(
                 asset="target_answers",
                 passed=answered > 0,
                 description=f"{answered} of {answers.height} items answered; first reason otherwise: "
-                f"{answers['reason'].drop_nulls().first()}",
+                f"{next(iter(answers['reason'].drop_nulls()), 'none')}",
             ),
             check(
                 "all_answered",
@@ -140,7 +145,7 @@ def read_recorded(target: RecordedTarget, golden: pl.DataFrame, *, folder: str) 
     return join_recorded(golden, pl.concat(batches), join=target.join)
 
 
-def ask_endpoint(  # noqa: PLR0913 - what is asked, of whom, under which key, through what
+def ask_endpoint(
     context: dg.AssetExecutionContext,
     target: EndpointTarget,
     golden: pl.DataFrame,
@@ -173,10 +178,8 @@ def ask_endpoint(  # noqa: PLR0913 - what is asked, of whom, under which key, th
 
 
 def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:
-    context.log.info(
-        f"{progress.done:,} of {progress.total:,} answered, {progress.failed:,} failed, "
-        f"{progress.tokens:,} tokens, {progress.elapsed_s:.0f} s"
-    )
+    said = f"{progress.done:,} of {progress.total:,} asked, {progress.failed:,} failed, {progress.tokens:,} tokens"
+    context.log.info("%s, %.0f s", said, progress.elapsed_s)
 
 
 def _rows_conserved(asset: str, golden: Manifest, answers: pl.DataFrame) -> dg.AssetCheckResult:
@@ -195,12 +198,17 @@ def _status_counts(answers: pl.DataFrame) -> dict[str, int]:
 
 def _answers_metadata(answers: pl.DataFrame) -> Mapping[str, Any]:
     failures = answers.filter(pl.col("status") != "answered")
-    reasons = failures.group_by("status", "reason").agg(items=pl.len()).sort("items", "reason", descending=[True, False])
+    reasons = (
+        failures.group_by("status", "reason").agg(items=pl.len()).sort("items", "reason", descending=[True, False])
+    )
     return {
         "statuses": dg.MetadataValue.json(_status_counts(answers)),
         "reasons": markdown_table(reasons) if failures.height else "every item was answered",
         "measured": dg.MetadataValue.json(
-            {name: int(answers[name].count()) for name in ("input_tokens", "output_tokens", "ttft_ms", "latency_ms", "cost_usd")}
+            {
+                name: int(answers[name].count())
+                for name in ("input_tokens", "output_tokens", "ttft_ms", "latency_ms", "cost_usd")
+            }
         ),
         "example": dg.MetadataValue.md(f"```\n{_first_output(answers)}\n```"),
     }

@@ -35,4 +35,3 @@ def workload_inventory(
         metadata={"inventory": markdown_table(inventory), "log_days": sorted(request_log)},
         metrics={"calls": merged.rows},
     )
-

@@ -11,7 +11,7 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import StaleInput
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.table import Column, Table
-from anven_pipelines.domain.tracking import StepRecord
+from anven_pipelines.domain.tracking import StepRecord, step_key, step_tags
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 
@@ -109,7 +109,13 @@ def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show
 
 
 def check(
-    name: str, *, passed: bool, asset: str, description: str, blocking: bool = True, **metadata: Any  # noqa: ANN401 - Dagster's raw metadata
+    name: str,
+    *,
+    passed: bool,
+    asset: str,
+    description: str,
+    blocking: bool = True,
+    **metadata: Any,  # noqa: ANN401 - what Dagster takes as metadata
 ) -> dg.AssetCheckResult:
     """Return a check's result; one that does not block warns."""
     return dg.AssetCheckResult(
@@ -124,9 +130,16 @@ def check(
 
 def markdown_table(frame: pl.DataFrame, *, rows: int = 50) -> dg.MarkdownMetadataValue:
     """Show the first rows of a frame as a Markdown table."""
-    with pl.Config(tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True):
-        with pl.Config(tbl_rows=rows, tbl_cols=-1, fmt_str_lengths=120, tbl_width_chars=10_000):
-            return dg.MetadataValue.md(str(frame.head(rows)))
+    with pl.Config(
+        tbl_formatting="ASCII_MARKDOWN",
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=rows,
+        tbl_cols=-1,
+        fmt_str_lengths=120,
+        tbl_width_chars=10_000,
+    ):
+        return dg.MetadataValue.md(str(frame.head(rows)))
 
 
 def _step_record(
@@ -139,28 +152,26 @@ def _step_record(
     documents: Mapping[str, str],
 ) -> StepRecord:
     asset = key.to_user_string()
-    partition = context.partition_key if context.has_partition_key else "all"
-    golden = manifest.digest if asset == "golden_dataset" else manifest.inputs.get("golden_dataset", "")
-    measured = {name: value for name, value in metrics.items() if value is not None}
-    unmeasured = {f"unmeasured.{name}": "true" for name, value in metrics.items() if value is None}
+    partition = context.partition_key if context.has_partition_key else None
+    workload = partition if _is_workload(context) else None
+    golden = manifest.digest if asset == "golden_dataset" else manifest.inputs.get("golden_dataset")
+    tags = step_tags(
+        run_id=context.run.run_id,
+        asset=asset,
+        workload=workload,
+        dataset_digest=golden,
+        code_version=context.assets_def.code_versions_by_key.get(key),
+    )
     return StepRecord(
-        key=f"{context.run.run_id}/{asset}/{partition}",
-        experiment=f"anven/{partition}" if _is_workload(context) else "anven/request-logs",
+        key=step_key(run_id=context.run.run_id, asset=asset, partition=partition, attempt=context.retry_number),
+        experiment=f"anven/{workload}" if workload else "anven/request-logs",
         name=asset,
         started=_step_start(context),
         ended=datetime.now(UTC),
         status="FINISHED",
-        tags={
-            "dagster.run_id": context.run.run_id,
-            "asset": asset,
-            "partition": partition,
-            "workload": partition if _is_workload(context) else "",
-            "golden_digest": golden,
-            "digest": manifest.digest,
-            **unmeasured,
-        },
+        tags={**tags, "digest": manifest.digest, **({"partition": partition} if partition else {})},
         params=dict(params),
-        metrics=measured | {"rows": float(manifest.rows)},
+        metrics={**metrics, "rows": float(manifest.rows)},
         documents={"manifest.json": canonical_json(manifest.model_dump(mode="json")), **documents},
     )
 

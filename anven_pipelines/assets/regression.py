@@ -8,9 +8,9 @@ from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.evaluation import grade_arm
 from anven_pipelines.assets.inference import AnswerConfig, ask_endpoint
 from anven_pipelines.assets.materialization import (
-    carries_checks,
     DOCUMENT,
     OWNERS,
+    carries_checks,
     check,
     definition_metadata,
     publish_document,
@@ -113,7 +113,10 @@ def _frozen(workload: str, state: StateStore, artifacts: ArtifactStore) -> tuple
     for asset in ("golden_dataset", "adapted_prompt", "scores"):
         manifest = artifacts.load_manifest(asset, workload, digest=signed.payload[asset])
         if manifest is None:
-            message = f"{asset} {signed.payload[asset]} of the last sign-off is not in the artifact store; restore it, or sign off again"
+            digest = signed.payload[asset]
+            message = (
+                f"{asset} {digest} of the last sign-off is not in the artifact store; restore it, or sign off again"
+            )
             raise MissingInput(message)
         frozen.append(manifest)
     return frozen[0], frozen[1], frozen[2]

@@ -6,12 +6,19 @@ from dataclasses import asdict
 import dagster as dg
 import polars as pl
 
-from anven_pipelines.assets.materialization import carries_checks, OWNERS, check, definition_metadata, markdown_table, result
+from anven_pipelines.assets.materialization import (
+    OWNERS,
+    carries_checks,
+    check,
+    definition_metadata,
+    markdown_table,
+    result,
+)
 from anven_pipelines.assets.partitions import log_days
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.request_log import REJECTED_LINES, REQUEST_LOG, LineCount
-from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.ingest.log_source import LogSource, readable_sources
+from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.resources.artifact_store import ArtifactStore, LabelledFrame
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -51,7 +58,9 @@ def request_log(
 ) -> Iterator[dg.MaterializeResult[Manifest]]:
     """Read the day's files of every declared source, each source once."""
     catalogue = migrations.catalogue()
-    sources, unreadable = readable_sources([(each.migration.legacy, each.folder) for each in catalogue.declared.values()])
+    sources, unreadable = readable_sources(
+        [(each.migration.legacy, each.folder) for each in catalogue.declared.values()]
+    )
     reading = _Reading()
     rows = artifacts.publish(REQUEST_LOG, reading.frames(sources, day=context.partition_key, log=context.log))
     rejected = artifacts.publish(REJECTED_LINES, reading.rejected)
@@ -109,9 +118,7 @@ class _Reading:
         self.rejected: list[pl.DataFrame] = []
         self.files: list[str] = []
 
-    def frames(
-        self, sources: list[LogSource], *, day: str, log: dg.DagsterLogManager
-    ) -> Iterator[LabelledFrame]:
+    def frames(self, sources: list[LogSource], *, day: str, log: dg.DagsterLogManager) -> Iterator[LabelledFrame]:
         for source in sources:
             files = [file for file in source.files if file.day == day]
             self.files += [file.name for file in files]
@@ -119,10 +126,14 @@ class _Reading:
                 self.count += batch.count
                 self.rows += batch.rows.height
                 self.rejected.append(batch.rejected)
-                log.info(f"{self.count.read:,} lines read, {self.count.rejected:,} rejected")
+                log.info("%s lines read, %s rejected", self.count.read, self.count.rejected)
                 yield LabelledFrame(batch.rows, {"source": source.key})
 
 
 def _reasons(rejected: list[pl.DataFrame]) -> pl.DataFrame:
     lines = pl.concat(rejected) if rejected else REJECTED_LINES.empty()
-    return lines.group_by("reason").agg(lines=pl.len(), example=pl.col("source_file").first()).sort("lines", descending=True)
+    return (
+        lines.group_by("reason")
+        .agg(lines=pl.len(), example=pl.col("source_file").first())
+        .sort("lines", descending=True)
+    )

@@ -7,9 +7,9 @@ import dagster as dg
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.materialization import (
-    carries_checks,
     DOCUMENT,
     OWNERS,
+    carries_checks,
     check,
     definition_metadata,
     publish_document,
@@ -59,19 +59,31 @@ def sign_off(
         "grader_version": str(scores.facts["grader_version"]),
     }
     run, now = context.run.run_id, datetime.now(UTC)
-    state.append(stream=f"holdout/{workload}", kind="opened", key=f"{run}/{digest_of(digests)}", payload={"run": run, **digests}, now=now)
+    state.append(
+        stream=f"holdout/{workload}",
+        kind="opened",
+        key=f"{run}/{digest_of(digests)}",
+        payload={"run": run, **digests},
+        now=now,
+    )
     verdict = decide(artifacts.read(scores), cost_model.facts["cost"], migration, digests=digests)
     document = verdict.to_json()
     manifest = publish_document(artifacts, document, inputs=digests)
     artifacts.write_json(f"verdicts/{workload}/{manifest.digest}.json", json.loads(document))
     signed = {"run": run, "verdict": verdict.verdict, "verdict_digest": manifest.digest, **digests}
-    state.append(stream=f"sign_off/{workload}", kind="signed_off", key=f"{run}/{manifest.digest}", payload=signed, now=now)
+    state.append(
+        stream=f"sign_off/{workload}", kind="signed_off", key=f"{run}/{manifest.digest}", payload=signed, now=now
+    )
     return result(
         context,
         manifest,
         tracking=tracking,
         metadata=_metadata(verdict),
-        params={"verdict": verdict.verdict, "quality_margin": migration.sign_off.quality_margin, "level": migration.sign_off.level},
+        params={
+            "verdict": verdict.verdict,
+            "quality_margin": migration.sign_off.quality_margin,
+            "level": migration.sign_off.level,
+        },
         metrics={
             "difference": verdict.quality.estimate,
             "legacy_mean": verdict.quality.legacy_mean,
@@ -93,7 +105,8 @@ def sign_off(
 
 def _metadata(verdict: Verdict) -> dict[str, dg.MetadataValue | str]:
     rows = "\n".join(
-        f"| {each.name} | {each.status}{' (waived)' if each.waived else ''} | {each.reason} |" for each in verdict.criteria
+        f"| {each.name} | {each.status}{' (waived)' if each.waived else ''} | {each.reason} |"
+        for each in verdict.criteria
     )
     return {
         "verdict": verdict.verdict,

@@ -7,7 +7,6 @@ score is missing: Manski 2003, Partial Identification of Probability Distributio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +21,8 @@ from anven_pipelines.stats.paired import difference_interval, items_needed, noni
 from anven_pipelines.stats.proportions import mcnemar_exact
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anven_pipelines.stats.interval import Interval
 
 FloatArray = npt.NDArray[np.float64]

@@ -22,7 +22,6 @@ from anven_pipelines.spec import EndpointTarget, Migration
 
 if TYPE_CHECKING:
     import polars as pl
-    from collections.abc import Mapping
 
 
 class RegressionReport(Finding):
@@ -43,7 +42,7 @@ def serving(migration: Migration) -> EndpointTarget:
         InvalidInput: neither `regression.url` nor an endpoint target names one.
     """
     target, regression = migration.target, migration.regression
-    named: Mapping[str, object] = regression.model_dump(include={"url", "model", "api_key_env"}, exclude_none=True)
+    named = regression.model_dump(include={"url", "model", "api_key_env"}, exclude_none=True)
     if isinstance(target, EndpointTarget):
         return EndpointTarget.model_validate(target.model_dump() | named)
     if regression.url is None:

@@ -39,7 +39,9 @@ class Scorecard(Finding):
         if self.quality is None:
             return f"All {self.sealed_items:,} items are sealed; `sign_off` opens them."
         overall = Segment(stratum="all", value="open items", **self.quality.model_dump(include=_SHARED_FIELDS))
-        header = "| segment | items | legacy | target | difference | interval | outcome |\n|---|---|---|---|---|---|---|\n"
+        header = (
+            "| segment | items | legacy | target | difference | interval | outcome |\n|---|---|---|---|---|---|---|\n"
+        )
         return header + "\n".join(_row(segment) for segment in (overall, *self.segments))
 
 
@@ -66,7 +68,9 @@ def draw_up(scores: pl.DataFrame, migration: Migration) -> Scorecard:
 
 def _row(segment: Segment) -> str:
     name = segment.value if segment.stratum == "all" else f"{segment.stratum} = {segment.value}"
-    interval = "not enough items" if segment.interval is None else " to ".join(f"{100 * end:+.2f}" for end in segment.interval)
+    interval = (
+        "not enough items" if segment.interval is None else " to ".join(f"{100 * end:+.2f}" for end in segment.interval)
+    )
     means = [_percent(segment.legacy_mean), _percent(segment.target_mean)]
     difference = "unknown" if segment.estimate is None else f"{100 * segment.estimate:+.2f} points"
     return f"| {name} | {segment.n:,} | {' | '.join(means)} | {difference} | {interval} | {segment.outcome} |"

@@ -113,7 +113,9 @@ def decide(
     safety = Safety(status="unmeasured", reason="no safety suite has been run on the target's answers")
     criteria = [
         _criterion("quality", _quality_status(quality), explain_quality(quality), spec),
-        _criterion("missingness", "undecided" if missingness.differs else "met", _explain_missingness(missingness), spec),
+        _criterion(
+            "missingness", "undecided" if missingness.differs else "met", _explain_missingness(missingness), spec
+        ),
         _criterion("segments", *_judge_segments(segments), spec),
         _criterion("ttft", speed.status, speed.reason, spec),
         _criterion("cost", cost["status"], cost["reason"], spec),
@@ -192,7 +194,9 @@ def assess_speed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> Speed:
 def explain_quality(quality: Quality) -> str:
     """Say in one sentence what was proven about the mean score, or what is missing to prove it."""
     if quality.outcome == "too few items" or quality.interval is None:
-        return f"only {quality.n_measured} of {quality.n} items were measured in both arms; more are needed for any test"
+        return (
+            f"only {quality.n_measured} of {quality.n} items were measured in both arms; more are needed for any test"
+        )
     lower, upper = quality.interval
     found = (
         f"mean score {quality.target_mean:.2%} against {quality.legacy_mean:.2%}, difference "
@@ -221,10 +225,12 @@ def _quality_status(quality: Quality) -> Status:
 
 
 def _explain_missingness(missingness: Missingness) -> str:
-    counts = (
-        f"unmeasured: {missingness.legacy_unmeasured} legacy and {missingness.target_unmeasured} target items"
+    counts = f"unmeasured: {missingness.legacy_unmeasured} legacy and {missingness.target_unmeasured} target items"
+    return (
+        f"the arms differ in what was measured (p = {missingness.p_difference:.2g}); {counts}"
+        if missingness.differs
+        else counts
     )
-    return f"the arms differ in what was measured (p = {missingness.p_difference:.2g}); {counts}" if missingness.differs else counts
 
 
 def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:

@@ -17,21 +17,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import polars as pl
 
-from anven_pipelines.domain.completion import Answer, Failure
-from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import ANSWERS, merge_answers, settled
+from anven_pipelines.domain.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.inference import CompletionRequest
+    from anven_pipelines.domain.outage import Blame
 
 PART_ROWS: Final = 16
 PART_SECONDS: Final = 1.0
 PROGRESS_SECONDS: Final = 1.0
-SUSPICIOUS: Final = 3  # items in a row that were refused, or found nobody listening
-HOPELESS: Final = 20  # items in a row that used up their attempts on any passing failure
 
 
 class Progress(NamedTuple):
@@ -93,7 +91,6 @@ class AnswerBatch:
     _earlier: dict[str, int] = field(default_factory=dict)
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _suspects: list[dict[str, Any]] = field(default_factory=list)
-    _streak: list[Failure] = field(default_factory=list)
     _part_is_full: asyncio.Event = field(default_factory=asyncio.Event)
     _all_asked: bool = False
     _done: int = 0
@@ -106,7 +103,7 @@ class AnswerBatch:
         """Ask what is open and return ANSWERS, one row per request in their order.
 
         Raises:
-            InvalidInput: the endpoint refuses every request (key, model or URL are wrong).
+            InvalidInput: the endpoint refuses what it is asked (key, model, URL or params are wrong).
             UnavailableService: the endpoint does not answer.
         """
         pending = self._open_requests()
@@ -136,66 +133,41 @@ class AnswerBatch:
     async def _ask_all(self, pending: Sequence[CompletionRequest], interrupts: Interrupts) -> None:
         interrupts.cancel(asyncio.current_task())
         queue = iter(pending)  # shared: each request goes to the worker that asks for it
-        limit = SUSPICIOUS if self._done else min(SUSPICIOUS, len(pending))
+        outage = Outage(self.endpoint, len(pending), self.concurrency, has_answered=self._done > self._failed)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_parts())
                 workers = range(min(self.concurrency, len(pending)))
-                await asyncio.wait([group.create_task(self._work(queue, limit)) for _ in workers])
+                await asyncio.wait([group.create_task(self._work(queue, outage)) for _ in workers])
                 self._all_asked = True
                 self._part_is_full.set()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the first ended the batch; others can only say the same
 
-    async def _work(self, queue: Iterator[CompletionRequest], limit: int) -> None:
+    async def _work(self, queue: Iterator[CompletionRequest], outage: Outage) -> None:
         for request in queue:
             asked = await self.ask(request)
-            is_new = request.item_id not in self._earlier
-            attempts = asked.attempts + self._earlier.get(request.item_id, 0)
-            self._note(asked.outcome, asked.outcome.row(request.item_id, attempts=attempts), is_new=is_new)
-            if error := self._end_of_the_line(limit):
+            earlier = self._earlier.get(request.item_id)
+            row = asked.outcome.row(request.item_id, attempts=asked.attempts + (earlier or 0))
+            self._take(row, outage.blame(asked.outcome, is_new=earlier is None))
+            if error := outage.error(kept=self._done - self._failed):
                 self._suspects.clear()  # the one error speaks for them; a later run asks them as new
                 raise error
 
-    def _note(self, outcome: Outcome, row: dict[str, Any], *, is_new: bool) -> None:
-        """Count an outcome; hold back failures that may turn out to be the endpoint's rather than the item's."""
+    def _take(self, row: dict[str, Any], blame: Blame) -> None:
+        """Count a row and queue it for the checkpoint; hold back what may turn out to be the endpoint's failure."""
         self._done += 1
-        if isinstance(outcome, Answer):
-            self._tokens += (outcome.input_tokens or 0) + (outcome.output_tokens or 0)
-        else:
-            self._failed += 1
-        if isinstance(outcome, Answer) or outcome.kind == "bad_request":
-            self._rows += [*self._suspects, row]
-            self._suspects.clear()
-            self._streak.clear()
-        elif outcome.kind in ("refused", "unreachable"):
+        self._failed += row["status"] != "answered"
+        self._tokens += (row.get("input_tokens") or 0) + (row.get("output_tokens") or 0)
+        if blame == "endpoint":
             self._suspects.append(row)
-        else:
-            self._rows.append(row)
+            return
+        if blame == "item":
+            self._rows += self._suspects
+            self._suspects.clear()
+        self._rows.append(row)
         if len(self._rows) >= PART_ROWS:
             self._part_is_full.set()
-        # An item that failed in an earlier run says little about the endpoint, unless nobody listens there.
-        if isinstance(outcome, Failure) and outcome.kind != "bad_request" and (is_new or outcome.kind == "unreachable"):
-            self._streak.append(outcome)
-
-    def _end_of_the_line(self, limit: int) -> AnvenError | None:
-        """Return the error that ends the batch, once failures in a row leave no hope for the next items."""
-        last = self._streak[-limit:]
-        if len(last) == limit and all(failure.kind == "refused" for failure in last):
-            message = (
-                f"{self.endpoint} refused {limit} requests in a row, the last with {last[-1].reason!r}; "
-                "check the key, the model and the URL of the target"
-            )
-            return InvalidInput(message)
-        is_silent = len(last) == limit and all(failure.kind == "unreachable" for failure in last)
-        if is_silent or len(self._streak) >= max(HOPELESS, 2 * self.concurrency):
-            message = (
-                f"{self.endpoint} answered none of the last {len(self._streak)} requests, the last failed with "
-                f"{self._streak[-1].reason!r}; {self._done - self._failed} answers are kept, and the next run "
-                "asks only what is missing: see that the endpoint is up, then run again"
-            )
-            return UnavailableService(message)
-        return None
 
     async def _keep_parts(self) -> None:
         """Append to the checkpoint, and report, whenever a part is full or a second has passed."""

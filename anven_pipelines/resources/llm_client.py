@@ -95,7 +95,7 @@ class LlmClient(dg.ConfigurableResource[None]):
             progress: Is told how far the batch is, at most once a second.
 
         Raises:
-            InvalidInput: the key is missing, or the endpoint refuses key, model or URL.
+            InvalidInput: the key is missing, or the endpoint refuses key, model, URL or params.
             UnavailableService: the endpoint does not answer; what it answered before is kept.
         """
         # The file names a variable so that the key stands in no file; only here is it known which one.
@@ -248,7 +248,8 @@ class _Endpoint:
         if headers is not None:
             statuses = [status for link in links if isinstance(status := getattr(link, "status_code", None), int)]
             status = statuses[-1]  # the innermost is the server's own
-            wait = retry_after_s(headers.get("retry-after"), now=self._pace.now())
+            asked_to_wait = headers.get("retry-after") or headers.get("llm_provider-retry-after")  # LiteLLM's proxy
+            wait = retry_after_s(asked_to_wait, now=self._pace.now())
             return Failure(kind_of(status), message, status, wait)
         names = {type(link).__name__ for link in links}
         if "ConnectError" in names:

@@ -15,7 +15,7 @@ request_log_job = dg.define_asset_job(
 
 
 @dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
-def declared_partitions(context: dg.SensorEvaluationContext, migrations: Migrations) -> dg.SensorResult:
+def declared_partitions(migrations: Migrations) -> dg.SensorResult:
     """Keep the partitions equal to what the migration files declare; it launches nothing."""
     workload_names, days, problems = declared_keys(migrations)
     message = f"{len(workload_names)} workloads, {len(days)} log days"
@@ -26,7 +26,7 @@ def declared_partitions(context: dg.SensorEvaluationContext, migrations: Migrati
 
 
 @dg.sensor(job=request_log_job, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
-def log_arrival(context: dg.SensorEvaluationContext, migrations: Migrations) -> dg.SensorResult:
+def log_arrival(migrations: Migrations) -> dg.SensorResult:
     """Read a log day whenever one of its files is new or has changed."""
     declared = migrations.catalogue().declared.values()
     sources, _ = readable_sources([(each.migration.legacy, each.folder) for each in declared])

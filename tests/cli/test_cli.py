@@ -42,8 +42,10 @@ def test_every_command_explains_itself_without_making_anything(command: list[str
         ("", "m.yaml: the file is empty"),
         ("workload: x\n", "m.yaml: legacy is missing; a value is needed"),
         (
-            "workload: x\nlegacy: {model: m, logs: none.jsonl}\ntarget: {engine: recorded, model: m, answers: a}\n"
-            "grading: [{kind: exact}]\n",
+            (
+                "workload: x\nlegacy: {model: m, logs: none.jsonl}\ntarget: {engine: recorded, model: m, answers: a}\n"
+                "grading: [{kind: exact}]\n"
+            ),
             "none.jsonl: does not exist",
         ),
     ],

@@ -134,7 +134,6 @@ def test_every_request_is_answered_in_order(asker: Asker) -> None:
         (Reply("whole", finish_reason=None), "broken_answer: the answer ended without a finish_reason", 2),
         (Reply("whole", finish_reason=None, streams=False), "broken_answer: the answer ended without a finish_r", 2),
     ],
-    ids=str,
 )
 def test_one_broken_item_fails_with_its_reason_and_the_others_are_answered(
     asker: Asker, reply: Reply, reason: str, attempts: int
@@ -162,7 +161,6 @@ def test_one_broken_item_fails_with_its_reason_and_the_others_are_answered(
         Reply("a b", breaks="error"),
         Reply("a b", breaks="end"),
     ],
-    ids=str,
 )
 def test_what_passes_is_asked_until_it_has_passed(asker: Asker, reply: Reply) -> None:
     with ScriptedEndpoint(for_prompt("flaky", reply, reply, Reply("whole answer"))) as endpoint:
@@ -424,7 +422,7 @@ class TestResume:
 
 
 def test_progress_counts_up_to_the_total(asker: Asker) -> None:
-    with ScriptedEndpoint(for_prompt("bad", Reply(status=400), Reply("fine"))) as endpoint:
+    with ScriptedEndpoint(for_prompt("bad", Reply(status=400))) as endpoint:
         asker.ask(endpoint.url, numbered(4))
         asker.progress.clear()
         asker.ask(endpoint.url, [*numbered(7), *requests("bad")])
@@ -448,7 +446,7 @@ target = EndpointTarget(engine="endpoint", model="m", url=sys.argv[1], max_attem
 requests = [CompletionRequest(f"p{{n}}", [dict(role="user", content=f"p{{n}}")], {{}}) for n in range(30)]
 checkpoint = FolderCheckpoint(Path({str(tmp_path)!r}))
 answers = LlmClient().answer(target, requests, checkpoint=checkpoint, progress=lambda _: None)
-print(answers["status"].value_counts().sort("status").rows(), answers["ttft_ms"].max() < 1500)
+print(answers["status"].value_counts().sort("status").rows(), answers["ttft_ms"].max() / answers["ttft_ms"].median())
 """
     script = for_prompt("p7", Reply("oops", status=500))
     with ScriptedEndpoint(script) as endpoint:

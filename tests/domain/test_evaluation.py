@@ -78,7 +78,7 @@ def test_unmeasured_target_answers_never_help_the_target() -> None:
 
 
 def test_unmeasured_legacy_answers_never_help_the_target_either() -> None:
-    target: list[float | None] = [1.0] * 400 + [0.0] * 100
+    target: list[float | None] = [*[1.0] * 400, *[0.0] * 100]
     legacy: list[float | None] = [1.0] * 400 + [None] * 100
     assert compare_quality(scores_of(legacy, target), margin=MARGIN, level=LEVEL).outcome == "unproven"
 
@@ -135,7 +135,9 @@ def test_a_harmed_segment_is_found_beneath_a_good_mean() -> None:
     scores = pl.concat(
         [
             good.with_columns(task=pl.lit("qa")),
-            bad.with_columns(task=pl.lit("json"), item_id="bad-" + pl.col("item_id"), cluster="bad-" + pl.col("item_id")),
+            bad.with_columns(
+                task=pl.lit("json"), item_id="bad-" + pl.col("item_id"), cluster="bad-" + pl.col("item_id")
+            ),
         ]
     )
     assert compare_quality(scores, margin=MARGIN, level=LEVEL).outcome == "not worse"
@@ -168,7 +170,9 @@ def test_arms_are_set_side_by_side_in_golden_order_whatever_order_they_come_in()
     grades = pl.DataFrame(
         {"item_id": ["item-00002", "item-00000"], "score": [1.0, 0.0], "reason": [None, "x"], "grades": ["{}", "{}"]}
     )
-    contract = pl.DataFrame({"item_id": ["item-00000"], "kept": [True], "reason": [None]}, schema_overrides={"reason": pl.String})
+    contract = pl.DataFrame(
+        {"item_id": ["item-00000"], "kept": [True], "reason": [None]}, schema_overrides={"reason": pl.String}
+    )
     arm = Arm(answers, grades, contract)
     scores = side_by_side(golden, arm, arm)
     assert scores.schema == SCORES.schema

@@ -16,7 +16,7 @@ from anven_pipelines.domain.canonical import canonical_json, digest_of_rows
 from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
 from anven_pipelines.domain.golden import GOLDEN, Freeze, freeze
 from anven_pipelines.domain.request_log import REQUEST_LOG
-from anven_pipelines.spec import Migration
+from anven_pipelines.spec import Judge, Migration, RagasGrader
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 PROMPT = canonical_json([{"role": "user", "content": "How much is 6 x 7?"}])
@@ -43,6 +43,7 @@ def call(number: int, **changes: Any) -> dict[str, Any]:
         "model": "gpt-4o",
         "messages": PROMPT,
         "output": "42",
+        "ground_truth": "42",
         "status": "ok",
         "source_file": "day-1.jsonl",
         "source_line": number,
@@ -96,6 +97,18 @@ def test_a_qualifying_call_becomes_a_golden_row_with_all_that_was_logged() -> No
     }
 
 
+def test_a_judged_metric_needs_no_ground_truth() -> None:
+    judged = migration().model_copy(
+        update={"grading": [RagasGrader(kind="ragas", judge=Judge(model="judge", url="http://127.0.0.1:1/v1"))]}
+    )
+    assert frozen([call(1, ground_truth=None)], judged).rows.height == 1
+
+
+def test_a_log_without_ground_truth_is_told_what_is_missing() -> None:
+    with pytest.raises(EmptyGolden, match="the graders compare with a ground truth"):
+        frozen([call(1, ground_truth=None), call(2, ground_truth=None)])
+
+
 def test_rows_have_the_published_schema_and_stand_in_the_order_of_their_ids() -> None:
     rows = frozen([call(n) for n in (3, 1, 2)]).rows
     assert rows.schema == GOLDEN.schema
@@ -105,6 +118,7 @@ def test_rows_have_the_published_schema_and_stand_in_the_order_of_their_ids() ->
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        ({"ground_truth": None}, "no ground truth"),
         ({"application": "batch"}, "other application"),
         ({"application": None}, "other application"),
         ({"model": "gpt-4o-mini"}, "other model"),
@@ -297,6 +311,7 @@ logged_calls = st.lists(
             "messages": st.sampled_from([PROMPT] * 12 + [None]),
             "tags": st.sampled_from([None, '{"task":"x"}', '{"task":"y"}']),
             "latency_ms": st.sampled_from([None, 1.0, 2.0]),
+            "ground_truth": st.sampled_from(["1"] * 12 + [None]),
         }
     ),
     min_size=1,
@@ -311,7 +326,8 @@ def as_log(calls: list[dict[str, Any]]) -> pl.DataFrame:
 
 
 def qualifies(entry: dict[str, Any]) -> bool:
-    return bool(entry["model"] == "gpt-4o" and entry["status"] == "ok" and entry["output"] and entry["messages"])
+    filled = entry["output"] and entry["messages"] and entry["ground_truth"]
+    return bool(entry["model"] == "gpt-4o" and entry["status"] == "ok" and filled)
 
 
 @settings(max_examples=25, deadline=None)

@@ -28,6 +28,10 @@ def good_scores(items: int = 1000) -> pl.DataFrame:
     )
 
 
+def slower_by(milliseconds: float | None) -> pl.DataFrame:
+    return good_scores().with_columns(target_ttft_ms=pl.col("legacy_ttft_ms") + pl.lit(milliseconds, dtype=pl.Float64))
+
+
 def everything_gates() -> Migration:
     return a_migration(sign_off={"quality_margin": 0.03, "waive": ["safety"]})
 
@@ -55,15 +59,15 @@ def test_all_good_is_go() -> None:
     ("scores", "cost", "waive", "outcome", "reason"),
     [
         (good_scores(), CHEAPER, [], "INCONCLUSIVE", "safety: unmeasured: no safety suite"),
-        (good_scores().with_columns(target_ttft_ms=pl.col("legacy_ttft_ms") + 900), CHEAPER, ["safety"], "NO-GO", "ttft: not met"),
-        (good_scores().with_columns(target_ttft_ms=pl.lit(None)), CHEAPER, ["safety"], "INCONCLUSIVE", "ttft: unmeasured: time to first token was measured in both arms for 0 of 1000"),
-        (good_scores(), {"status": "unmeasured", "reason": "no tokens"}, ["safety"], "INCONCLUSIVE", "cost: unmeasured: no tokens"),
+        (slower_by(900.0), CHEAPER, ["safety"], "NO-GO", "ttft: not met"),
+        (slower_by(None), CHEAPER, ["safety"], "INCONCLUSIVE", "ttft: unmeasured: time to first token was measured"),
+        (good_scores(), {"status": "unmeasured", "reason": "no"}, ["safety"], "INCONCLUSIVE", "cost: unmeasured: no"),
         (good_scores(), {"status": "not met", "reason": "dearer"}, ["safety"], "NO-GO", "cost: not met: dearer"),
         (good_scores(), {"status": "undecided", "reason": "wide"}, ["safety"], "INCONCLUSIVE", "cost: undecided"),
         (good_scores(150), CHEAPER, ["safety", "ttft"], "INCONCLUSIVE", "quality: undecided: neither side is proven"),
         (good_scores()[:2], CHEAPER, ["safety", "ttft"], "INCONCLUSIVE", "quality: unmeasured: only 2 of 2"),
         (good_scores()[:0], CHEAPER, ["safety", "ttft"], "INCONCLUSIVE", "quality: unmeasured: only 0 of 0"),
-        (paired_scores(both=700, lost=200, gained=10), CHEAPER, ["safety", "ttft"], "NO-GO", "quality: not met: worse than the margin is proven"),
+        (paired_scores(both=700, lost=200, gained=10), CHEAPER, ["safety", "ttft"], "NO-GO", "quality: not met: worse"),
     ],
 )  # fmt: skip
 def test_one_open_gate_is_no_go_or_inconclusive(
@@ -76,7 +80,7 @@ def test_one_open_gate_is_no_go_or_inconclusive(
 
 
 def test_a_difference_in_missingness_blocks_a_winner() -> None:
-    legacy: list[float | None] = [0.0] * 500 + [1.0] * 500
+    legacy: list[float | None] = [*[0.0] * 500, *[1.0] * 500]
     target: list[float | None] = [1.0] * 980 + [None] * 20
     migration = a_migration()
     assert verdict_on(scores_of(legacy, [1.0] * 1000), migration).verdict == "GO"
@@ -101,8 +105,12 @@ def test_a_harmed_segment_blocks_unless_it_is_waived_by_name() -> None:
 
 def test_open_items_never_reach_the_verdict() -> None:
     sealed = paired_scores(both=900, lost=5, gained=5)
-    opened = paired_scores(both=0, lost=900, gained=0).with_columns(split=pl.lit("open"), item_id="open-" + pl.col("item_id"))
-    assert verdict_on(pl.concat([sealed, opened]), a_migration()).to_json() == verdict_on(sealed, a_migration()).to_json()
+    opened = paired_scores(both=0, lost=900, gained=0).with_columns(
+        split=pl.lit("open"), item_id="open-" + pl.col("item_id")
+    )
+    assert (
+        verdict_on(pl.concat([sealed, opened]), a_migration()).to_json() == verdict_on(sealed, a_migration()).to_json()
+    )
 
 
 def test_the_same_inputs_give_the_same_bytes_in_any_row_order() -> None:
@@ -117,7 +125,8 @@ def test_the_same_inputs_give_the_same_bytes_in_any_row_order() -> None:
 @given(st.lists(st.sampled_from(["met", "not met", "undecided", "unmeasured"]), max_size=6), st.data())
 def test_unknown_never_gives_go_and_proven_harm_always_gives_no_go(statuses: list[Any], data: st.DataObject) -> None:
     criteria = [
-        Criterion(name=str(at), status=status, waived=data.draw(st.booleans()), reason="") for at, status in enumerate(statuses)
+        Criterion(name=str(at), status=status, waived=data.draw(st.booleans()), reason="")
+        for at, status in enumerate(statuses)
     ]
     gating = [each.status for each in criteria if not each.waived]
     outcome = combine(criteria)

@@ -10,7 +10,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import polars as pl
 import pytest
 import yaml
 
@@ -21,6 +20,8 @@ from tests.scripted_endpoint import asks_in, endpoint_process
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import polars as pl
 
 ITEMS = 240
 CONCURRENCY = 4

@@ -10,8 +10,9 @@ import dagster as dg
 import pytest
 import yaml
 
-from anven_pipelines.chain import Chain, Told
+from anven_pipelines.chain import Chain
 from anven_pipelines.definitions import MODULES
+from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import resources
 from anven_pipelines.resources.migrations import Declared, Migrations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anven_pipelines.domain.sign_off import Verdict
+    from anven_pipelines.run_watch import Told
 
 
 class Place(NamedTuple):
@@ -35,21 +37,21 @@ class Place(NamedTuple):
 
     @property
     def artifacts(self) -> ArtifactStore:
-        return self._resource("artifacts", ArtifactStore)
+        return of_kind(self.definitions, "artifacts", ArtifactStore)
 
     @property
     def state(self) -> StateStore:
-        return self._resource("state", StateStore)
+        return of_kind(self.definitions, "state", StateStore)
 
     @property
     def migrations(self) -> Migrations:
-        return self._resource("migrations", Migrations)
+        return of_kind(self.definitions, "migrations", Migrations)
 
     def write_log(self, calls: list[dict[str, Any]], name: str = "log-2026-10-05.jsonl") -> None:
         """Write canonical log lines."""
         (self.folder / name).write_text("".join(json.dumps(call) + "\n" for call in calls))
 
-    def declare(self, **changes: Any) -> Declared:  # noqa: ANN401 - any section
+    def declare(self, **changes: Any) -> Declared:
         """Write a migration file over `log-*.jsonl` and `answers.jsonl`; keyword arguments replace sections."""
         migration = {
             "workload": "support",
@@ -66,11 +68,6 @@ class Place(NamedTuple):
     def migrate(self, declared: Declared, *, epoch: str = "") -> Verdict:
         """Run the chain."""
         return Chain(self.definitions, self.instance, self.artifacts, self.told.append).run(declared, epoch=epoch)
-
-    def _resource(self, key: str, kind: type[Any]) -> Any:  # noqa: ANN401 - checked by the caller's annotation
-        found = (self.definitions.resources or {})[key]
-        assert isinstance(found, kind)
-        return found
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +91,7 @@ def place(tmp_path: Path, empty_mlflow: Path) -> Iterator[Place]:
         yield Place(tmp_path, definitions, instance, [])
 
 
-def logged_call(at: int, *, answer: str | None = None, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - any column
+def logged_call(at: int, *, answer: str | None = None, **fields: Any) -> dict[str, Any]:
     """Build one canonical log line: a question whose answer is its number."""
     return {
         "request_id": f"call-{at:04d}",
@@ -110,6 +107,6 @@ def logged_call(at: int, *, answer: str | None = None, **fields: Any) -> dict[st
     } | fields
 
 
-def recorded_answer(at: int, answer: str, **fields: Any) -> dict[str, Any]:  # noqa: ANN401 - any column
+def recorded_answer(at: int, answer: str, **fields: Any) -> dict[str, Any]:
     """Build one recorded answer of the target to `logged_call(at)`."""
     return logged_call(at, answer=answer, model="target-model") | fields

@@ -154,7 +154,7 @@ def test_stale_inputs_are_refused(place: Place) -> None:
     place.migrate(place.declare())
     place.declare(golden={"size": 100, "holdout": 1.0})
     job = place.definitions.resolve_implicit_global_asset_job_def()
-    again = {"instance": place.instance, "partition_key": "support", "raise_on_error": False}
+    again: dict[str, Any] = {"instance": place.instance, "partition_key": "support", "raise_on_error": False}
     assert job.execute_in_process(asset_selection=[dg.AssetKey("golden_dataset")], **again).success
     result = job.execute_in_process(asset_selection=[dg.AssetKey("scores")], **again)
     failure = next(event.step_failure_data for event in result.all_node_events if event.is_step_failure)

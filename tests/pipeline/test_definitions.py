@@ -26,7 +26,7 @@ print(json.dumps({{"heavy": [each for each in {HEAVY} if each in sys.modules], "
 """
 
 
-def load(deployment: str, folder: Path) -> Any:  # noqa: ANN401 - JSON
+def load(deployment: str, folder: Path) -> Any:
     """Load the definitions in a fresh interpreter that has nothing set but the deployment's name."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     done = subprocess.run(

@@ -24,8 +24,14 @@ def right(ask: Ask) -> Reply:
     return Reply(json.dumps({"answer": number_of(ask)}))
 
 
-def target_at(endpoint: ScriptedEndpoint, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field
-    return {"engine": "endpoint", "model": "target-model", "url": endpoint.url, "price": PRICE, "concurrency": 4} | changes
+def target_at(endpoint: ScriptedEndpoint, **changes: Any) -> dict[str, Any]:
+    return {
+        "engine": "endpoint",
+        "model": "target-model",
+        "url": endpoint.url,
+        "price": PRICE,
+        "concurrency": 4,
+    } | changes
 
 
 def write_timed_log(place: Place) -> None:
@@ -70,7 +76,9 @@ def test_a_second_run_pays_for_nothing_and_a_fresh_one_asks_again(place: Place) 
 
 
 def failing(until: int) -> Callable[[Ask], Reply]:
-    return lambda ask: Reply("not this one", status=422) if int(number_of(ask)) % 10 == 0 and ask.nth < until else right(ask)
+    return lambda ask: (
+        Reply("not this one", status=422) if int(number_of(ask)) % 10 == 0 and ask.nth < until else right(ask)
+    )
 
 
 def test_failures_are_kept_with_their_reason_and_never_pass(place: Place) -> None:

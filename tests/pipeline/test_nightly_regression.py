@@ -53,7 +53,10 @@ def test_what_still_answers_as_at_sign_off_passes(place: Place) -> None:
         signed_off(place, endpoint.url)
         result = run_night(place, "2026-11-21")
     assert result.success
-    assert {name: passed for name, (passed, _) in checks(result).items()} == {"no_regression": True, "proven_not_worse": True}
+    assert {name: passed for name, (passed, _) in checks(result).items()} == {
+        "no_regression": True,
+        "proven_not_worse": True,
+    }
 
 
 def test_a_regression_fails_a_blocking_check_with_a_clear_message(place: Place) -> None:
@@ -64,7 +67,9 @@ def test_a_regression_fails_a_blocking_check_with_a_clear_message(place: Place) 
     passed, message = checks(result)["no_regression"]
     assert not passed
     assert message is not None
-    assert message.startswith("REGRESSION of support against its sign-off: worse than the margin is proven: mean score 76.00%")
+    assert message.startswith(
+        "REGRESSION of support against its sign-off: worse than the margin is proven: mean score 76.00%"
+    )
 
 
 def test_each_night_asks_afresh_and_one_night_twice_asks_once(place: Place) -> None:
@@ -82,7 +87,10 @@ def test_the_baseline_stays_frozen_when_the_chain_runs_on(place: Place) -> None:
         job = place.definitions.resolve_implicit_global_asset_job_def()
         for asset, partition in (("request_log", "2026-10-05"), ("golden_dataset", "support")):
             job.execute_in_process(
-                instance=place.instance, partition_key=partition, asset_selection=[dg.AssetKey(asset)], raise_on_error=False
+                instance=place.instance,
+                partition_key=partition,
+                asset_selection=[dg.AssetKey(asset)],
+                raise_on_error=False,
             )
         run_night(place, "2026-11-21")
         assert len(endpoint.asks) == ITEMS
@@ -91,7 +99,9 @@ def test_the_baseline_stays_frozen_when_the_chain_runs_on(place: Place) -> None:
 def test_a_workload_without_sign_off_is_left_out_with_its_reason(place: Place) -> None:
     place.declare()
     with dg.build_schedule_context(
-        instance=place.instance, scheduled_execution_time=datetime(2026, 11, 21, 2, tzinfo=UTC), resources=place.definitions.resources
+        instance=place.instance,
+        scheduled_execution_time=datetime(2026, 11, 21, 2, tzinfo=UTC),
+        resources=place.definitions.resources,
     ) as context:
         evaluated = nightly_regression.evaluate_tick(context)
     assert evaluated.skip_message is not None
@@ -102,7 +112,9 @@ def test_the_schedule_asks_for_one_run_per_signed_off_workload_and_night(place: 
     with ScriptedEndpoint() as endpoint:
         signed_off(place, endpoint.url)
     with dg.build_schedule_context(
-        instance=place.instance, scheduled_execution_time=datetime(2026, 11, 21, 2, tzinfo=UTC), resources=place.definitions.resources
+        instance=place.instance,
+        scheduled_execution_time=datetime(2026, 11, 21, 2, tzinfo=UTC),
+        resources=place.definitions.resources,
     ) as context:
         evaluated = nightly_regression.evaluate_tick(context)
     requests = evaluated.run_requests or []

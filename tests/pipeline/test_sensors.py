@@ -23,7 +23,10 @@ def test_declared_workloads_and_their_log_days_become_partitions(place: Place) -
     place.write_log([logged_call(2)], "log-without-day.jsonl")
     place.declare(workload="one")
     place.declare(workload="two")
-    assert requested(tick(place, declared_partitions)) == {"workload": ["one", "two"], "log_day": ["2026-10-05", "undated"]}
+    assert requested(tick(place, declared_partitions)) == {
+        "workload": ["one", "two"],
+        "log_day": ["2026-10-05", "undated"],
+    }
 
 
 def test_a_broken_file_is_named_and_takes_nothing_else_down(place: Place) -> None:

@@ -29,7 +29,7 @@ LLAMA_8B, LLAMA_70B = "Meta-Llama-3.1-8B-Instruct", "Meta-Llama-3.1-70B-Instruct
         (GPT_4O, LLAMA_8B, 0.03, "NO-GO", (0.9538, 0.8400), (165, 15)),
     ],
 )
-def test_a_recorded_migration_gets_its_known_verdict(  # noqa: PLR0913 - one column per known figure
+def test_a_recorded_migration_gets_its_known_verdict(
     tmp_path: Path,
     shared_data: Path,
     legacy: str,

@@ -221,9 +221,17 @@ class TestHopelessEndpoint:
             assert failed.height == 50
             assert failed["attempts"].unique().to_list() == [run]
 
-    def test_bad_requests_say_nothing_about_the_endpoint(self, checkpoint: FolderCheckpoint) -> None:
-        outcomes: dict[str, Outcome] = {str(number): Failure("bad_request", "x", 400) for number in range(100)}
-        assert batch_of(Model(outcomes), numbered(100), checkpoint).run()["status"].unique().to_list() == ["failed"]
+    def test_bad_requests_say_nothing_about_an_endpoint_that_has_answered(self, checkpoint: FolderCheckpoint) -> None:
+        outcomes: dict[str, Outcome] = {str(number): Failure("bad_request", "x", 400) for number in range(1, 100)}
+        answers = batch_of(Model(outcomes), numbered(100), checkpoint, concurrency=1).run()
+        assert answers["status"].to_list() == ["answered"] + ["failed"] * 99
+
+    def test_what_the_endpoint_is_blamed_for_is_no_failure_of_the_items(self, checkpoint: FolderCheckpoint) -> None:
+        refusing = Model({str(number): Failure("bad_request", "no such model", 400) for number in range(100)})
+        with pytest.raises(InvalidInput, match="no such model"):
+            batch_of(refusing, numbered(100), checkpoint).run()
+        assert len(refusing.asked) <= 20 + 4
+        assert checkpoint.load().is_empty()
 
 
 def test_a_checkpoint_that_cannot_keep_ends_the_batch(checkpoint: FolderCheckpoint) -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def write(folder: Path, name: str, workload: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
-    migration = a_migration(workload=workload).model_dump(mode="json", include={"workload", "legacy", "target", "grading"})
+    migration = a_migration(workload=workload).model_dump(
+        mode="json", include={"workload", "legacy", "target", "grading"}
+    )
     file.write_text(yaml.safe_dump(migration))
     return file
 
@@ -69,7 +71,7 @@ def test_an_edit_counts_at_once(tmp_path: Path) -> None:
 def test_an_unknown_workload_is_answered_with_the_known_ones_and_the_broken_files(tmp_path: Path) -> None:
     write(tmp_path / "migrations", "a.yaml", "one")
     (tmp_path / "migrations" / "broken.yaml").write_text("workload: [")
-    with pytest.raises(UnknownWorkload, match="declared: one\n.*broken.yaml: line 1"):
+    with pytest.raises(UnknownWorkload, match=r"declared: one\n.*broken.yaml: line 1"):
         migrations_in(tmp_path).of("two")
 
 
@@ -100,5 +102,5 @@ def test_a_file_of_the_folder_needs_no_registration(tmp_path: Path) -> None:
 def test_a_file_may_not_take_the_name_of_a_watched_workload(tmp_path: Path) -> None:
     write(tmp_path / "migrations", "a.yaml", "one")
     file = write(tmp_path / "elsewhere", "m.yaml", "one")
-    with pytest.raises(InvalidInput, match="a.yaml declares already"):
+    with pytest.raises(InvalidInput, match=r"a.yaml declares already"):
         migrations_in(tmp_path).register(file)
