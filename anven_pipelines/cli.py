@@ -132,7 +132,7 @@ def fill_mlflow(*, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="anven")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.regression import serving
 from anven_pipelines.resources.migrations import Migrations
@@ -33,7 +32,6 @@ def nightly_regression(
         except InvalidInput as error:
             left_out.append(str(error))
             continue
-        context.instance.add_dynamic_partitions(str(workloads.name), [workload])
         yield dg.RunRequest(
             run_key=f"{workload}/{night}",
             partition_key=workload,

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# Weights of the imagined pair. Counts of rare losses are skewed, so the two claims need different ones: without it
-# the worst error rates at a level of 5 % are 6.7 % and 9.3 %; with half a pair against NO-GO 5.2 %, with these 4.6 %
-# and 4.4 %.
+# Weights of the imagined pair. Counts of rare losses are skewed, so the two claims need different ones. Worst error
+# rates at a level of 5 %: without it 6.7 % (GO) and 9.3 % (NO-GO); with half a pair against NO-GO 5.2 %; with these
+# 4.6 % and 4.3 % (benchmarks/error_rates.py, "rare losses").
 LOST_PAIR = 0.5
 GAINED_PAIR = 1.0
 # With half a cluster, uneven clusters (sizes 1 to 60) pass too often: 6.9 % instead of 5 %.
@@ -27,7 +27,7 @@ _NEWTON_TOLERANCE = 1e-12
 
 
 class Evidence(NamedTuple):
-    """How far a guarded total lies on the claim's side, and its variance at the margin; both any shape."""
+    """How far a guarded total lies on the claim's side, its variance at the margin, and what the guard took off."""
 
     distance: FloatArray
     variance: FloatArray

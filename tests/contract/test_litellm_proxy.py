@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -83,10 +83,9 @@ def proxy_url(backend: ScriptedEndpoint, tmp_path_factory: pytest.TempPathFactor
             cwd=folder,
             env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"},
         )
-    url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_live(url, process, folder / "log")
-        yield url
+        wait_until_live(port, process, folder / "log")
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         try:
@@ -96,15 +95,18 @@ def proxy_url(backend: ScriptedEndpoint, tmp_path_factory: pytest.TempPathFactor
             process.wait()
 
 
-def wait_until_live(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_live(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
         try:
-            with urllib.request.urlopen(f"{url}/health/liveliness", timeout=2) as response:
-                if response.status == 200:
-                    return
-        except OSError:
+            connection.request("GET", "/health/liveliness")
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
             time.sleep(0.1)
+        finally:
+            connection.close()
     pytest.fail(f"the LiteLLM proxy did not come up within {UP_WITHIN_S:g} s:\n{log.read_text()[-3000:]}")
 
 

@@ -446,11 +446,13 @@ target = EndpointTarget(engine="endpoint", model="m", url=sys.argv[1], max_attem
 requests = [CompletionRequest(f"p{{n}}", [dict(role="user", content=f"p{{n}}")], {{}}) for n in range(30)]
 checkpoint = FolderCheckpoint(Path({str(tmp_path)!r}))
 answers = LlmClient().answer(target, requests, checkpoint=checkpoint, progress=lambda _: None)
-print(answers["status"].value_counts().sort("status").rows(), answers["ttft_ms"].max() / answers["ttft_ms"].median())
+ttft = answers["ttft_ms"]
+print(answers["status"].value_counts().sort("status").rows(), ttft.max() < 8 * ttft.median())
 """
     script = for_prompt("p7", Reply("oops", status=500))
     with ScriptedEndpoint(script) as endpoint:
         ran = subprocess.run([sys.executable, "-c", program, endpoint.url], capture_output=True, text=True, check=True)
-    # A first call through LiteLLM takes 2 s; the client's own warm-up keeps that out of the measurement.
+    # LiteLLM takes 2 s for a first call and 0.6 s for a first error. With the warm-up the slowest first token took 2
+    # times the median, without it 24 times.
     assert ran.stdout.strip() == "[('answered', 29), ('failed', 1)] True"
     assert ran.stderr == ""

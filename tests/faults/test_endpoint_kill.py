@@ -60,8 +60,8 @@ class Batch:
     def asked(self) -> Counter[str]:
         return asks_in(self.log)
 
-    def parts(self) -> int:
-        return len(list(self.checkpoint.folder.glob("*.parquet")))
+    def wait_for_parts(self, count: int) -> None:
+        wait_until(lambda: len(list(self.checkpoint.folder.glob("*.parquet"))) >= count, f"part {count}")
 
     def durable(self) -> set[str]:
         return set(self.checkpoint.load()["item_id"])
@@ -101,7 +101,7 @@ def assert_whole(answers: pl.DataFrame) -> None:
 
 def test_after_kill_9_every_item_is_answered_once_and_nothing_durable_is_asked_again(batch: Batch) -> None:
     with batch.running() as process:
-        wait_until(lambda: batch.parts() >= 3, "a third part")
+        batch.wait_for_parts(3)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     before, durable = batch.asked, batch.durable()
@@ -120,7 +120,7 @@ def test_after_kill_9_every_item_is_answered_once_and_nothing_durable_is_asked_a
 def test_a_batch_killed_again_and_again_still_ends_with_every_item_once(batch: Batch) -> None:
     for parts in (1, 2):
         with batch.running() as process:
-            wait_until(lambda: batch.parts() >= parts, "another part")
+            batch.wait_for_parts(parts)
             process.kill()
     assert_whole(batch.finish())
     assert sum(batch.asked.values()) <= ITEMS + 2 * (CONCURRENCY + PART_ROWS)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from anven_pipelines.chain import LOG_ASSETS
 from anven_pipelines.schedules import nightly_regression
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
@@ -85,13 +86,12 @@ def test_the_baseline_stays_frozen_when_the_chain_runs_on(place: Place) -> None:
         signed_off(place, endpoint.url)
         place.write_log([logged_call(at) for at in range(100)])
         job = place.definitions.resolve_implicit_global_asset_job_def()
-        for asset, partition in (("request_log", "2026-10-05"), ("golden_dataset", "support")):
-            job.execute_in_process(
+        for assets, partition in ((LOG_ASSETS, "2026-10-05"), (("golden_dataset",), "support")):
+            assert job.execute_in_process(
                 instance=place.instance,
                 partition_key=partition,
-                asset_selection=[dg.AssetKey(asset)],
-                raise_on_error=False,
-            )
+                asset_selection=[dg.AssetKey(asset) for asset in assets],
+            ).success
         run_night(place, "2026-11-21")
         assert len(endpoint.asks) == ITEMS
 

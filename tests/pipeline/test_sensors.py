@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import dagster as dg
 
-from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival
+from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival, request_log_job
 from tests.pipeline.conftest import Place, logged_call
 
 
 def tick(place: Place, sensor: dg.SensorDefinition) -> dg.SensorExecutionData:
-    with dg.build_sensor_context(instance=place.instance, resources=place.definitions.resources) as context:
+    code_location = dg.Definitions(
+        assets=place.definitions.assets,
+        jobs=[request_log_job],
+        sensors=[log_arrival, declared_partitions],
+        resources=place.definitions.resources,
+    )
+    with dg.build_sensor_context(
+        instance=place.instance,
+        resources=place.definitions.resources,
+        repository_def=code_location.get_repository_def(),
+    ) as context:
         return sensor.evaluate_tick(context)
 
 
