@@ -76,6 +76,7 @@ def dev(
     """Open the Dagster UI and MLflow together on this machine; Ctrl-C stops both."""
     with _reported(as_json=as_json):
         from anven_pipelines.dev_servers import serve  # noqa: PLC0415
+        from anven_pipelines.migrate import register_partitions  # noqa: PLC0415
 
         def announce(urls: dict[str, str]) -> None:
             if as_json:
@@ -84,7 +85,9 @@ def dev(
                 stderr.print("\n".join(f"[bold]{name}[/bold]  {url}" for name, url in urls.items()))
                 stderr.print("Ctrl-C stops both.")
 
-        serve(_home(), port=port, mlflow_port=mlflow_port, announce=announce, console=stderr)
+        home = _home()
+        register_partitions(home, stderr)
+        serve(home, port=port, mlflow_port=mlflow_port, announce=announce, console=stderr)
 
 
 @app.command()

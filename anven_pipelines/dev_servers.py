@@ -44,7 +44,8 @@ def serve(
     """
     port, mlflow_port = free_port(port), free_port(mlflow_port)
     urls = {"Dagster": f"http://127.0.0.1:{port}", "MLflow": f"http://127.0.0.1:{mlflow_port}"}
-    environment = {**os.environ, "ANVEN_MLFLOW_UI": urls["MLflow"]}
+    # MLflow's runner of evaluation jobs, which nothing here uses, would hold seven processes and 1.5 GB.
+    environment = {**os.environ, "ANVEN_MLFLOW_UI": urls["MLflow"], "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     logs = home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with _termination_interrupts(), ExitStack() as stack:
@@ -118,7 +119,8 @@ def _server(
         try:
             yield server
         finally:
-            _stop(server)
+            with _undisturbed():
+                _stop(server)
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
@@ -162,6 +164,17 @@ def _require_alive(name: str, server: subprocess.Popen[bytes], logs: Path) -> No
     if (code := server.poll()) is not None:
         message = f"{name} ended by itself with exit code {code}; its output is in {logs / f'{name.lower()}.log'}"
         raise UnavailableService(message)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore a second Ctrl-C: it would end this process before its servers and leave them behind."""
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager

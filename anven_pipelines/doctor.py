@@ -19,7 +19,8 @@ from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
 from anven_pipelines.resources.migrations import Declared, Migrations
-from anven_pipelines.resources.mlflow_tracking import MlflowTracking, Outbox
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.outbox import Outbox
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import EndpointTarget, Judge, RagasGrader, RecordedTarget
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import dagster as dg
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from anven_pipelines.assets.partitions import log_days, workloads
 from anven_pipelines.chain import CHAIN_ASSETS, Chain, only_one
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.deployments import deployment_name, missing_settings
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.run_watch import DONE
+from anven_pipelines.sensors.log_arrival import declared_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
     from anven_pipelines.run_watch import Told
 
 
-Kind = TypeVar("Kind")
+Kind = TypeVar("Kind", bound="dg.ConfigurableResource[Any]")
 
 
 def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Verdict:
@@ -43,11 +48,27 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
     """
     with prepared(home) as definitions:
         declared = of_kind(definitions, "migrations", Migrations).register(file)
-        with only_one(home, declared.migration.workload), dg.DagsterInstance.get() as instance:
-            view = _View(console, declared.migration.workload)
+        workload = declared.migration.workload
+        of_kind(definitions, "state", StateStore).latest(f"sign_off/{workload}")  # the last step must not find it down
+        with only_one(home, workload), dagster_instance() as instance:
+            view = _View(console, workload)
             with view:
                 chain = Chain(definitions, instance, of_kind(definitions, "artifacts", ArtifactStore), view.tell)
                 return chain.run(declared, epoch=epoch)
+
+
+def register_partitions(home: Path, console: Console) -> None:
+    """Make the declared workloads and log days known to Dagster, and MLflow's database if it is a local one.
+
+    The sensor `declared_partitions` does the former too; doing it first spares the user the wait for its first tick.
+    """
+    with prepared(home) as definitions, dg.DagsterInstance.get() as instance:
+        names, days, problems = declared_keys(of_kind(definitions, "migrations", Migrations))
+        instance.add_dynamic_partitions(str(workloads.name), names)
+        instance.add_dynamic_partitions(str(log_days.name), days)
+        problem = tracking_of(definitions).problem()
+        for each in (*problems, *([problem] if problem else [])):
+            console.print(f"[yellow]warning[/yellow] {each}", highlight=False, soft_wrap=True)
 
 
 def tracking_of(definitions: dg.Definitions) -> MlflowTracking:
@@ -56,11 +77,33 @@ def tracking_of(definitions: dg.Definitions) -> MlflowTracking:
 
 
 @contextmanager
+def dagster_instance() -> Iterator[dg.DagsterInstance]:
+    """Open the instance that DAGSTER_HOME describes.
+
+    Raises:
+        UnavailableService: its settings are broken, or its database does not answer.
+    """
+    try:
+        opened = dg.DagsterInstance.get()
+    except Exception as error:  # each storage has its own error tree
+        message = f"Dagster's instance cannot be opened: {error}; check dagster.yaml in DAGSTER_HOME and its database"
+        raise UnavailableService(message) from error
+    with opened as instance:
+        yield instance
+
+
+@contextmanager
 def prepared(home: Path) -> Iterator[dg.Definitions]:
     """Load the definitions with their resources ready to be used outside a run.
 
     Dagster's notices about its own beta interfaces are not the user's to mend and are kept from the terminal.
+
+    Raises:
+        InvalidInput: the environment lacks what the deployment needs.
     """
+    if missing := missing_settings():
+        message = f"the {deployment_name()} deployment needs {', '.join(missing)}; set them in the environment"
+        raise InvalidInput(message)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)
         warnings.simplefilter("ignore", dg.PreviewWarning)
@@ -76,7 +119,7 @@ def of_kind(definitions: dg.Definitions, key: str, kind: type[Kind]) -> Kind:
     if not isinstance(resource, kind):
         message = f"resource {key!r} is a {type(resource).__name__}; a {kind.__name__} is needed"
         raise TypeError(message)
-    return resource
+    return cast("Kind", resource.process_config_and_initialize())
 
 
 class _View:

@@ -30,7 +30,9 @@ from anven_pipelines.resources.price_map import litellm_price
     partitions_def=workloads,
     metadata=definition_metadata(COST),
     ins={"request_log": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
-    check_specs=[dg.AssetCheckSpec("cost_measured", asset="cost_model")],
+    check_specs=[
+        dg.AssetCheckSpec("cost_measured", asset="cost_model", description="Both arms' cost could be measured.")
+    ],
 )
 @carries_checks
 def cost_model(

@@ -36,8 +36,13 @@ from anven_pipelines.spec import Migration, RagasGrader
     partitions_def=workloads,
     metadata=definition_metadata(SCORES),
     check_specs=[
-        dg.AssetCheckSpec("items_conserved", asset="scores", blocking=True),
-        dg.AssetCheckSpec("all_measured", asset="scores"),
+        dg.AssetCheckSpec(
+            "items_conserved",
+            asset="scores",
+            blocking=True,
+            description="Every golden item has exactly one row of scores.",
+        ),
+        dg.AssetCheckSpec("all_measured", asset="scores", description="Every item has a score in both arms."),
     ],
 )
 @carries_checks
@@ -99,7 +104,13 @@ def scores(
     code_version="1",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
-    check_specs=[dg.AssetCheckSpec("arms_equally_measured", asset="scorecard")],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "arms_equally_measured",
+            asset="scorecard",
+            description="Neither arm is measured less often than the other (McNemar's exact test).",
+        )
+    ],
 )
 @carries_checks
 def scorecard(

@@ -31,8 +31,17 @@ from anven_pipelines.resources.mlflow_tracking import MlflowTracking
     metadata=definition_metadata(GOLDEN),
     ins={"request_log": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
     check_specs=[
-        dg.AssetCheckSpec("candidates_conserved", asset="golden_dataset", blocking=True),
-        dg.AssetCheckSpec("enough_sealed_items", asset="golden_dataset"),
+        dg.AssetCheckSpec(
+            "candidates_conserved",
+            asset="golden_dataset",
+            blocking=True,
+            description="Logged calls are golden items or are left out for a counted reason.",
+        ),
+        dg.AssetCheckSpec(
+            "enough_sealed_items",
+            asset="golden_dataset",
+            description="As many sealed items as the margin is planned to need.",
+        ),
     ],
 )
 @carries_checks

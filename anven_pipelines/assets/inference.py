@@ -47,7 +47,14 @@ class AnswerConfig(dg.Config):
     code_version="1",
     partitions_def=workloads,
     metadata=definition_metadata(ANSWERS),
-    check_specs=[dg.AssetCheckSpec("rows_conserved", asset="legacy_answers", blocking=True)],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "rows_conserved",
+            asset="legacy_answers",
+            blocking=True,
+            description="Every golden item has exactly one answer, failure or unmatched row.",
+        )
+    ],
 )
 @carries_checks
 def legacy_answers(
@@ -74,9 +81,23 @@ def legacy_answers(
     partitions_def=workloads,
     metadata=definition_metadata(ANSWERS),
     check_specs=[
-        dg.AssetCheckSpec("rows_conserved", asset="target_answers", blocking=True),
-        dg.AssetCheckSpec("some_answered", asset="target_answers", blocking=True),
-        dg.AssetCheckSpec("all_answered", asset="target_answers"),
+        dg.AssetCheckSpec(
+            "rows_conserved",
+            asset="target_answers",
+            blocking=True,
+            description="Every golden item has exactly one answer, failure or unmatched row.",
+        ),
+        dg.AssetCheckSpec(
+            "some_answered",
+            asset="target_answers",
+            blocking=True,
+            description="At least one item was answered; otherwise the answers belong to another dataset or the target is down.",
+        ),
+        dg.AssetCheckSpec(
+            "all_answered",
+            asset="target_answers",
+            description="Every item was answered; those that were not stay unmeasured.",
+        ),
     ],
 )
 @carries_checks

@@ -97,13 +97,13 @@ def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show
         data_version=dg.DataVersion(manifest.digest),
         check_results=list(checks),
         metadata={
+            **(metadata or {}),
+            **tracked.metadata(),
             "dagster/row_count": manifest.rows,
             "digest": manifest.digest,
             "parts": len(manifest.parts),
             "bytes": sum(part.bytes for part in manifest.parts),
             "inputs": dg.MetadataValue.json(manifest.inputs),
-            **(metadata or {}),
-            **tracked.metadata(),
         },
     )
 

@@ -31,7 +31,7 @@ from anven_pipelines.resources.state_store import StateStore
 
 
 @dg.asset(
-    group_name="evaluate",
+    group_name="monitor",
     kinds={"litellm", "json"},
     owners=OWNERS,
     code_version="1",
@@ -39,8 +39,17 @@ from anven_pipelines.resources.state_store import StateStore
     metadata=definition_metadata(DOCUMENT),
     deps=["sign_off"],
     check_specs=[
-        dg.AssetCheckSpec("no_regression", asset="production_regression", blocking=True),
-        dg.AssetCheckSpec("proven_not_worse", asset="production_regression"),
+        dg.AssetCheckSpec(
+            "no_regression",
+            asset="production_regression",
+            blocking=True,
+            description="What serves production is not proven worse than at sign-off by more than the margin.",
+        ),
+        dg.AssetCheckSpec(
+            "proven_not_worse",
+            asset="production_regression",
+            description="What serves production is proven not worse than at sign-off, and equally measured.",
+        ),
     ],
 )
 @carries_checks

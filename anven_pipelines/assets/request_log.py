@@ -47,9 +47,18 @@ REJECTED_SHARE_TO_WARN = 0.01
     },
     partitions_def=log_days,
     check_specs=[
-        dg.AssetCheckSpec("lines_conserved", asset="request_log", blocking=True),
-        dg.AssetCheckSpec("sources_readable", asset="request_log"),
-        dg.AssetCheckSpec("few_rejected", asset="rejected_lines"),
+        dg.AssetCheckSpec(
+            "lines_conserved",
+            asset="request_log",
+            blocking=True,
+            description="Lines read are rows, rejected lines or exact duplicates: none is lost.",
+        ),
+        dg.AssetCheckSpec(
+            "sources_readable",
+            asset="request_log",
+            description="Every declared log source and every migration file can be read.",
+        ),
+        dg.AssetCheckSpec("few_rejected", asset="rejected_lines", description="At most 1 % of the lines are rejected."),
     ],
 )
 @carries_checks

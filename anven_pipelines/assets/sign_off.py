@@ -33,7 +33,11 @@ from anven_pipelines.resources.state_store import StateStore
     code_version="1",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
-    check_specs=[dg.AssetCheckSpec("verdict_is_go", asset="sign_off", blocking=True)],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "verdict_is_go", asset="sign_off", blocking=True, description="The gate before production: only GO passes."
+        )
+    ],
 )
 @carries_checks
 def sign_off(
@@ -98,19 +102,24 @@ def sign_off(
                 asset="sign_off",
                 passed=verdict.verdict == "GO",
                 description="\n".join([verdict.verdict, *verdict.reasons]),
+                criteria=_criteria(verdict),
             )
         ],
     )
 
 
-def _metadata(verdict: Verdict) -> dict[str, dg.MetadataValue | str]:
+def _criteria(verdict: Verdict) -> dg.MarkdownMetadataValue:
     rows = "\n".join(
         f"| {each.name} | {each.status}{' (waived)' if each.waived else ''} | {each.reason} |"
         for each in verdict.criteria
     )
+    return dg.MetadataValue.md(f"| criterion | status | reason |\n|---|---|---|\n{rows}")
+
+
+def _metadata(verdict: Verdict) -> dict[str, dg.MetadataValue | str]:
     return {
         "verdict": verdict.verdict,
-        "criteria": dg.MetadataValue.md(f"| criterion | status | reason |\n|---|---|---|\n{rows}"),
+        "criteria": _criteria(verdict),
         "chart": interval_chart(verdict.quality, verdict.segments),
         "verdict_json": dg.MetadataValue.json(json.loads(verdict.to_json())),
     }

@@ -81,6 +81,7 @@ def _matches(pattern: str, base: str) -> list[LogFile]:
     place = pattern if absolute else f"{base.rstrip('/')}/{pattern}"
     with reading(public_name(pattern), pattern):
         system, path = fsspec.core.url_to_fs(place)
+        system.invalidate_cache()  # a sensor's process lists again and again, and must see what others have written
         paths = _files(system, path)
         root = None if absolute else fsspec.core.url_to_fs(base)[1]
     if not paths:

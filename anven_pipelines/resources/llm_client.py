@@ -230,7 +230,7 @@ class _Endpoint:
             messages=messages,
             stream=True,
             stream_options=form.get("stream_options"),
-            extra_body={**params, **form.get("extra_body", {})},
+            extra_body={**params, "messages": messages, **form.get("extra_body", {})},
             timeout=self._target.timeout.total_seconds(),
             num_retries=0,
             max_retries=0,

@@ -74,7 +74,8 @@ class Migrations(dg.ConfigurableResource[None]):
         """Make a file known whose folder is not watched; one in the folder needs nothing.
 
         Raises:
-            InvalidMigration: the file is broken, or another file declares the same workload.
+            InvalidMigration: the file is broken.
+        InvalidInput: another file declares the same workload, or only the folder's files may run here.
         """
         found = read_migration(file)
         for path in self._watched():
@@ -83,6 +84,11 @@ class Migrations(dg.ConfigurableResource[None]):
         catalogue = Migrations(folder=self.folder).catalogue()
         if earlier := catalogue.declared.get(found.migration.workload):
             raise InvalidInput(_declared_twice(found.migration.workload, file, earlier.file))
+        if not self.registry:
+            message = (
+                f"{file}: a shared deployment runs the files in {self.folder} (ANVEN_MIGRATIONS) only; put it there"
+            )
+            raise InvalidInput(message)
         self._point_at(file, found.migration.workload)
         return found
 

@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import hashlib
 import importlib
 import math
 import os
 import sqlite3
-import tempfile
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -34,9 +32,10 @@ from pydantic import Field
 
 from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, UnavailableService
 from anven_pipelines.domain.tracking import StepRecord, fit
+from anven_pipelines.resources.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from datetime import datetime
 
     from mlflow import MlflowClient
@@ -86,78 +85,6 @@ class _Place(NamedTuple):
 
     experiment_id: str
     run_id: str
-
-
-class Outbox:
-    """A folder of records that MLflow does not have yet, one immutable file each, oldest first."""
-
-    def __init__(self, folder: Path) -> None:
-        """Nothing is made until the first record is kept."""
-        self.folder = folder
-
-    def keep(self, step: StepRecord) -> Path:
-        """Write the record so that it outlives a crash; the same record twice is one file."""
-        text = step.to_json().encode()
-        path = self.folder / f"{_milliseconds(step.started):013d}-{_fingerprint(text)}.json"
-        if path.exists():
-            return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", suffix=".tmp", delete=False) as draft:
-            draft.write(text)
-            draft.flush()
-            os.fsync(draft.fileno())
-        Path(draft.name).replace(path)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        return path
-
-    def waiting(self) -> list[Path]:
-        """List the records, oldest first."""
-        return sorted(self.folder.glob("*.json"))
-
-    @contextmanager
-    def claim(self, path: Path, *, wait: bool) -> Iterator[bool]:
-        """Hold a record for this process; False if another holds it, or has delivered it meanwhile.
-
-        The lock is on the record's own file, so it ends with the process that holds it, however that ends.
-        """
-        try:
-            record = path.open("rb+")  # NFS locks only what is open for writing
-        except FileNotFoundError:
-            yield False
-            return
-        with record:
-            try:
-                fcntl.flock(record, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield path.exists()
-
-    def read(self, path: Path) -> StepRecord:
-        """Read a record back.
-
-        Raises:
-            CorruptArtifact: the bytes are not those that were written, or not a record.
-        """
-        text = path.read_bytes()
-        if not path.stem.endswith(_fingerprint(text)):
-            message = f"{path} does not hold what was written; it was cut or changed, and its run cannot be filled in"
-            raise CorruptArtifact(message)
-        try:
-            return StepRecord.from_json(text)
-        except ValueError as error:
-            message = f"{path} is no step record that this version reads: {error}"
-            raise CorruptArtifact(message) from error
-
-    def set_aside(self, path: Path) -> Path:
-        """Move a record that can never be delivered to where nobody trips over it."""
-        aside = self.folder / "set-aside" / path.name
-        aside.parent.mkdir(exist_ok=True)
-        return path.replace(aside)
 
 
 class MlflowTracking(dg.ConfigurableResource[None]):
@@ -440,10 +367,6 @@ def _sqlite_file(tracking_uri: str) -> Path | None:
 
 def _milliseconds(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
-
-
-def _fingerprint(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _reason(error: BaseException) -> str:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anven_pipelines.domain.tracking import StepRecord, legal_names
-from anven_pipelines.resources.mlflow_tracking import MlflowTracking, Outbox, Tracked
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking, Tracked
+from anven_pipelines.resources.outbox import Outbox
+from tests.mlflow_server import free_uri, mlflow_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,11 +76,8 @@ def embedded(database: Path, tmp_path: Path) -> MlflowTracking:
 @pytest.fixture(scope="module")
 def outage(tmp_path_factory: pytest.TempPathFactory) -> Outage:
     """Record a step while nothing listens where the server will be."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     outbox = tmp_path_factory.mktemp("outage") / "outbox"
-    tracking = MlflowTracking(tracking_uri=f"http://127.0.0.1:{port}", outbox=str(outbox), timeout_s=30)
+    tracking = MlflowTracking(tracking_uri=free_uri(), outbox=str(outbox), timeout_s=30)
     tracking.problem()  # imports mlflow, which no test here measures
     begun = time.monotonic()
     return Outage(tracking, tracking.record(replace(STEP, key="outage/scores")), time.monotonic() - begun)
@@ -94,7 +88,7 @@ def server(outage: Outage, database: Path, tmp_path_factory: pytest.TempPathFact
     """Start a real MLflow server on the port where nothing listened."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(database, folder / "mlflow.db")
-    with running_server(outage.tracking.tracking_uri, folder):
+    with mlflow_server(outage.tracking.tracking_uri, folder):
         yield outage.tracking.tracking_uri
 
 
@@ -105,35 +99,6 @@ def tracking(request: pytest.FixtureRequest, tmp_path: Path) -> MlflowTracking:
         return request.getfixturevalue("embedded")  # type: ignore[no-any-return] # fixtures are untyped
     uri = request.getfixturevalue("server")
     return MlflowTracking(tracking_uri=uri, outbox=str(tmp_path / "outbox"), timeout_s=30)
-
-
-@contextmanager
-def running_server(uri: str, folder: Path) -> Iterator[None]:
-    command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"),
-        *("--artifacts-destination", str(folder / "artifacts")),
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            wait_until_up(f"{uri}/health", server, folder / "server.log")
-            yield
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)  # its own group: uvicorn's worker is a child
-            server.wait()
-
-
-def wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - http on loopback
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.1)
-    pytest.fail(f"MLflow did not come up:\n{log.read_text()}")
 
 
 def client_of(tracking: MlflowTracking) -> MlflowClient:

@@ -21,7 +21,8 @@ import dagster as dg
 import pytest
 
 from anven_pipelines.domain.tracking import StepRecord
-from anven_pipelines.resources.mlflow_tracking import MlflowTracking, Outbox
+from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -350,7 +351,7 @@ def test_a_record_of_another_version_is_set_aside(alive: MlflowTracking) -> None
     outbox.keep(STEP)
     [path] = outbox.waiting()
     text = path.read_bytes().replace(b'"status"', b'"state"')
-    from anven_pipelines.resources.mlflow_tracking import _fingerprint  # noqa: PLC0415 - to write what was not written
+    from anven_pipelines.resources.outbox import _fingerprint  # noqa: PLC0415 - to write what was not written
 
     path.replace(path.with_name(f"0-{_fingerprint(text)}.json")).write_bytes(text)
     assert "no step record that this version reads" in alive.fill().problems[0]

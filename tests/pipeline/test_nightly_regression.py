@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import dagster as dg
 
@@ -14,6 +14,8 @@ from tests.pipeline.conftest import Place, logged_call, recorded_answer
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from anven_pipelines.resources.migrations import Declared
 
 ITEMS = 250
@@ -96,29 +98,27 @@ def test_the_baseline_stays_frozen_when_the_chain_runs_on(place: Place) -> None:
         assert len(endpoint.asks) == ITEMS
 
 
+def asked_of_the_schedule(place: Place) -> list[dg.RunRequest | dg.SkipReason]:
+    night = datetime(2026, 11, 21, 2, tzinfo=UTC)
+    with dg.build_schedule_context(scheduled_execution_time=night) as context:
+        evaluated = nightly_regression(context, migrations=place.migrations, state=place.state)
+        return list(cast("Iterable[dg.RunRequest | dg.SkipReason]", evaluated))
+
+
 def test_a_workload_without_sign_off_is_left_out_with_its_reason(place: Place) -> None:
     place.declare()
-    with dg.build_schedule_context(
-        instance=place.instance,
-        scheduled_execution_time=datetime(2026, 11, 21, 2, tzinfo=UTC),
-        resources=place.definitions.resources,
-    ) as context:
-        evaluated = nightly_regression.evaluate_tick(context)
-    assert evaluated.skip_message is not None
-    assert "support: not signed off yet" in evaluated.skip_message
+    (skipped,) = asked_of_the_schedule(place)
+    assert isinstance(skipped, dg.SkipReason)
+    assert skipped.skip_message == "support: not signed off yet"
 
 
 def test_the_schedule_asks_for_one_run_per_signed_off_workload_and_night(place: Place) -> None:
     with ScriptedEndpoint() as endpoint:
         signed_off(place, endpoint.url)
-    with dg.build_schedule_context(
-        instance=place.instance,
-        scheduled_execution_time=datetime(2026, 11, 21, 2, tzinfo=UTC),
-        resources=place.definitions.resources,
-    ) as context:
-        evaluated = nightly_regression.evaluate_tick(context)
-    requests = evaluated.run_requests or []
-    assert [(each.run_key, each.partition_key) for each in requests] == [("support/2026-11-21", "support")]
+    place.declare(workload="new")
+    (request,) = asked_of_the_schedule(place)
+    assert isinstance(request, dg.RunRequest)
+    assert (request.run_key, request.partition_key) == ("support/2026-11-21", "support")
 
 
 def test_recorded_answers_alone_cannot_be_asked_again_and_that_is_said(place: Place) -> None:
