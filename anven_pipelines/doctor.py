@@ -15,7 +15,7 @@ from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.ingest.sources import list_files
-from anven_pipelines.migrate import of_kind, prepared
+from anven_pipelines.migrate import dagster_instance, of_kind, prepared
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
 from anven_pipelines.resources.migrations import Declared, Migrations
@@ -61,6 +61,7 @@ def examine(home: Path) -> list[Finding]:
                 "make the folder writable, or mend ANVEN_ARTIFACTS_URL",
             ),
             _guarded("state store", lambda: _state(definitions), "start the database, or mend ANVEN_STATE_URL"),
+            _guarded("dagster", _dagster, "start its database, or mend dagster.yaml in DAGSTER_HOME"),
             _guarded("mlflow", lambda: _mlflow(definitions), "start the MLflow server, or mend MLFLOW_TRACKING_URI"),
         ]
         findings += _migrations(of_kind(definitions, "migrations", Migrations))
@@ -105,6 +106,11 @@ def _state(definitions: dg.Definitions) -> Finding:
         return Finding("state store", "ok", f"{verification.events} events, hash chain unbroken")
     remedy = "do not trust the state; restore the database from a backup and find out who wrote to it"
     return Finding("state store", "problem", f"event {verification.broken_seq}: {verification.reason}", remedy)
+
+
+def _dagster() -> Finding:
+    with dagster_instance() as instance:
+        return Finding("dagster", "ok", f"{instance.get_runs_count()} runs kept")
 
 
 def _mlflow(definitions: dg.Definitions) -> Finding:

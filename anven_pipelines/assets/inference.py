@@ -91,7 +91,7 @@ def legacy_answers(
             "some_answered",
             asset="target_answers",
             blocking=True,
-            description="At least one item was answered; otherwise the answers belong to another dataset or the target is down.",
+            description="At least one item was answered; else the answers belong elsewhere or the target is down.",
         ),
         dg.AssetCheckSpec(
             "all_answered",

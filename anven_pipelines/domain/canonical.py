@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
+import polars.selectors as cs
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -30,8 +32,9 @@ def digest_of(value: object) -> str:
 def digest_of_rows(frame: pl.DataFrame) -> str:
     """Return the SHA-256, in hex, of the frame's schema and rows, in their order.
 
-    Rows are hashed as newline-delimited JSON, so the digest does not depend on how Parquet was written.
+    Rows are hashed as newline-delimited JSON, binary columns as base64, so the digest does not depend on how Parquet
+    was written. NaN would hash like NULL; whoever publishes rows refuses it.
     """
     digest = hashlib.sha256(canonical_json({name: str(dtype) for name, dtype in frame.schema.items()}).encode())
-    digest.update(frame.write_ndjson().encode())
+    digest.update(frame.with_columns(cs.binary().bin.encode("base64")).write_ndjson().encode())
     return digest.hexdigest()

@@ -204,7 +204,7 @@ class ArtifactStore(dg.ConfigurableResource[None]):
         return Part(
             uri=uri,
             sha256=sha256,
-            rows_digest=digest_of_rows(_hashable(frame)),
+            rows_digest=digest_of_rows(frame),
             rows=frame.height,
             bytes=len(data),
             labels=dict(labels),
@@ -282,11 +282,6 @@ def _refuse_non_finite(table: Table, frame: pl.DataFrame) -> None:
     if broken := [name for name in finite.columns if not finite[name].item()]:
         message = f"{table.name}.{', '.join(broken)} holds NaN or infinity; write NULL for what was not measured"
         raise InvalidInput(message)
-
-
-def _hashable(frame: pl.DataFrame) -> pl.DataFrame:
-    """Polars writes no binary column as JSON, which the row digest is taken from."""
-    return frame.with_columns(cs.binary().bin.encode("base64"))
 
 
 def _duckdb_settings(spill: Path) -> dict[str, str | bool | int | float | list[str]]:

@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+
+from anven_pipelines.stats.distributions import t_quantile
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -37,4 +38,4 @@ def guarded_t_bound(sums: FloatArray, sizes: FloatArray, *, tail: float, side: L
     mean = sums.sum(-1) / sizes.sum(-1)
     squares = ((sums - mean[..., None] * sizes) ** 2).sum(-1)
     error = np.sqrt((clusters + 1) / clusters * squares) / sizes.sum(-1)
-    return np.asarray(np.clip(mean + side * stats.t.isf(tail, clusters - 1) * error, -1, 1))
+    return np.asarray(np.clip(mean + side * t_quantile(1 - tail, clusters - 1) * error, -1, 1))

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.stats.distributions import t_quantile
 from anven_pipelines.stats.interval import Interval
 
 FloatArray = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ def paired_mean_interval(difference: FloatArray, *, clusters: IntArray | None, l
     mean = float(difference.mean())
     residuals = np.bincount(labels, weights=difference - mean, minlength=groups)
     error = math.sqrt(groups / (groups - 1) * float(residuals @ residuals)) / difference.size
-    reach = float(stats.t.ppf((1 + level) / 2, groups - 1)) * error
+    reach = float(t_quantile((1 + level) / 2, groups - 1)) * error
     method = "paired t" if clusters is None else f"paired t over {groups} clusters"
     return Interval(mean, mean - reach, mean + reach, level, method)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from scipy import optimize, stats
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.cluster_t import guarded_t_bound
+from anven_pipelines.stats.distributions import normal_quantile, normal_tail, root_between, t_tail
 from anven_pipelines.stats.interval import Interval
 from anven_pipelines.stats.pairs import FloatArray, Labels, Pairs, pair_up
 from anven_pipelines.stats.score import MarginEvidence, evidence_of_counts, evidence_of_sums
@@ -90,7 +90,7 @@ def difference_interval(
     pairs = pair_up(target, legacy, clusters)
     estimate = float(pairs.target.sum() - pairs.legacy.sum()) / pairs.n_pairs
     if pairs.counts:
-        z, (_, gained, lost) = float(stats.norm.isf(tail)), pairs.counts
+        z, (_, gained, lost) = -normal_quantile(tail), pairs.counts
         bounds = _tango_lower(gained, lost, pairs.n_pairs, z=z), -_tango_lower(lost, gained, pairs.n_pairs, z=z)
         method = "Tango score interval of paired proportions"
     else:
@@ -234,7 +234,7 @@ def items_needed(
     evidence = getattr(_evidence(pairs, 1 - margin), direction)
     spread = float(np.sum((totals - effect * pairs.sizes) ** 2)) * pairs.n_clusters / (pairs.n_clusters - 1)
     reach = float(
-        stats.norm.isf(level) * math.sqrt(evidence.variance / n) + stats.norm.ppf(power) * math.sqrt(spread / n)
+        -normal_quantile(level) * math.sqrt(evidence.variance / n) + normal_quantile(power) * math.sqrt(spread / n)
     )
     # effect x n - guard = reach x sqrt(n), solved for sqrt(n).
     root = (reach + math.sqrt(reach**2 + 4 * abs(effect) * float(evidence.guard))) / (2 * abs(effect))
@@ -251,7 +251,7 @@ def _evidence(pairs: Pairs, ratio: float) -> MarginEvidence:
 def _p_values(pairs: Pairs, ratio: float) -> tuple[float, float]:
     evidence = _evidence(pairs, ratio)
     scores = np.array([evidence.noninferior.score, evidence.inferior.score])
-    p_noninferior, p_inferior = stats.norm.sf(scores) if pairs.counts else stats.t.sf(scores, pairs.n_clusters - 1)
+    p_noninferior, p_inferior = normal_tail(scores) if pairs.counts else t_tail(scores, pairs.n_clusters - 1)
     return float(p_noninferior), float(p_inferior)
 
 
@@ -273,7 +273,7 @@ def _crossing(excess: Callable[[float], float], *, start: float) -> float:
         high *= 2
         if high > _LARGEST_RATIO:
             return math.inf
-    return float(optimize.brentq(excess, low, high, xtol=1e-14)) if low < high else low
+    return root_between(excess, low, high) if low < high else low
 
 
 def _tango_lower(gained: int, lost: int, n: int, *, z: float) -> float:
@@ -287,7 +287,7 @@ def _tango_lower(gained: int, lost: int, n: int, *, z: float) -> float:
 
     # At the estimate itself the variance may vanish and feign a root.
     high = (gained - lost) / n - 1e-9
-    return float(optimize.brentq(excess, -1.0, high, xtol=1e-14)) if high > -1 and excess(-1.0) > 0 else -1.0
+    return root_between(excess, -1.0, high) if high > -1 and excess(-1.0) > 0 else -1.0
 
 
 def _tail(level: float) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from scipy import stats
-
+from anven_pipelines.stats.distributions import fair_coin_cdf
 from anven_pipelines.stats.interval import Interval
 
 Claim = Literal["differ", "more lost", "more gained"]
@@ -34,9 +33,9 @@ def mcnemar_exact(lost: int, gained: int, *, claim: Claim = "differ", mid_p: boo
         message = f"{lost} lost and {gained} gained pairs; counts from 0 up are needed"
         raise ValueError(message)
     total, fewest = lost + gained, {"differ": min(lost, gained), "more lost": gained, "more gained": lost}[claim]
-    tail = float(stats.binom.cdf(fewest, total, 0.5))
+    tail = fair_coin_cdf(fewest, total)
     if mid_p:
-        tail -= float(stats.binom.pmf(fewest, total, 0.5)) / 2
+        tail = (tail + fair_coin_cdf(fewest - 1, total)) / 2
     return min(1.0, 2 * tail if claim == "differ" else tail)
 
 
@@ -87,5 +86,7 @@ def _interval(successes: int, n: int, *, level: float, method: Literal["wilson",
     if not 0 < level < 1:
         message = f"level is {level}; a two-sided coverage between 0 and 1 is needed, e.g. 0.95"
         raise ValueError(message)
+    from scipy import stats  # noqa: PLC0415 - takes 0.5 s to import
+
     bounds = stats.binomtest(successes, n).proportion_ci(confidence_level=level, method=method)
     return Interval(successes / n, float(bounds.low), float(bounds.high), level, words)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.interval import Interval
@@ -50,6 +49,8 @@ def paired_quantile_difference(
 
     def difference(target: FloatArray, legacy: FloatArray, axis: int = -1) -> FloatArray:
         return np.asarray(np.quantile(target, quantile, axis=axis) - np.quantile(legacy, quantile, axis=axis))
+
+    from scipy import stats  # noqa: PLC0415 - takes 0.5 s to import
 
     bounds = stats.bootstrap(
         (target, legacy),

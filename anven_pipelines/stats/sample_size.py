@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from scipy import stats
+from anven_pipelines.stats.distributions import normal_quantile
 
 MarginKind = Literal["absolute", "relative"]
 
@@ -103,4 +103,4 @@ def _spread(baseline: float, discordance: float, level: float, power: float, des
         if not fits:
             message = f"{name} is {value}; {needed} is needed"
             raise ValueError(message)
-    return design_effect * float(stats.norm.isf(level) + stats.norm.ppf(power)) ** 2 * discordance
+    return design_effect * (normal_quantile(power) - normal_quantile(level)) ** 2 * discordance
