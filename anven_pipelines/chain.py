@@ -35,6 +35,7 @@ CHAIN_ASSETS: Final = (
     "cost_model",
     "sign_off",
 )
+WORKLOAD_TAG: Final = "anven/migrate"
 _QUIET: Final = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -69,14 +70,15 @@ class Chain:
             AnvenError: a step failed; the error is the step's own.
         """
         workload = declared.migration.workload
+        self._close_killed_runs(workload)
         days = self._days(declared)
         self.instance.add_dynamic_partitions(str(workloads.name), [workload])
         self.instance.add_dynamic_partitions(str(log_days.name), days)
         for day in days:
-            self._materialize(LOG_ASSETS, day)
-        self._materialize(("workload_inventory",), None)
+            self._materialize(LOG_ASSETS, day, workload=workload)
+        self._materialize(("workload_inventory",), None, workload=workload)
         config = {"ops": {"target_answers": {"config": {"epoch": epoch}}}} if epoch else {}
-        finished = self._materialize(CHAIN_ASSETS, workload, config=config, verdict="sign_off")
+        finished = self._materialize(CHAIN_ASSETS, workload, workload=workload, config=config, verdict="sign_off")
         if not finished:
             message = f"the chain of {workload!r} stopped at a blocking check before sign_off; see the messages above"
             raise InvalidInput(message)
@@ -85,6 +87,15 @@ class Chain:
             message = f"sign_off of {workload!r} left no manifest in {self.artifacts.url}; run the chain again"
             raise StepFailedError(message)
         return Verdict.model_validate_json(self.artifacts.read(manifest)["json"].item())
+
+    def _close_killed_runs(self, workload: str) -> None:
+        """End the runs of an earlier command that was killed: nobody else does, and the UI would show them running.
+
+        The caller holds the workload's lock, so whatever still seems to run has no process.
+        """
+        alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
+        for run in self.instance.get_runs(dg.RunsFilter(tags={WORKLOAD_TAG: workload}, statuses=alive)):
+            self.instance.report_run_failed(run, "the process of `anven migrate` ended before the run did")
 
     def _days(self, declared: Declared) -> list[str]:
         """Return the days of the source's files, and the days that still hold rows of files that are gone."""
@@ -101,6 +112,7 @@ class Chain:
         assets: Sequence[str],
         partition: str | None,
         *,
+        workload: str,
         config: dict[str, Any] | None = None,
         verdict: str | None = None,
     ) -> bool:
@@ -114,7 +126,7 @@ class Chain:
                 asset_selection=[dg.AssetKey(asset) for asset in assets],
                 run_id=watch.run_id,
                 raise_on_error=False,
-                tags={"anven/command": "migrate"},
+                tags={WORKLOAD_TAG: workload},
             )
         for event in result.all_node_events:
             if event.is_step_failure and (failure := _own_failure(event)) is not None:

@@ -86,7 +86,10 @@ def dagster_instance() -> Iterator[dg.DagsterInstance]:
     try:
         opened = dg.DagsterInstance.get()
     except Exception as error:  # each storage has its own error tree
-        message = f"Dagster's instance cannot be opened: {error}; check dagster.yaml in DAGSTER_HOME and its database"
+        message = (
+            f"Dagster's instance cannot be opened: {_root_cause(error)}; check dagster.yaml in DAGSTER_HOME, the "
+            "variables that it names and its database"
+        )
         raise UnavailableService(message) from error
     with opened as instance:
         yield instance
@@ -120,6 +123,14 @@ def of_kind(definitions: dg.Definitions, key: str, kind: type[Kind]) -> Kind:
         message = f"resource {key!r} is a {type(resource).__name__}; a {kind.__name__} is needed"
         raise TypeError(message)
     return cast("Kind", resource.process_config_and_initialize())
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the line that says what happened, out of messages that carry stack traces."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line for line in lines if "Error: " in line), lines[0]).strip()
 
 
 class _View:

@@ -1,6 +1,7 @@
 """What the workload costs today, what it would cost on the target, and when the migration pays back."""
 
 import dagster as dg
+import polars as pl
 
 from anven_pipelines.assets.logged_calls import calls_of
 from anven_pipelines.assets.materialization import (
@@ -68,9 +69,10 @@ def cost_model(
         manifest,
         tracking=tracking,
         metadata={
-            "cost": dg.MetadataValue.json(model.to_json()),
             "status": f"{model.status}: {model.reason}",
+            "arms": markdown_table(_arms(model)),
             "items": markdown_table(model.items, rows=5),
+            "cost_json": dg.MetadataValue.json(model.to_json()),
         },
         params={"one_off_usd": model.one_off_usd, "target_usd_per_day": model.target_usd_per_day},
         metrics=_metrics(model),
@@ -83,6 +85,20 @@ def cost_model(
                 description=model.reason,
             )
         ],
+    )
+
+
+def _arms(model: CostModel) -> pl.DataFrame:
+    return pl.DataFrame(
+        [
+            {
+                "arm": name,
+                "measured items": f"{arm.measured:,} of {arm.items:,}",
+                "USD per request": "unknown" if arm.mean_usd is None else f"{arm.mean_usd:.6f}",
+                "how": ", ".join(f"{count:,} {how}" for how, count in arm.obtained.items()),
+            }
+            for name, arm in (("legacy", model.legacy), ("target", model.target))
+        ]
     )
 
 

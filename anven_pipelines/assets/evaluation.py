@@ -172,7 +172,7 @@ def _reasons(rows: pl.DataFrame) -> pl.DataFrame:
 def _scorecard_metadata(card: Scorecard) -> dict[str, dg.MetadataValue | str | int]:
     return {
         "summary": dg.MetadataValue.md(card.markdown()),
+        "chart": interval_chart(card.quality, card.segments),
         "open_items": card.open_items,
         "sealed_items": card.sealed_items,
-        "chart": interval_chart(card.quality, card.segments),
     }

@@ -3,6 +3,7 @@
 import math
 
 import dagster as dg
+import polars as pl
 
 from anven_pipelines.assets.logged_calls import calls_of
 from anven_pipelines.assets.materialization import (
@@ -67,11 +68,12 @@ def golden_dataset(
         manifest,
         tracking=tracking,
         metadata={
-            "facts": dg.MetadataValue.json(freezing.facts),
-            "left_out": dg.MetadataValue.json(freezing.exclusions),
-            "example": markdown_table(freezing.rows.select("id", "source_prompt", "ground_truth"), rows=3),
             "sealed_items": sealed,
             "items_needed": needed,
+            "strata": markdown_table(pl.DataFrame(freezing.facts["strata"])),
+            "left_out": dg.MetadataValue.json(freezing.exclusions),
+            "example": markdown_table(freezing.rows.select("id", "source_prompt", "ground_truth"), rows=3),
+            "drawn": dg.MetadataValue.json({name: fact for name, fact in freezing.facts.items() if name != "strata"}),
         },
         params={"size": str(golden.size), "holdout": golden.holdout},
         metrics={"items": freezing.rows.height, "sealed_items": sealed},

@@ -101,11 +101,20 @@ def sign_off(
                 "verdict_is_go",
                 asset="sign_off",
                 passed=verdict.verdict == "GO",
-                description="\n".join([verdict.verdict, *verdict.reasons]),
+                description=_in_short(verdict),
                 criteria=_criteria(verdict),
             )
         ],
     )
+
+
+def _in_short(verdict: Verdict) -> str:
+    """Say what keeps the verdict from GO, or that nothing does; the UI shows it as one paragraph."""
+    gating = [each for each in verdict.criteria if not each.waived]
+    open_gates = [f"{each.name} is {each.status}: {each.reason}" for each in gating if each.status != "met"]
+    said = open_gates or [f"{', '.join(each.name for each in gating)} are met"]
+    waived = [f"waived by the migration file: {', '.join(verdict.waived)}"] if verdict.waived else []
+    return f"{verdict.verdict}. {'; '.join([*said, *waived])}"
 
 
 def _criteria(verdict: Verdict) -> dg.MarkdownMetadataValue:

@@ -40,7 +40,7 @@ class Scorecard(Finding):
             return f"All {self.sealed_items:,} items are sealed; `sign_off` opens them."
         overall = Segment(stratum="all", value="open items", **self.quality.model_dump(include=_SHARED_FIELDS))
         header = (
-            "| segment | items | legacy | target | difference | interval | outcome |\n|---|---|---|---|---|---|---|\n"
+            "| segment | items | legacy | target | points | interval | outcome |\n|---|---:|---:|---:|---:|---|---|\n"
         )
         return header + "\n".join(_row(segment) for segment in (overall, *self.segments))
 
@@ -72,7 +72,7 @@ def _row(segment: Segment) -> str:
         "not enough items" if segment.interval is None else " to ".join(f"{100 * end:+.2f}" for end in segment.interval)
     )
     means = [_percent(segment.legacy_mean), _percent(segment.target_mean)]
-    difference = "unknown" if segment.estimate is None else f"{100 * segment.estimate:+.2f} points"
+    difference = "unknown" if segment.estimate is None else f"{100 * segment.estimate:+.2f}"
     return f"| {name} | {segment.n:,} | {' | '.join(means)} | {difference} | {interval} | {segment.outcome} |"
 
 

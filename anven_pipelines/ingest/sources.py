@@ -84,11 +84,11 @@ def _matches(pattern: str, base: str) -> list[LogFile]:
         system.invalidate_cache()  # a sensor's process lists again and again, and must see what others have written
         paths = _files(system, path)
         root = None if absolute else fsspec.core.url_to_fs(base)[1]
-    if not paths:
-        message = f"{public_name(pattern)}: {_why_nothing(pattern, system, path)}"
-        if not absolute:
-            message += f" (relative patterns start at {public_name(base)})"
-        raise UnreadableSource(message)
+        if not paths:
+            message = f"{public_name(pattern)}: {_why_nothing(pattern, system, path)}"
+            if not absolute:
+                message += f" (relative patterns start at {public_name(base)})"
+            raise UnreadableSource(message)
     return [_log_file(system, path, place, root) for path in paths]
 
 

@@ -27,7 +27,7 @@ def test_only_open_items_are_compared() -> None:
 
 def test_the_table_names_every_segment_with_its_outcome() -> None:
     text = draw_up(half_open(), a_migration(golden={"strata": ["task"]})).markdown()
-    assert "| open items | 400 | 96.25% | 98.75% | +2.50 points |" in text
+    assert "| open items | 400 | 96.25% | 98.75% | +2.50 |" in text
     assert "| task = qa | 400 |" in text
     assert text.count("not worse") == 2
 

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
+import dagster as dg
 import pytest
 import yaml
 
@@ -39,7 +41,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         killed = start(file, tmp_path)
         wait_for(lambda: sum(asks_in(asked).values()) >= ITEMS // 2, killed)
         os.kill(killed.pid, signal.SIGKILL)
-        killed.wait(timeout=30)
+        killed.communicate(timeout=30)
         before = asks_in(asked)
         assert ITEMS // 2 <= sum(before.values()) < ITEMS
         second = start(file, tmp_path)
@@ -53,6 +55,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     rows = kept_answers(tmp_path)
     assert rows.height == rows["item_id"].n_unique() == ITEMS
     assert rows["status"].unique().to_list() == ["answered"]
+    with dg.DagsterInstance.from_config(str(tmp_path / "home" / "dagster")) as instance:
+        statuses = Counter(run.status for run in instance.get_runs())
+    assert statuses[dg.DagsterRunStatus.FAILURE] == 1
+    assert set(statuses) == {dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS}
     assert StateStore(url=f"sqlite:///{tmp_path / 'home' / 'state.db'}").verify().ok
 
 
