@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from anven_pipelines.domain.errors import AnvenError, InvalidInput
 
@@ -107,10 +108,11 @@ def doctor(*, as_json: AsJson = False) -> None:
                 "warning": "[yellow]warning[/yellow]",
                 "problem": "[red]problem[/red]",
             }
+            console = Console(soft_wrap=True, highlight=False)
             for each in findings:
-                Console().print(f"{marks[each.status]}  [bold]{each.name}[/bold]: {each.found}", highlight=False)
+                console.print(f"{marks[each.status]}  [bold]{each.name}[/bold]: {escape(each.found)}")
                 if each.remedy:
-                    Console().print(f"         mend it: {each.remedy}", highlight=False)
+                    console.print(f"         mend it: {escape(each.remedy)}")
     if not all(each.ok for each in findings):
         raise typer.Exit(NEGATIVE)
 
@@ -153,7 +155,7 @@ def _reported(*, as_json: bool) -> Iterator[None]:
 def _fail(error: AnvenError, *, as_json: bool, code: int) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
-    stderr.print(f"[red]error[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+    stderr.print(f"[red]error[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

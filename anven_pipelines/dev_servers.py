@@ -179,13 +179,14 @@ def _undisturbed() -> Iterator[None]:
 
 @contextmanager
 def _termination_interrupts() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that both servers are stopped when this process is asked to end."""
+    """Stop both servers on SIGTERM as on Ctrl-C, and on SIGINT even where a shell started this in the background."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import dagster as dg
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from anven_pipelines.assets.partitions import log_days, workloads
 from anven_pipelines.chain import CHAIN_ASSETS, Chain, only_one
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from anven_pipelines.run_watch import Told
 
 
+VERDICT_CHECK: Final = "verdict_is_go"
 Kind = TypeVar("Kind", bound="dg.ConfigurableResource[Any]")
 
 
@@ -68,7 +71,7 @@ def register_partitions(home: Path, console: Console) -> None:
         instance.add_dynamic_partitions(str(log_days.name), days)
         problem = tracking_of(definitions).problem()
         for each in (*problems, *([problem] if problem else [])):
-            console.print(f"[yellow]warning[/yellow] {each}", highlight=False, soft_wrap=True)
+            console.print(f"[yellow]warning[/yellow] {escape(each)}", highlight=False, soft_wrap=True)
 
 
 def tracking_of(definitions: dg.Definitions) -> MlflowTracking:
@@ -142,12 +145,13 @@ class _View:
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[now]}"),
+            TextColumn("{task.fields[now]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
             transient=True,
+            expand=True,
         )
         self._task = self._progress.add_task(workload, total=len(CHAIN_ASSETS) + 2, now="")
 
@@ -159,8 +163,11 @@ class _View:
 
     def tell(self, told: Told) -> None:
         """Show one thing that happened."""
-        if told.warning:
-            self._console.print(f"[yellow]{told.step}[/yellow] {told.text}", highlight=False, soft_wrap=True)
+        if told.warning and VERDICT_CHECK not in told.text:  # the verdict is shown whole when the chain has ended
+            text = escape(f"{told.step}: {told.text}")
+            self._console.print(f"[yellow]warning[/yellow] {text}", highlight=False, soft_wrap=True)
         if told.text == DONE:
             self._steps.add(told.step)
-        self._progress.update(self._task, completed=len(self._steps), now=f"{told.step}: {told.text}"[:100])
+        self._progress.update(
+            self._task, completed=len(self._steps), now=f"{told.step}: {told.text}".partition("\n")[0]
+        )

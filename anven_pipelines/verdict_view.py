@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _COLOURS: Final = {"GO": "green", "NO-GO": "red", "INCONCLUSIVE": "yellow"}
 _STATUS: Final = {"met": "green", "not met": "red", "undecided": "yellow", "unmeasured": "yellow"}
+_OUTCOME: Final = {"not worse": "green", "worse": "red", "unproven": "default", "too few items": "dim"}
 
 
 def show(verdict: Verdict, console: Console) -> None:
@@ -25,7 +27,7 @@ def show(verdict: Verdict, console: Console) -> None:
     criteria = Table("criterion", "status", "why", box=None, padding=(0, 2, 0, 0))
     for each in verdict.criteria:
         waived = " (waived)" if each.waived else ""
-        criteria.add_row(each.name, f"[{_STATUS[each.status]}]{each.status}[/]{waived}", each.reason)
+        criteria.add_row(each.name, f"[{_STATUS[each.status]}]{each.status}[/]{waived}", escape(each.reason))
     console.print(criteria)
     if verdict.segments:
         segments = Table(
@@ -33,11 +35,11 @@ def show(verdict: Verdict, console: Console) -> None:
         )
         for segment in verdict.segments:
             segments.add_row(
-                f"{segment.stratum} = {segment.value}",
+                escape(f"{segment.stratum} = {segment.value}"),
                 f"{segment.n:,}",
                 *(_percent(share) for share in (segment.legacy_mean, segment.target_mean)),
                 "unknown" if segment.estimate is None else f"{100 * segment.estimate:+.2f} points",
-                segment.outcome,
+                f"[{_OUTCOME[segment.outcome]}]{segment.outcome}[/]",
             )
         console.print()
         console.print(segments)

@@ -72,7 +72,6 @@ def cost_model(
             "status": f"{model.status}: {model.reason}",
             "arms": markdown_table(_arms(model)),
             "items": markdown_table(model.items, rows=5),
-            "cost_json": dg.MetadataValue.json(model.to_json()),
         },
         params={"one_off_usd": model.one_off_usd, "target_usd_per_day": model.target_usd_per_day},
         metrics=_metrics(model),
@@ -93,7 +92,8 @@ def _arms(model: CostModel) -> pl.DataFrame:
         [
             {
                 "arm": name,
-                "measured items": f"{arm.measured:,} of {arm.items:,}",
+                "items": arm.items,
+                "measured": arm.measured,
                 "USD per request": "unknown" if arm.mean_usd is None else f"{arm.mean_usd:.6f}",
                 "how": ", ".join(f"{count:,} {how}" for how, count in arm.obtained.items()),
             }

@@ -35,7 +35,11 @@ from anven_pipelines.resources.state_store import StateStore
     metadata=definition_metadata(DOCUMENT),
     check_specs=[
         dg.AssetCheckSpec(
-            "verdict_is_go", asset="sign_off", blocking=True, description="The gate before production: only GO passes."
+            "verdict_is_go",
+            asset="sign_off",
+            blocking=True,
+            description="The gate before production: only GO passes.",
+            partitions_def=workloads,
         )
     ],
 )

@@ -47,6 +47,7 @@ class Scorecard(Finding):
 
 _SHARED_FIELDS = {"outcome", "n", "legacy_mean", "target_mean", "estimate", "interval"}
 _LOST_SHOWN = 20
+_UNBROKEN = "\u00a0to\u00a0"  # the UI would break every row in two
 
 
 def draw_up(scores: pl.DataFrame, migration: Migration) -> Scorecard:
@@ -69,7 +70,9 @@ def draw_up(scores: pl.DataFrame, migration: Migration) -> Scorecard:
 def _row(segment: Segment) -> str:
     name = segment.value if segment.stratum == "all" else f"{segment.stratum} = {segment.value}"
     interval = (
-        "not enough items" if segment.interval is None else " to ".join(f"{100 * end:+.2f}" for end in segment.interval)
+        "not enough items"
+        if segment.interval is None
+        else _UNBROKEN.join(f"{100 * end:+.2f}" for end in segment.interval)
     )
     means = [_percent(segment.legacy_mean), _percent(segment.target_mean)]
     difference = "unknown" if segment.estimate is None else f"{100 * segment.estimate:+.2f}"

@@ -7,9 +7,9 @@
 | DAGSTER_HOME | folder of `dagster.yaml`, `$ANVEN_HOME/dagster` where absent | put k8s/dagster.yaml there |
 | ANVEN_MIGRATIONS | folder of migration files, `migrations` where absent | the same |
 | ANVEN_ARTIFACTS_URL | `$ANVEN_HOME/artifacts` | needed: an fsspec URL such as s3://bucket/prefix |
-| ANVEN_ARTIFACTS_ENDPOINT | unused | of an S3-compatible store that is not AWS; AWS_ENDPOINT_URL where absent |
-| AWS_ENDPOINT_URL | the same for logs and answers at s3:// URLs | the same |
-| AWS_ACCESS_KEY_ID and the like | credentials of s3:// URLs, as botocore reads them | the same |
+| ANVEN_ARTIFACTS_ENDPOINT | unused | endpoint of an S3-compatible store that is not AWS |
+| AWS_ENDPOINT_URL | endpoint of logs and answers at s3:// URLs | the same; of artifacts too, where theirs is absent |
+| AWS_ACCESS_KEY_ID and the like | credentials for s3:// URLs, in every form that botocore reads | the same |
 | ANVEN_STATE_URL | SQLite in `$ANVEN_HOME` | needed: a SQLAlchemy URL of a Postgres database |
 | MLFLOW_TRACKING_URI | SQLite in `$ANVEN_HOME` | needed: URL of an MLflow server |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |

@@ -104,3 +104,12 @@ def test_a_file_may_not_take_the_name_of_a_watched_workload(tmp_path: Path) -> N
     file = write(tmp_path / "elsewhere", "m.yaml", "one")
     with pytest.raises(InvalidInput, match=r"a.yaml declares already"):
         migrations_in(tmp_path).register(file)
+
+
+def test_where_no_file_may_be_registered_only_the_folder_counts(tmp_path: Path) -> None:
+    shared = Migrations(folder=str(tmp_path / "migrations"))
+    inside = write(tmp_path / "migrations", "a.yaml", "one")
+    outside = write(tmp_path / "elsewhere", "b.yaml", "two")
+    assert shared.register(inside).migration.workload == "one"
+    with pytest.raises(InvalidInput, match=r"b\.yaml: a shared deployment runs the files in .*migrations"):
+        shared.register(outside)
