@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
+from anven_pipelines.assets.materialization import read_document
 from anven_pipelines.assets.partitions import log_days, workloads
 from anven_pipelines.domain import errors
-from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, StepFailed
 from anven_pipelines.domain.sign_off import Verdict
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.run_watch import RunWatch, Told
@@ -39,10 +40,6 @@ WORKLOAD_TAG: Final = "anven/migrate"
 _QUIET: Final = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
-class StepFailedError(AnvenError):
-    """A step ended with an error that is not one of the product's own."""
-
-
 @dataclass(frozen=True)
 class Chain:
     """A workload's chain on a Dagster instance.
@@ -67,6 +64,8 @@ class Chain:
             epoch: Answers of the target are reused within an epoch; another value asks afresh.
 
         Raises:
+            InvalidInput: a blocking check stopped the chain before sign_off.
+            StepFailed: a step ended with an error that is not one of the product's own.
             AnvenError: a step failed; the error is the step's own.
         """
         workload = declared.migration.workload
@@ -85,8 +84,8 @@ class Chain:
         manifest = self.artifacts.load_manifest("sign_off", workload)
         if manifest is None:
             message = f"sign_off of {workload!r} left no manifest in {self.artifacts.url}; run the chain again"
-            raise StepFailedError(message)
-        return Verdict.model_validate_json(self.artifacts.read(manifest)["json"].item())
+            raise StepFailed(message)
+        return Verdict.model_validate_json(read_document(self.artifacts, manifest))
 
     def _close_killed_runs(self, workload: str) -> None:
         """End the runs of an earlier command that was killed: nobody else does, and the UI would show them running.
@@ -161,9 +160,9 @@ def only_one(home: Path, workload: str) -> Iterator[None]:
 
 
 def _own_failure(event: dg.DagsterEvent) -> AnvenError | None:
-    """Return the step's failure: as the product's own error where it is one.
+    """Return the step's failure, as the product's own error where it is one; None for a failed blocking check.
 
-    A failed blocking check is no failure of the step: what it found stands in the check's result.
+    What a check found stands in its result, which has been told already.
     """
     data = event.step_failure_data
     error = data.error
@@ -171,13 +170,10 @@ def _own_failure(event: dg.DagsterEvent) -> AnvenError | None:
         kind = getattr(errors, error.cls_name or "", None)
         if isinstance(kind, type) and issubclass(kind, AnvenError):
             message = error.message.split(": ", 1)[-1].strip()
-            return UnavailableService(message) if issubclass(kind, UnavailableService) else _as(kind, message)
+            # Of a kind that is built from parts only the message is left, so its root stands for it.
+            return InvalidInput(message) if issubclass(kind, InvalidInput) else kind(message)
         if error.cls_name == "DagsterAssetCheckFailedError":
             return None
         innermost, error = error, error.cause
     step = event.step_key or "a step"
-    return StepFailedError(f"{step} failed: {innermost.message.strip()}")
-
-
-def _as(kind: type[AnvenError], message: str) -> AnvenError:
-    return InvalidInput(message) if issubclass(kind, InvalidInput) else kind(message)
+    return StepFailed(f"{step} failed: {innermost.message.strip()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import dagster as dg
 from rich.markup import escape
@@ -65,7 +65,7 @@ def register_partitions(home: Path, console: Console) -> None:
 
     The sensor `declared_partitions` does the former too; doing it first spares the user the wait for its first tick.
     """
-    with prepared(home) as definitions, dg.DagsterInstance.get() as instance:
+    with prepared(home) as definitions, dagster_instance() as instance:
         names, days, problems = declared_keys(of_kind(definitions, "migrations", Migrations))
         instance.add_dynamic_partitions(str(workloads.name), names)
         instance.add_dynamic_partitions(str(log_days.name), days)
@@ -120,12 +120,16 @@ def prepared(home: Path) -> Iterator[dg.Definitions]:
 
 
 def of_kind(definitions: dg.Definitions, key: str, kind: type[Kind]) -> Kind:
-    """Return the deployment's resource `key`, its environment variables looked up."""
+    """Return the deployment's resource `key`, its environment variables looked up.
+
+    Dagster's own `process_config_and_initialize` does the same, but opens an instance in memory and never closes it.
+    """
     resource = (definitions.resources or {})[key]
     if not isinstance(resource, kind):
         message = f"resource {key!r} is a {type(resource).__name__}; a {kind.__name__} is needed"
         raise TypeError(message)
-    return cast("Kind", resource.process_config_and_initialize())
+    looked_up = {name: value.get_value() for name, value in resource if isinstance(value, dg.EnvVar)}
+    return resource.model_copy(update=looked_up)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -23,7 +23,8 @@ def nightly_regression(
     """Compare every signed-off workload with its frozen baseline; say why the others are left out."""
     night = context.scheduled_execution_time.date().isoformat()
     left_out = []
-    for workload, declared in sorted(migrations.catalogue().declared.items()):
+    declared_workloads = migrations.catalogue().declared
+    for workload, declared in sorted(declared_workloads.items()):
         if state.latest(f"sign_off/{workload}", "signed_off") is None:
             left_out.append(f"{workload}: not signed off yet")
             continue
@@ -40,5 +41,5 @@ def nightly_regression(
         )
     for reason in left_out:
         context.log.info("left out: %s", reason)
-    if len(left_out) == len(migrations.catalogue().declared):
+    if len(left_out) == len(declared_workloads):
         yield dg.SkipReason("\n".join(left_out) or f"no migration file in {migrations.folder}")

@@ -56,6 +56,14 @@ def _share(value: float) -> float:
     return value
 
 
+def _level(value: float) -> float:
+    """Refuse an error rate of a coin toss and more, and what can be none."""
+    if not 0 < value < 0.5:  # noqa: PLR2004 - a coin toss
+        message = "an error rate above 0 and below 0.5 is needed, such as 0.05"
+        raise ValueError(message)
+    return value
+
+
 def _size(value: object) -> object:
     """Take `auto`, `all` or a positive whole number."""
     if value in {"auto", "all"} if isinstance(value, str) else _is_count(value):
@@ -274,7 +282,7 @@ class Golden(Section):
     """Each combination keeps its share of the traffic; results are reported per value."""
     holdout: float = Field(default=0.25, gt=0, le=1)
     """Share that is sealed until sign-off; 1.0 seals everything."""
-    seed: int = Field(default=20_26, ge=0)
+    seed: int = Field(default=2026, ge=0)
     """Seed of the draw."""
 
 
@@ -283,7 +291,7 @@ class SignOff(Section):
 
     quality_margin: Share = 0.03
     """Largest loss of mean score that is acceptable, as a share of the legacy mean (3 % is 0.03)."""
-    level: Annotated[float, AfterValidator(_share)] = 0.05
+    level: Annotated[float, AfterValidator(_level), Field(json_schema_extra={"exclusiveMaximum": 0.5})] = 0.05
     """One-sided error rate of the test."""
     ttft_increase: float = Field(default=0.20, ge=0)
     """Acceptable increase of p95 time to first token, as a share of legacy."""

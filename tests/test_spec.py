@@ -90,6 +90,7 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ),
         ({"sign_off": {"quality_margin": 0}}, "sign_off.quality_margin is 0; a share between 0 and 1 is needed"),
         ({"sign_off": {"level": float("nan")}}, "sign_off.level is nan"),
+        ({"sign_off": {"level": 0.5}}, "sign_off.level is 0.5; an error rate above 0 and below 0.5 is needed"),
         ({"sign_off": {"waive": ["quality"]}}, "sign_off.waive[0] is 'quality'"),
         (
             {"rollout": {"stages": [{"share": 0.5, "soak": "1h"}, {"share": 0.1, "soak": "1h"}]}},

@@ -8,8 +8,10 @@ from anven_pipelines.assets.materialization import (
     OWNERS,
     carries_checks,
     check,
+    declared_input,
     definition_metadata,
     markdown_table,
+    require_current,
     require_same,
     result,
 )
@@ -49,6 +51,7 @@ def cost_model(
     """Cost per request in both arms, the saving with its interval, and the payback."""
     require_same("golden_dataset", legacy_answers, target_answers, current=golden_dataset)
     declared = migrations.of(context.partition_key)
+    require_current(declared.migration, golden_dataset=golden_dataset, target_answers=target_answers)
     inventory = artifacts.query(INVENTORY_SQL, request_log=calls_of(request_log, declared))
     model = cost_of(
         artifacts.read(legacy_answers),
@@ -62,6 +65,7 @@ def cost_model(
         "golden_dataset": golden_dataset.digest,
         "legacy_answers": legacy_answers.digest,
         "target_answers": target_answers.digest,
+        **declared_input(declared.migration, "cost_model"),
     }
     manifest = artifacts.publish(COST, [model.items], inputs=inputs, facts={"cost": model.to_json()})
     return result(

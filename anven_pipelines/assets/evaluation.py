@@ -9,9 +9,11 @@ from anven_pipelines.assets.materialization import (
     OWNERS,
     carries_checks,
     check,
+    declared_input,
     definition_metadata,
     markdown_table,
     publish_document,
+    require_current,
     require_same,
     result,
 )
@@ -59,6 +61,7 @@ def scores(
     """Score and contract check of both arms, one row per golden item."""
     require_same("golden_dataset", legacy_answers, target_answers, current=golden_dataset)
     migration = migrations.of(context.partition_key).migration
+    require_current(migration, golden_dataset=golden_dataset, target_answers=target_answers)
     golden = artifacts.read(golden_dataset)
     arms = [
         grade_arm(artifacts.read(answers), golden, migration, judge) for answers in (legacy_answers, target_answers)
@@ -69,6 +72,7 @@ def scores(
         "legacy_answers": legacy_answers.digest,
         "target_answers": target_answers.digest,
         "adapted_prompt": target_answers.inputs["adapted_prompt"],
+        **declared_input(migration, "scores"),
     }
     manifest = artifacts.publish(SCORES, [rows], inputs=inputs, facts={"grader_version": GRADER_VERSION})
     unmeasured = int((rows["legacy_score"].is_null() | rows["target_score"].is_null()).sum())

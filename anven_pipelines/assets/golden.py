@@ -10,6 +10,7 @@ from anven_pipelines.assets.materialization import (
     OWNERS,
     carries_checks,
     check,
+    declared_input,
     definition_metadata,
     markdown_table,
     result,
@@ -61,7 +62,10 @@ def golden_dataset(
     freezing = freeze(artifacts.read(logged), declared.migration, needed=math.ceil(needed / golden.holdout))
     sealed = int((freezing.rows["split"] == "sealed").sum())
     manifest = artifacts.publish(
-        GOLDEN, [freezing.rows], inputs={"request_log": logged.digest}, facts={"golden": freezing.facts}
+        GOLDEN,
+        [freezing.rows],
+        inputs={"request_log": logged.digest, **declared_input(declared.migration, "golden_dataset")},
+        facts={"golden": freezing.facts},
     )
     return result(
         context,

@@ -10,9 +10,11 @@ from anven_pipelines.assets.materialization import (
     OWNERS,
     carries_checks,
     check,
+    declared_input,
     definition_metadata,
     markdown_table,
     read_document,
+    require_current,
     require_same,
     result,
 )
@@ -114,6 +116,7 @@ def target_answers(
     """The target model's answer to every golden item, or the reason why there is none."""
     require_same("golden_dataset", adapted_prompt, current=golden_dataset)
     declared = migrations.of(context.partition_key)
+    require_current(declared.migration, golden_dataset=golden_dataset)
     target = declared.migration.target
     golden = artifacts.read(golden_dataset)
     prompt = AdaptedPrompt.model_validate_json(read_document(artifacts, adapted_prompt))
@@ -129,7 +132,11 @@ def target_answers(
             artifacts=artifacts,
             llm_client=llm_client,
         )
-    inputs = {"golden_dataset": golden_dataset.digest, "adapted_prompt": adapted_prompt.digest}
+    inputs = {
+        "golden_dataset": golden_dataset.digest,
+        "adapted_prompt": adapted_prompt.digest,
+        **declared_input(declared.migration, "target_answers"),
+    }
     manifest = artifacts.publish(ANSWERS, [answers], inputs=inputs)
     answered = int((answers["status"] == "answered").sum())
     return result(

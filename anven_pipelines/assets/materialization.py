@@ -12,9 +12,12 @@ from anven_pipelines.domain.errors import StaleInput
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.domain.tracking import StepRecord, step_key, step_tags
+from anven_pipelines.domain.workload import declared_digest, explain_stale
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.spec import Migration
 
+MIGRATION = "migration"
 OWNERS = ["team:llm-platform"]
 DOCUMENT = Table("document", (Column("json", pl.String, "One JSON document, canonical."),))
 
@@ -70,6 +73,22 @@ def require_same(name: str, *manifests: Manifest, current: Manifest | None = Non
         found = ", ".join(f"{table}: {digest[:12]}" for table, digest in digests.items())
         message = f"the inputs rest on different versions of {name} ({found}); materialise again from {name} on"
         raise StaleInput(message)
+
+
+def declared_input(migration: Migration, asset: str) -> dict[str, str]:
+    """Return what stands among an asset's inputs for the migration file."""
+    return {MIGRATION: declared_digest(migration, asset)}
+
+
+def require_current(migration: Migration, **manifests: Manifest) -> None:
+    """Refuse an input, by asset, that was made before the migration file was changed in what decides it.
+
+    Raises:
+        StaleInput: one was; the verdict would speak of a target or a grading that nobody measured.
+    """
+    for asset, manifest in manifests.items():
+        if stale := explain_stale(migration, asset, manifest.inputs.get(MIGRATION)):
+            raise StaleInput(stale)
 
 
 def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show

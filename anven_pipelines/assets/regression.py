@@ -18,16 +18,19 @@ from anven_pipelines.assets.materialization import (
     result,
 )
 from anven_pipelines.assets.partitions import workloads
-from anven_pipelines.domain.errors import MissingInput
+from anven_pipelines.domain.errors import MissingInput, StaleInput
+from anven_pipelines.domain.grading import GRADER_VERSION
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.domain.regression import compare_with_baseline, serving
+from anven_pipelines.domain.workload import declared_digest
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
+from anven_pipelines.spec import Migration
 
 
 @dg.asset(
@@ -66,7 +69,7 @@ def production_regression(
     """The golden set asked of what serves production, paired with the scores frozen at sign-off."""
     workload = context.partition_key
     migration = migrations.of(workload).migration
-    golden, prompt, baseline = _frozen(workload, state, artifacts)
+    golden, prompt, baseline = _frozen(migration, state, artifacts)
     items = artifacts.read(golden)
     answers = ask_endpoint(
         context,
@@ -112,12 +115,17 @@ def production_regression(
     )
 
 
-def _frozen(workload: str, state: StateStore, artifacts: ArtifactStore) -> tuple[Manifest, Manifest, Manifest]:
+def _frozen(migration: Migration, state: StateStore, artifacts: ArtifactStore) -> tuple[Manifest, Manifest, Manifest]:
     """Return golden dataset, prompt and scores as they were at the last sign-off."""
+    workload = migration.workload
     signed = state.latest(f"sign_off/{workload}", "signed_off")
     if signed is None:
         message = f"workload {workload!r} has no sign-off to compare with; materialise sign_off first"
         raise MissingInput(message)
+    graded_now = {"grading": declared_digest(migration, "scores"), "grader_version": GRADER_VERSION}
+    if graded_now.items() - signed.payload.items():
+        message = f"the grading of workload {workload!r} is not that of its last sign-off; sign off again to compare"
+        raise StaleInput(message)
     frozen = []
     for asset in ("golden_dataset", "adapted_prompt", "scores"):
         manifest = artifacts.load_manifest(asset, workload, digest=signed.payload[asset])

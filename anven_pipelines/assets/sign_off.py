@@ -8,11 +8,13 @@ import dagster as dg
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
+    MIGRATION,
     OWNERS,
     carries_checks,
     check,
     definition_metadata,
     publish_document,
+    require_current,
     require_same,
     result,
 )
@@ -59,11 +61,13 @@ def sign_off(
     migration = migrations.of(workload).migration
     require_same("golden_dataset", scores, cost_model, current=golden_dataset)
     require_same("target_answers", scores, cost_model)
+    require_current(migration, golden_dataset=golden_dataset, scores=scores, cost_model=cost_model)
     digests = {
-        **scores.inputs,
+        **{name: digest for name, digest in scores.inputs.items() if name != MIGRATION},
         "scores": scores.digest,
         "cost_model": cost_model.digest,
-        "criteria": digest_of(migration.model_dump(mode="json", include={"sign_off", "golden", "grading", "contract"})),
+        "criteria": digest_of(migration.model_dump(mode="json", include={"sign_off", "golden"})),
+        "grading": scores.inputs[MIGRATION],
         "grader_version": str(scores.facts["grader_version"]),
     }
     run, now = context.run.run_id, datetime.now(UTC)

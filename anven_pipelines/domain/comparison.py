@@ -40,7 +40,7 @@ def normalised(text: str) -> str:
 
 
 def _as_text(value: object) -> str:
-    """Write a JSON value as text: a string as it is, anything else as canonical JSON."""
+    """Write a JSON value as text: a string as it is, anything else as canonical JSON, in which a NaN may stay."""
     return (
         value
         if isinstance(value, str)

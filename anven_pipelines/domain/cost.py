@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.domain.evaluation import cluster_codes
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.stats.interval import Interval
 from anven_pipelines.stats.means import paired_mean_interval
@@ -244,7 +245,7 @@ def _saving(paired: pl.DataFrame, sign_off: SignOff) -> Interval | None:
     try:
         return paired_mean_interval(
             paired["saving_usd"].to_numpy(),
-            clusters=paired["cluster"].rank("dense").cast(pl.Int64).to_numpy(),
+            clusters=cluster_codes(paired),
             level=max(1 - 2 * sign_off.level, 0.0),
         )
     except TooFewPairs:

@@ -11,6 +11,7 @@ AnvenError
 ├── CorruptArtifact           stored bytes do not match the digest they were published under
 ├── TamperedLog               the state store's hash chain does not verify
 ├── UnavailableService        an external system did not answer; what needed it stays unmeasured
+├── StepFailed                a step ended with an error that is not one of these
 └── TooFewPairs               too little data for the requested statistic
 
 Each message says what was found, what was needed and how to mend it.
@@ -81,6 +82,10 @@ class TamperedLog(AnvenError):
 
 class UnavailableService(AnvenError):
     """An external system did not answer."""
+
+
+class StepFailed(AnvenError):
+    """A step ended with an error that is not one of the product's own."""
 
 
 class TooFewPairs(AnvenError):

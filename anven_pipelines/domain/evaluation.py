@@ -7,7 +7,7 @@ score is missing: Manski 2003, Partial Identification of Probability Distributio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.table import Column, Table
+from anven_pipelines.spec import Stratum
 from anven_pipelines.stats.multiplicity import holm
 from anven_pipelines.stats.paired import difference_interval, items_needed, noninferiority, ratio_interval
 from anven_pipelines.stats.proportions import mcnemar_exact
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Outcome = Literal["not worse", "worse", "unproven", "too few items"]
-STRATA = ("application", "endpoint", "task", "length_band")
+STRATA: Final[tuple[Stratum, ...]] = get_args(Stratum)
 
 SCORES = Table(
     "scores",

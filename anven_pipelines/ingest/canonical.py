@@ -52,11 +52,3 @@ def read_canonical(connection: duckdb.DuckDBPyConnection, lines: pl.DataFrame) -
     """Read screened lines (source_file, source_line, raw, line) of the canonical JSONL."""
     connection.register("lines", lines.select("line").with_row_index("n").to_arrow())
     return to_rows(connection, _SELECT, lines)
-
-
-def write_canonical(rows: pl.DataFrame) -> bytes:
-    """Write rows of the request table as canonical JSONL; reading it again gives the same rows.
-
-    `source_file` and `source_line` are left out, because they say where a row was read and not what it is.
-    """
-    return rows.drop("source_file", "source_line").write_ndjson().encode()

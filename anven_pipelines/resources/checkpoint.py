@@ -57,10 +57,6 @@ class Checkpoint:
         frames = (self._rows(uri, data) for uri, data in sorted(self.folder.read_all(uris).items()))
         return pl.concat([self.table.empty(), *(frame for frame in frames if frame is not None)])
 
-    def clear(self) -> None:
-        """Forget all rows, as is right once what they led to has been published."""
-        self.folder.remove(self.path)
-
     def _rows(self, uri: str, data: bytes) -> pl.DataFrame | None:
         if hashlib.sha256(data).hexdigest() != uri.rsplit("/", 1)[-1].removesuffix(".parquet"):
             self._set_aside(uri, "its bytes do not match its digest")

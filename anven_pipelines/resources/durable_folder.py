@@ -148,15 +148,6 @@ class DurableFolder:
             except FileNotFoundError:
                 return
 
-    def remove(self, folder: str) -> None:
-        """Remove a folder with everything in it; nothing happens where it is gone."""
-        with self._reaching(folder, "remove"):
-            self._forget_listings()
-            try:
-                self._files.rm(self._path(folder), recursive=True)
-            except FileNotFoundError:
-                return
-
     def _path(self, uri: str) -> str:
         return f"{self._root}/{uri}"
 

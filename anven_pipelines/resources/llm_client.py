@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.spec import EndpointTarget
 
-__all__ = ["Checkpoint", "LlmClient", "Pace", "Progress", "ask_endpoint", "load_litellm"]
-
 # From the richest form to the plainest that an endpoint may insist on. The body's `stream` is what the server sees.
 _FORMS: Final[tuple[Mapping[str, Any], ...]] = (
     {"stream_options": {"include_usage": True}},

@@ -71,11 +71,11 @@ class Migrations(dg.ConfigurableResource[None]):
         raise UnknownWorkload(message)
 
     def register(self, file: Path) -> Declared:
-        """Make a file known whose folder is not watched; one in the folder needs nothing.
+        """Make a file known that lies outside the folder, in place of the one registered before for its workload.
 
         Raises:
             InvalidMigration: the file is broken.
-        InvalidInput: another file declares the same workload, or only the folder's files may run here.
+            InvalidInput: a file of the folder declares the same workload, or only the folder's files may run here.
         """
         found = read_migration(file)
         for path in self._watched():

@@ -183,7 +183,10 @@ def _make_folder(folder: Path, url: sa.URL) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"the folder of the state store {url.database} cannot be created: {error.strerror}"
+        message = (
+            f"the folder of the state store {url.database} cannot be created: {error.strerror}; name a file "
+            "in a folder that this process may create"
+        )
         raise UnavailableService(message) from error
 
 

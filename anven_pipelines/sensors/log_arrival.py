@@ -1,5 +1,7 @@
 """New migration files become workload partitions; new log files become log days to read."""
 
+from typing import NamedTuple
+
 import dagster as dg
 
 from anven_pipelines.assets.partitions import log_days, workloads
@@ -14,14 +16,25 @@ request_log_job = dg.define_asset_job(
 )
 
 
+class DeclaredKeys(NamedTuple):
+    """The partitions that the migration files declare, and what of the files and their sources cannot be read."""
+
+    workloads: list[str]
+    days: list[str]
+    problems: list[str]
+
+
 @dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
 def declared_partitions(migrations: Migrations) -> dg.SensorResult:
-    """Keep the partitions equal to what the migration files declare; it launches nothing."""
-    workload_names, days, problems = declared_keys(migrations)
-    message = f"{len(workload_names)} workloads, {len(days)} log days"
+    """Add the partitions that the migration files declare; it removes none and launches nothing."""
+    keys = declared_keys(migrations)
+    message = f"{len(keys.workloads)} workloads, {len(keys.days)} log days"
     return dg.SensorResult(
-        skip_reason=dg.SkipReason("\n".join([message, *problems])),
-        dynamic_partitions_requests=[workloads.build_add_request(workload_names), log_days.build_add_request(days)],
+        skip_reason=dg.SkipReason("\n".join([message, *keys.problems])),
+        dynamic_partitions_requests=[
+            workloads.build_add_request(keys.workloads),
+            log_days.build_add_request(keys.days),
+        ],
     )
 
 
@@ -43,11 +56,11 @@ def log_arrival(migrations: Migrations) -> dg.SensorResult:
     )
 
 
-def declared_keys(migrations: Migrations) -> tuple[list[str], list[str], list[str]]:
-    """Return the workloads, the log days, and what cannot be read of either."""
+def declared_keys(migrations: Migrations) -> DeclaredKeys:
+    """List what the migration files declare."""
     catalogue = migrations.catalogue()
     sources, unreadable = readable_sources(
         [(each.migration.legacy, each.folder) for each in catalogue.declared.values()]
     )
     days = sorted({file.day for source in sources for file in source.files})
-    return sorted(catalogue.declared), days, [*catalogue.broken.values(), *unreadable.values()]
+    return DeclaredKeys(sorted(catalogue.declared), days, [*catalogue.broken.values(), *unreadable.values()])

@@ -16,7 +16,7 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import ANSWERS, CompletionRequest
-from anven_pipelines.resources.llm_client import LlmClient, Pace, Progress, ask_endpoint
+from anven_pipelines.resources.llm_client import LlmClient, Pace, ask_endpoint
 from anven_pipelines.spec import EndpointTarget
 from tests.fakes import FolderCheckpoint
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint, answering
@@ -24,6 +24,8 @@ from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint, answering
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from anven_pipelines.resources.answer_batch import Progress
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 KEY = "s3cret-key-of-the-team"

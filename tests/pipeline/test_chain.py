@@ -161,6 +161,34 @@ def test_stale_inputs_are_refused(place: Place) -> None:
     assert "different versions of golden_dataset" in str(failure.error)
 
 
+@pytest.mark.parametrize(
+    ("changes", "asset", "sections"),
+    [
+        ({"golden": {"size": "all", "holdout": 0.5}}, "golden_dataset", "legacy, golden, grading"),
+        ({"grading": [{"kind": "json_field", "field": "answer", "compare": "number"}]}, "golden_dataset", "grading"),
+        ({"contract": {"json_object": True}}, "scores", "grading, contract"),
+        ({"target": {"model": "other", "engine": "recorded", "answers": "../answers.jsonl"}}, "cost_model", "target"),
+        ({"sign_off": {"quality_margin": 0.01}}, "cost_model", "sign_off"),
+    ],
+)
+def test_an_edit_of_the_migration_file_makes_what_rests_on_it_stale(
+    place: Place, changes: dict[str, Any], asset: str, sections: str
+) -> None:
+    place.write_log([logged_call(at) for at in range(ITEMS)])
+    write_answers(place)
+    place.migrate(place.declare())
+    place.declare(**changes)
+    result = place.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=place.instance,
+        partition_key="support",
+        asset_selection=[dg.AssetKey("sign_off")],
+        raise_on_error=False,
+    )
+    failure = next(event.step_failure_data for event in result.all_node_events if event.is_step_failure)
+    assert f"since {asset} was materialised" in str(failure.error)
+    assert sections in str(failure.error)
+
+
 def test_assets_carry_what_the_ui_shows(place: Place) -> None:
     place.write_log([logged_call(at) for at in range(ITEMS)])
     write_answers(place)

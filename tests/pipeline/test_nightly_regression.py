@@ -121,6 +121,16 @@ def test_the_schedule_asks_for_one_run_per_signed_off_workload_and_night(place: 
     assert (request.run_key, request.partition_key) == ("support/2026-11-21", "support")
 
 
+def test_another_grading_than_at_sign_off_is_not_compared(place: Place) -> None:
+    with ScriptedEndpoint() as endpoint:
+        signed_off(place, endpoint.url)
+        place.declare(regression={"url": endpoint.url}, grading=[{"kind": "exact"}])
+        result = run_night(place, "2026-11-21")
+        assert endpoint.asks == []
+    failure = next(event.step_failure_data for event in result.all_node_events if event.is_step_failure)
+    assert "is not that of its last sign-off; sign off again" in str(failure.error)
+
+
 def test_recorded_answers_alone_cannot_be_asked_again_and_that_is_said(place: Place) -> None:
     place.write_log([logged_call(at) for at in range(ITEMS)])
     answers = [recorded_answer(at, str(at)) for at in range(ITEMS)]

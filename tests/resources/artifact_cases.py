@@ -263,16 +263,6 @@ class ArtifactCases:
         assert sorted(artifacts.checkpoint(CALLS, "target answers/d1").load()["id"]) == ["a", "b", "c"]
         assert artifacts.checkpoint(CALLS, "target answers/d2").load().is_empty()
 
-    def test_a_checkpoint_can_be_cleared(self, artifacts: ArtifactStore) -> None:
-        checkpoint = artifacts.checkpoint(CALLS, "d1")
-        checkpoint.append(calls("a"))
-        checkpoint.clear()
-        checkpoint.clear()
-        assert checkpoint.load().is_empty()
-
-        checkpoint.append(calls("b"))
-        assert checkpoint.load()["id"].to_list() == ["b"]
-
     def test_a_damaged_checkpoint_part_is_set_aside(
         self, artifacts: ArtifactStore, caplog: pytest.LogCaptureFixture
     ) -> None:
