@@ -13,7 +13,7 @@ import dagster as dg
 from anven_pipelines.assets.materialization import read_document
 from anven_pipelines.assets.partitions import log_days, workloads
 from anven_pipelines.domain import errors
-from anven_pipelines.domain.errors import AnvenError, InvalidInput, StepFailed
+from anven_pipelines.domain.errors import AnvenError, CheckFailed, InvalidInput, StepFailed
 from anven_pipelines.domain.sign_off import Verdict
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.run_watch import RunWatch, Told
@@ -37,6 +37,8 @@ CHAIN_ASSETS: Final = (
     "sign_off",
 )
 WORKLOAD_TAG: Final = "anven/migrate"
+PLACE_TAG: Final = "anven/place"
+VERDICT_CHECK: Final = "verdict_is_go"
 _QUIET: Final = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -48,12 +50,14 @@ class Chain:
         definitions: The loaded code location.
         instance: Where runs, events and partitions are kept.
         artifacts: The artifact store of the definitions' deployment.
+        place: Host and home folder whose lock the caller holds; runs carry it.
         tell: Called with what happens, from a watching thread.
     """
 
     definitions: dg.Definitions
     instance: dg.DagsterInstance
     artifacts: ArtifactStore
+    place: str
     tell: Callable[[Told], None]
 
     def run(self, declared: Declared, *, epoch: str = "") -> Verdict:
@@ -64,7 +68,7 @@ class Chain:
             epoch: Answers of the target are reused within an epoch; another value asks afresh.
 
         Raises:
-            InvalidInput: a blocking check stopped the chain before sign_off.
+            CheckFailed: a blocking check stopped the chain before the verdict.
             StepFailed: a step ended with an error that is not one of the product's own.
             AnvenError: a step failed; the error is the step's own.
         """
@@ -77,10 +81,7 @@ class Chain:
             self._materialize(LOG_ASSETS, day, workload=workload)
         self._materialize(("workload_inventory",), None, workload=workload)
         config = {"ops": {"target_answers": {"config": {"epoch": epoch}}}} if epoch else {}
-        finished = self._materialize(CHAIN_ASSETS, workload, workload=workload, config=config, verdict="sign_off")
-        if not finished:
-            message = f"the chain of {workload!r} stopped at a blocking check before sign_off; see the messages above"
-            raise InvalidInput(message)
+        self._materialize(CHAIN_ASSETS, workload, workload=workload, config=config)
         manifest = self.artifacts.load_manifest("sign_off", workload)
         if manifest is None:
             message = f"sign_off of {workload!r} left no manifest in {self.artifacts.url}; run the chain again"
@@ -90,10 +91,12 @@ class Chain:
     def _close_killed_runs(self, workload: str) -> None:
         """End the runs of an earlier command that was killed: nobody else does, and the UI would show them running.
 
-        The caller holds the workload's lock, so whatever still seems to run has no process.
+        The caller holds the workload's lock, so whatever still seems to run from this place has no process.
         """
         alive = [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.CANCELING]
-        for run in self.instance.get_runs(dg.RunsFilter(tags={WORKLOAD_TAG: workload}, statuses=alive)):
+        for run in self.instance.get_runs(
+            dg.RunsFilter(tags={WORKLOAD_TAG: workload, PLACE_TAG: self.place}, statuses=alive)
+        ):
             self.instance.report_run_failed(run, "the process of `anven migrate` ended before the run did")
 
     def _days(self, declared: Declared) -> list[str]:
@@ -113,9 +116,8 @@ class Chain:
         *,
         workload: str,
         config: dict[str, Any] | None = None,
-        verdict: str | None = None,
-    ) -> bool:
-        """Run a selection in this process; return whether the asset named `verdict`, or all, came out."""
+    ) -> None:
+        """Run a selection in this process; whatever fails in it but the verdict's own gate is raised."""
         job = self.definitions.resolve_implicit_global_asset_job_def()
         with RunWatch(self.instance, self.tell) as watch:
             result = job.execute_in_process(
@@ -125,15 +127,13 @@ class Chain:
                 asset_selection=[dg.AssetKey(asset) for asset in assets],
                 run_id=watch.run_id,
                 raise_on_error=False,
-                tags={WORKLOAD_TAG: workload},
+                tags={WORKLOAD_TAG: workload, PLACE_TAG: self.place},
             )
         for event in result.all_node_events:
             if event.is_step_failure and (failure := _own_failure(event)) is not None:
                 raise failure
-        wanted = verdict or assets[-1]
-        return any(event.is_successful_output and event.step_key == wanted for event in result.all_node_events) or (
-            verdict is None and result.success
-        )
+        if failed := _failed_gates(result):
+            raise CheckFailed("\n".join(failed))
 
 
 @contextmanager
@@ -157,6 +157,15 @@ def only_one(home: Path, workload: str) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _failed_gates(result: dg.ExecuteInProcessResult) -> list[str]:
+    """Say which blocking checks failed; a verdict that is not GO is a result, not a failure of the chain."""
+    return [
+        f"check {each.check_name} of {each.asset_key.to_user_string()} failed: {each.description}"
+        for each in result.get_asset_check_evaluations()
+        if not each.passed and each.severity == dg.AssetCheckSeverity.ERROR and each.check_name != VERDICT_CHECK
+    ]
 
 
 def _own_failure(event: dg.DagsterEvent) -> AnvenError | None:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from anven_pipelines.domain.errors import AnvenError, InvalidInput
+from anven_pipelines.domain.errors import AnvenError, CheckFailed, InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,7 +146,8 @@ def _reported(*, as_json: bool) -> Iterator[None]:
     try:
         yield
     except AnvenError as error:
-        _fail(error, as_json=as_json, code=BAD_INPUT if isinstance(error, InvalidInput) else NOT_DONE)
+        negative = NEGATIVE if isinstance(error, CheckFailed) else NOT_DONE
+        _fail(error, as_json=as_json, code=BAD_INPUT if isinstance(error, InvalidInput) else negative)
     except KeyboardInterrupt:
         stderr.print("interrupted; what was durable is kept, the same command goes on from there")
         sys.exit(130)

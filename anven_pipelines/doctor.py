@@ -8,6 +8,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -171,7 +172,13 @@ def _endpoint(workload: str, url: str, api_key_env: str | None) -> Iterator[Find
         with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=_PROBE_S) as response:  # noqa: S310 - the spec admits http(s) only
             yield Finding(f"{workload}: endpoint", "ok", f"{url} answers {response.status}")
     except urllib.error.HTTPError as error:
-        yield Finding(f"{workload}: endpoint", "ok", f"{url} answers {error.code} without a key")
+        broken = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+        yield Finding(
+            f"{workload}: endpoint",
+            "problem" if broken else "ok",
+            f"{url} answers {error.code}",
+            "look at the server's own log" if broken else "",
+        )
     except (urllib.error.URLError, OSError) as error:
         yield Finding(
             f"{workload}: endpoint", "problem", f"{url} does not answer: {error}", "start the endpoint, or mend its url"

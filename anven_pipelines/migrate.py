@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 from rich.markup import escape
@@ -12,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column
 
 from anven_pipelines.assets.partitions import log_days, workloads
-from anven_pipelines.chain import CHAIN_ASSETS, Chain, only_one
+from anven_pipelines.chain import CHAIN_ASSETS, VERDICT_CHECK, Chain, only_one
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.sign_off import sign_off_stream
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
 from anven_pipelines.resources.migrations import Migrations
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from anven_pipelines.run_watch import Told
 
 
-VERDICT_CHECK: Final = "verdict_is_go"
 Kind = TypeVar("Kind", bound="dg.ConfigurableResource[Any]")
 
 
@@ -52,11 +53,13 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
     with prepared(home) as definitions:
         declared = of_kind(definitions, "migrations", Migrations).register(file)
         workload = declared.migration.workload
-        of_kind(definitions, "state", StateStore).latest(f"sign_off/{workload}")  # the last step must not find it down
+        of_kind(definitions, "state", StateStore).latest(
+            sign_off_stream(workload)
+        )  # the last step must not find it down
         with only_one(home, workload), dagster_instance() as instance:
-            view = _View(console, workload)
+            view, place = _View(console, workload), f"{platform.node()}:{home}"
             with view:
-                chain = Chain(definitions, instance, of_kind(definitions, "artifacts", ArtifactStore), view.tell)
+                chain = Chain(definitions, instance, of_kind(definitions, "artifacts", ArtifactStore), place, view.tell)
                 return chain.run(declared, epoch=epoch)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 
+import regex  # type: ignore[import-untyped]  # it ships no types
 import yaml
 from pydantic import (
     AfterValidator,
@@ -79,8 +80,8 @@ def _is_count(value: object) -> bool:
 def _regex(value: str) -> str:
     """Refuse a pattern that does not compile."""
     try:
-        re.compile(value)
-    except re.error as error:
+        regex.compile(value)
+    except regex.error as error:
         message = f"a regular expression is needed ({error})"
         raise ValueError(message) from error
     return value

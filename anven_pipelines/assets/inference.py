@@ -22,6 +22,7 @@ from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.inference import ANSWERS, join_recorded, legacy_answers_of, requests_for, work_key
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.prompts import AdaptedPrompt
+from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.ingest.sources import list_files
 from anven_pipelines.resources.answer_batch import Progress
@@ -121,7 +122,7 @@ def target_answers(
     golden = artifacts.read(golden_dataset)
     prompt = AdaptedPrompt.model_validate_json(read_document(artifacts, adapted_prompt))
     if isinstance(target, RecordedTarget):
-        answers = read_recorded(target, golden, folder=declared.folder)
+        answers = read_recorded(context, target, golden, folder=declared.folder)
     else:
         answers = ask_endpoint(
             context,
@@ -166,11 +167,17 @@ def target_answers(
     )
 
 
-def read_recorded(target: RecordedTarget, golden: pl.DataFrame, *, folder: str) -> pl.DataFrame:
-    """Join the recorded answers to the golden items."""
+def read_recorded(
+    context: dg.AssetExecutionContext, target: RecordedTarget, golden: pl.DataFrame, *, folder: str
+) -> pl.DataFrame:
+    """Join the recorded answers to the golden items; lines that are no answer are told one by one."""
     files = list_files(target.answers, base=folder)
-    batches = [batch.rows for batch in read_logs(files, log_format=target.format)]
-    return join_recorded(golden, pl.concat(batches), join=target.join)
+    recorded = [REQUEST_LOG.empty()]
+    for batch in read_logs(files, log_format=target.format):
+        recorded.append(batch.rows)
+        for file, line, reason in batch.rejected.select("source_file", "source_line", "reason").iter_rows():
+            context.log.warning("%s, line %s is no recorded answer: %s", file, line, reason)
+    return join_recorded(golden, pl.concat(recorded), join=target.join)
 
 
 def ask_endpoint(

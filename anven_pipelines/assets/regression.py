@@ -23,6 +23,7 @@ from anven_pipelines.domain.grading import GRADER_VERSION
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.domain.regression import compare_with_baseline, serving
+from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.workload import declared_digest
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.judge import Judge
@@ -67,8 +68,8 @@ def production_regression(
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
     """The golden set asked of what serves production, paired with the scores frozen at sign-off."""
-    workload = context.partition_key
-    migration = migrations.of(workload).migration
+    migration = migrations.of(context.partition_key).migration
+    epoch = config.epoch or datetime.now(UTC).date().isoformat()
     golden, prompt, baseline = _frozen(migration, state, artifacts)
     items = artifacts.read(golden)
     answers = ask_endpoint(
@@ -76,12 +77,12 @@ def production_regression(
         serving(migration),
         items,
         AdaptedPrompt.model_validate_json(read_document(artifacts, prompt)),
-        key=(golden.digest, config.epoch or datetime.now(UTC).date().isoformat()),
+        key=(golden.digest, epoch),
         artifacts=artifacts,
         llm_client=llm_client,
     )
     report = compare_with_baseline(
-        items, artifacts.read(baseline), grade_arm(answers, items, migration, judge), migration, epoch=config.epoch
+        items, artifacts.read(baseline), grade_arm(answers, items, migration, judge), migration, epoch=epoch
     )
     document = report.model_dump_json(indent=2)
     inputs = {"golden_dataset": golden.digest, "adapted_prompt": prompt.digest, "scores": baseline.digest}
@@ -90,7 +91,7 @@ def production_regression(
         publish_document(artifacts, document, inputs=inputs),
         tracking=tracking,
         metadata={"message": report.message, "chart": interval_chart(report.quality, report.segments)},
-        params={"epoch": config.epoch, "margin": migration.regression.margin},
+        params={"epoch": epoch, "margin": migration.regression.margin},
         metrics={
             "baseline_mean": report.quality.legacy_mean,
             "production_mean": report.quality.target_mean,
@@ -118,9 +119,9 @@ def production_regression(
 def _frozen(migration: Migration, state: StateStore, artifacts: ArtifactStore) -> tuple[Manifest, Manifest, Manifest]:
     """Return golden dataset, prompt and scores as they were at the last sign-off."""
     workload = migration.workload
-    signed = state.latest(f"sign_off/{workload}", "signed_off")
+    signed = state.latest(sign_off_stream(workload), SIGNED_OFF)
     if signed is None:
-        message = f"workload {workload!r} has no sign-off to compare with; materialise sign_off first"
+        message = f"workload {workload!r} has no sign-off that was GO to compare with; materialise sign_off first"
         raise MissingInput(message)
     graded_now = {"grading": declared_digest(migration, "scores"), "grader_version": GRADER_VERSION}
     if graded_now.items() - signed.payload.items():

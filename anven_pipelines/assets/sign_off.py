@@ -21,7 +21,7 @@ from anven_pipelines.assets.materialization import (
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.manifest import Manifest
-from anven_pipelines.domain.sign_off import Verdict, decide
+from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, Verdict, decide, sign_off_stream
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -84,7 +84,11 @@ def sign_off(
     artifacts.write_json(f"verdicts/{workload}/{manifest.digest}.json", json.loads(document))
     signed = {"run": run, "verdict": verdict.verdict, "verdict_digest": manifest.digest, **digests}
     state.append(
-        stream=f"sign_off/{workload}", kind="signed_off", key=f"{run}/{manifest.digest}", payload=signed, now=now
+        stream=sign_off_stream(workload),
+        kind=SIGNED_OFF if verdict.verdict == "GO" else REFUSED,
+        key=f"{run}/{manifest.digest}",
+        payload=signed,
+        now=now,
     )
     return result(
         context,

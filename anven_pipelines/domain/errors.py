@@ -12,6 +12,7 @@ AnvenError
 ├── TamperedLog               the state store's hash chain does not verify
 ├── UnavailableService        an external system did not answer; what needed it stays unmeasured
 ├── StepFailed                a step ended with an error that is not one of these
+├── CheckFailed               a blocking check stopped the chain; the command line exits with 1
 └── TooFewPairs               too little data for the requested statistic
 
 Each message says what was found, what was needed and how to mend it.
@@ -86,6 +87,10 @@ class UnavailableService(AnvenError):
 
 class StepFailed(AnvenError):
     """A step ended with an error that is not one of the product's own."""
+
+
+class CheckFailed(AnvenError):
+    """A blocking check stopped the chain."""
 
 
 class TooFewPairs(AnvenError):

@@ -225,14 +225,14 @@ def compare_missingness(scores: pl.DataFrame, *, level: float) -> Missingness:
     )
 
 
-def report_contract(scores: pl.DataFrame) -> ContractReport:
+def report_contract(scores: pl.DataFrame, *, declared: bool) -> ContractReport:
     """Count kept and broken output contracts over items where both arms answered."""
     measured = scores.filter(pl.col("legacy_contract").is_not_null() & pl.col("target_contract").is_not_null())
     if measured.is_empty():
-        return ContractReport(declared=False)
+        return ContractReport(declared=declared)
     legacy, target = measured["legacy_contract"], measured["target_contract"]
     return ContractReport(
-        declared=True,
+        declared=declared,
         legacy_kept=_rounded(float(legacy.cast(pl.Float64).to_numpy().mean())),
         target_kept=_rounded(float(target.cast(pl.Float64).to_numpy().mean())),
         n_measured=measured.height,
@@ -281,7 +281,7 @@ def cluster_codes(scores: pl.DataFrame) -> IntArray | None:
 def _segment_outcome(quality: Quality, p_not_worse: float, p_worse: float, level: float) -> Outcome:
     if quality.outcome == "too few items":
         return "too few items"
-    return "worse" if p_worse <= level else "not worse" if p_not_worse <= level else "unproven"
+    return "worse" if p_worse < level else "not worse" if p_not_worse < level else "unproven"
 
 
 def _p(value: float | None) -> float:

@@ -62,7 +62,7 @@ def draw_up(scores: pl.DataFrame, migration: Migration) -> Scorecard:
         quality=None if opened.is_empty() else compare_quality(opened, margin=margin, level=level),
         segments=compare_segments(opened, migration.golden.strata, margin=margin, level=level),
         missingness=compare_missingness(scores, level=level),
-        contract=report_contract(opened),
+        contract=report_contract(opened, declared=migration.contract.json_object),
         lost_items=lost["item_id"].head(_LOST_SHOWN).to_list(),
     )
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Status = Literal["met", "not met", "undecided", "unmeasured"]
 Outcome = Literal["GO", "NO-GO", "INCONCLUSIVE"]
+SIGNED_OFF, REFUSED = "signed_off", "refused"
 SPEED_QUANTILE = 0.95
 # A p95 over fewer measured pairs than this share could be moved past any limit by the pairs that are missing.
 SPEED_COVERAGE = 0.99
@@ -93,6 +94,11 @@ class Verdict(Finding):
         return canonical_json(self.model_dump(mode="json"))
 
 
+def sign_off_stream(workload: str) -> str:
+    """Return the state stream of a workload's verdicts: `SIGNED_OFF` events are GO, `REFUSED` ones are not."""
+    return f"sign_off/{workload}"
+
+
 def decide(
     scores: pl.DataFrame, cost: Mapping[str, Any], migration: Migration, *, digests: Mapping[str, str]
 ) -> Verdict:
@@ -133,7 +139,7 @@ def decide(
         speed=speed,
         cost=_stable(cost),
         safety=safety,
-        contract=report_contract(sealed),
+        contract=report_contract(sealed, declared=migration.contract.json_object),
         seed=migration.golden.seed,
         digests=dict(digests),
     )

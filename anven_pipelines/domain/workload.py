@@ -20,9 +20,22 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 """Asset to the sections of the migration file that decide what it holds."""
 
 
+HOW_IT_IS_ASKED: Final = frozenset({"concurrency", "timeout", "max_attempts", "api_key_env"})
+"""Fields of a target that change no answer."""
+
+
 def declared_digest(migration: Migration, asset: str) -> str:
     """Return the digest of the sections that decide what the asset holds."""
-    return digest_of(migration.model_dump(mode="json", include=set(SECTIONS[asset])))
+    sections = migration.model_dump(mode="json", include=set(SECTIONS[asset]))
+    without = HOW_IT_IS_ASKED | ({"price"} if asset == "target_answers" else set())
+    return digest_of(
+        {
+            name: {field: each for field, each in section.items() if field not in without}
+            if name == "target"
+            else section
+            for name, section in sections.items()
+        }
+    )
 
 
 def explain_stale(migration: Migration, asset: str, recorded: str | None) -> str | None:

@@ -87,7 +87,7 @@ def adopt_home() -> Path:
     dagster_home = Path(os.environ.get("DAGSTER_HOME", folder / "dagster")).resolve()
     dagster_home.mkdir(parents=True, exist_ok=True)
     settings = dagster_home / "dagster.yaml"
-    if not settings.exists():
+    if not settings.exists() and deployment_name() == "local":
         settings.write_text(DAGSTER_SETTINGS, encoding="utf-8")
     migrations = Path(os.environ.get("ANVEN_MIGRATIONS", "migrations")).resolve()
     os.environ.update(ANVEN_HOME=str(folder), DAGSTER_HOME=str(dagster_home), ANVEN_MIGRATIONS=str(migrations))
@@ -134,6 +134,14 @@ def _shared_artifacts(environment: Mapping[str, str]) -> ArtifactStore:
 
 
 def missing_settings(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Return the variables that the deployment needs and the environment lacks."""
-    needed = () if deployment_name(environment) == "local" else SHARED_SETTINGS
-    return [name for name in needed if not environment.get(name)]
+    """Return what the deployment needs and the environment lacks: variables, and Dagster's own settings.
+
+    Without its settings a shared deployment would silently keep its runs in a SQLite file of this machine.
+    """
+    if deployment_name(environment) == "local":
+        return []
+    lacking = [name for name in SHARED_SETTINGS if not environment.get(name)]
+    dagster_home = environment.get("DAGSTER_HOME")
+    if not dagster_home or not (Path(dagster_home) / "dagster.yaml").exists():
+        lacking.append("DAGSTER_HOME with a dagster.yaml (k8s/dagster.yaml is one)")
+    return lacking

@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 
-# Weights of the imagined pair. Counts of rare losses are skewed, so the two claims need different ones. Worst error
-# rates at a level of 5 %: without it 6.7 % (GO) and 9.3 % (NO-GO); with half a pair against NO-GO 5.2 %; with these
-# 4.6 % and 4.3 % (benchmarks/error_rates.py, "rare losses").
+# Weights of the imagined pair. Counts of rare losses are skewed, so the two claims need different ones. With
+# these the worst error rates at a level of 5 % are 4.6 % (GO) and 4.3 % (NO-GO): benchmarks/error_rates.py, "rare
+# losses".
 LOST_PAIR = 0.5
 GAINED_PAIR = 1.0
-# With half a cluster, uneven clusters (sizes 1 to 60) pass too often: 6.9 % instead of 5 %.
+# A whole cluster: with half of one, uneven clusters (sizes 1 to 60) pass more often than the level allows.
 LOST_CLUSTER = 1.0
 
 _NEWTON_STEPS = 200  # 5 to 10 are usual; bisection takes over where Newton leaves the bracket

@@ -158,10 +158,12 @@ def test_the_contract_is_reported_apart_from_the_score() -> None:
     scores = scores_of(
         [1.0] * 4, [1.0] * 4, legacy_contract=[True, True, False, None], target_contract=[True, False, True, True]
     )
-    report = report_contract(scores)
+    report = report_contract(scores, declared=True)
     assert report.declared
     assert (report.n_measured, report.broken_by_target_only, report.broken_by_legacy_only) == (3, 1, 1)
-    assert not report_contract(scores_of([1.0], [1.0])).declared
+    unmeasured = report_contract(scores_of([1.0], [1.0]), declared=True)
+    assert (unmeasured.declared, unmeasured.legacy_kept, unmeasured.n_measured) == (True, None, 0)
+    assert not report_contract(scores_of([1.0], [1.0]), declared=False).declared
 
 
 def test_arms_are_set_side_by_side_in_golden_order_whatever_order_they_come_in() -> None:

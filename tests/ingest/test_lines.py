@@ -152,7 +152,7 @@ def test_a_file_that_cannot_be_opened_is_named_with_its_remedy(tmp_path: Path) -
     [
         (b'[{"a": 1}, {"b": [2, "]"]}]', [b'{"a": 1}', b'{"b": [2, "]"]}']),
         (b'\xef\xbb\xbf [\n  {"a": 1}\n, 5 ,"x"]\n', [b'{"a": 1}', b"5", b'"x"']),
-        (gzip.compress(b'[{"a": 1}]'), [b'{"a": 1}']),
+        (gzip.compress(b'[{"a": 1}]', mtime=0), [b'{"a": 1}']),
         (b'["\xff"]', [b'"\xff"']),
         (b"[]", []),
     ],

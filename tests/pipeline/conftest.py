@@ -67,7 +67,9 @@ class Place(NamedTuple):
 
     def migrate(self, declared: Declared, *, epoch: str = "") -> Verdict:
         """Run the chain."""
-        return Chain(self.definitions, self.instance, self.artifacts, self.told.append).run(declared, epoch=epoch)
+        return Chain(self.definitions, self.instance, self.artifacts, "test", self.told.append).run(
+            declared, epoch=epoch
+        )
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 
-from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.errors import CheckFailed, InvalidInput
+from anven_pipelines.domain.workload import declared_digest
+from anven_pipelines.resources.artifact_store import ArtifactStore
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 
 if TYPE_CHECKING:
@@ -84,10 +86,46 @@ def test_latency_tokens_and_cost_that_were_not_recorded_are_unmeasured_not_zero(
 def test_no_matching_answer_at_all_stops_before_anything_is_scored(place: Place) -> None:
     place.write_log([logged_call(at) for at in range(20)])
     (place.folder / "answers.jsonl").write_text(json.dumps(recorded_answer(999, "x")) + "\n")
-    with pytest.raises(InvalidInput, match="stopped at a blocking check"):
+    with pytest.raises(CheckFailed, match="some_answered of target_answers failed: 0 of 20 items answered"):
         place.migrate(place.declare())
     assert any("some_answered failed: 0 of 20 items answered" in told.text for told in place.told)
     assert place.artifacts.load_manifest("scores", "support") is None
+
+
+def test_a_failed_check_of_the_log_stops_the_chain(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.write_log([logged_call(at) for at in range(20)])
+    write_answers(place)
+    publish = ArtifactStore.publish
+    monkeypatch.setattr(
+        ArtifactStore,
+        "publish",
+        lambda store, table, frames, **named: publish(
+            store, table, [] if table.name == "request_log" and list(frames) else frames, **named
+        ),
+    )
+    with pytest.raises(CheckFailed, match="lines_conserved of request_log failed"):
+        place.migrate(place.declare())
+    assert place.artifacts.load_manifest("golden_dataset", "support") is None
+
+
+def test_empty_and_broken_answers_are_told_and_stay_unmeasured(place: Place) -> None:
+    place.write_log([logged_call(at) for at in range(20)])
+    (place.folder / "answers.jsonl").write_text("")
+    with pytest.raises(CheckFailed, match="0 of 20 items answered"):
+        place.migrate(place.declare())
+    (place.folder / "answers.jsonl").write_text("{broken\n" + json.dumps(recorded_answer(3, "3")) + "\n")
+    assert place.migrate(place.declare()).verdict == "INCONCLUSIVE"
+    assert any(told.warning and "line 1 is no recorded answer" in told.text for told in place.told)
+
+
+def test_how_a_target_is_asked_may_change_without_asking_again(place: Place) -> None:
+    target = {"engine": "endpoint", "model": "m", "url": "http://127.0.0.1:1/v1"}
+    plain = place.declare(target=target).migration
+    paced = place.declare(target=target | {"concurrency": 99, "timeout": "5s", "api_key_env": "OTHER"}).migration
+    assert declared_digest(plain, "target_answers") == declared_digest(paced, "target_answers")
+    assert declared_digest(plain, "target_answers") != declared_digest(
+        place.declare(target=target | {"params": {"seed": 1}}).migration, "target_answers"
+    )
 
 
 def test_bad_and_repeated_lines_are_kept_apart_and_counted(place: Place) -> None:

@@ -72,7 +72,11 @@ def test_every_deployment_has_the_same_resource_keys() -> None:
 
 def test_a_shared_deployment_says_which_settings_it_lacks() -> None:
     environment = {"ANVEN_DEPLOYMENT": "production", "ANVEN_STATE_URL": "postgresql+psycopg2://db/anven"}
-    assert missing_settings(environment) == ["ANVEN_ARTIFACTS_URL", "MLFLOW_TRACKING_URI"]
+    assert missing_settings(environment) == [
+        "ANVEN_ARTIFACTS_URL",
+        "MLFLOW_TRACKING_URI",
+        "DAGSTER_HOME with a dagster.yaml (k8s/dagster.yaml is one)",
+    ]
     assert missing_settings({}) == []
 
 

@@ -121,6 +121,17 @@ def test_the_schedule_asks_for_one_run_per_signed_off_workload_and_night(place: 
     assert (request.run_key, request.partition_key) == ("support/2026-11-21", "support")
 
 
+def test_only_go_becomes_the_baseline(place: Place) -> None:
+    with ScriptedEndpoint(lambda ask: answer(ask, wrong_below=0)) as endpoint:
+        signed_off(place, endpoint.url)
+        answers = [recorded_answer(at, "wrong") for at in range(ITEMS)]
+        (place.folder / "answers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in answers))
+        assert place.migrate(place.declare(regression={"url": endpoint.url, "margin": 0.05})).verdict == "NO-GO"
+        result = run_night(place, "2026-11-21")
+    assert result.success
+    assert "mean score 100.00% against 100.00%" in str(checks(result)["no_regression"][1])
+
+
 def test_another_grading_than_at_sign_off_is_not_compared(place: Place) -> None:
     with ScriptedEndpoint() as endpoint:
         signed_off(place, endpoint.url)
@@ -146,4 +157,4 @@ def test_a_night_without_a_sign_off_says_what_to_do(place: Place) -> None:
     place.instance.add_dynamic_partitions("workload", ["support"])
     result = run_night(place, "2026-11-21")
     failure = next(event.step_failure_data for event in result.all_node_events if event.is_step_failure)
-    assert "has no sign-off to compare with; materialise sign_off first" in str(failure.error)
+    assert "has no sign-off that was GO to compare with; materialise sign_off first" in str(failure.error)
