@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from sqlalchemy.exc import SQLAlchemyError
 
-from anven_pipelines.domain.errors import AnvenError, CheckFailed, InvalidInput
+from anven_pipelines.domain.errors import AnvenError, CheckFailed, InvalidInput, UnavailableService
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,6 +149,10 @@ def _reported(*, as_json: bool) -> Iterator[None]:
     except AnvenError as error:
         negative = NEGATIVE if isinstance(error, CheckFailed) else NOT_DONE
         _fail(error, as_json=as_json, code=BAD_INPUT if isinstance(error, InvalidInput) else negative)
+    except (OSError, SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0]
+        message = f"{type(error).__name__}: {reason}; check that the disk has room and ANVEN_HOME can be written"
+        _fail(UnavailableService(message), as_json=as_json, code=NOT_DONE)
     except KeyboardInterrupt:
         stderr.print("interrupted; what was durable is kept, the same command goes on from there")
         sys.exit(130)

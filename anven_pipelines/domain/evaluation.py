@@ -192,7 +192,9 @@ def compare_quality(scores: pl.DataFrame, *, margin: float, level: float) -> Qua
     except TooFewPairs:
         return Quality(outcome="too few items", **facts, **_means(measured))
     outcome: Outcome = "not worse" if against.proven else "worse" if in_favour.refuted else "unproven"
-    needed = _needed(scores, clusters, margin=margin, level=level) if outcome == "unproven" else {}
+    # More items are no remedy for those that were not measured.
+    whole = measured.height == scores.height
+    needed = _needed(scores, clusters, margin=margin, level=level) if whole and outcome == "unproven" else {}
     return Quality(
         outcome=outcome,
         method=against.method,
