@@ -214,9 +214,10 @@ def explain_quality(quality: Quality) -> str:
     if quality.outcome == "worse":
         return f"worse than the margin is proven: {found}"
     if quality.n_measured < quality.n:
+        missing = f"{quality.n - quality.n_measured} of {quality.n} items are unmeasured"
         return (
-            f"neither side is proven: {found}; {quality.n - quality.n_measured} of {quality.n} items are unmeasured and "
-            "count against whatever is to be proven: get their answers and scores first"
+            f"neither side is proven: {found}; {missing} and count against whatever is to be proven: "
+            "get their answers and scores first"
         )
     if quality.n_needed is None:
         return f"neither side is proven and no feasible number of items would decide: {found}"
