@@ -207,7 +207,7 @@ def launch(dev: Dev, job: str, partition: str) -> str:
         },
         "mode": "default",
         # One process for all steps: the default starts one per step, which takes minutes on two cores.
-        "runConfigData": {"execution": {"config": {"in_process": {}}}},
+        "runConfigData": {},
         "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
     }
     launched = ask(dev, LAUNCH, {"params": params})["launchPipelineExecution"]
