@@ -206,7 +206,6 @@ def launch(dev: Dev, job: str, partition: str) -> str:
             "pipelineName": job,
         },
         "mode": "default",
-        # One process for all steps: the default starts one per step, which takes minutes on two cores.
         "runConfigData": {},
         "executionMetadata": {"tags": [{"key": "dagster/partition", "value": partition}]},
     }
