@@ -26,7 +26,7 @@ from pydantic import (
 
 from anven_pipelines.domain.errors import InvalidMigration, Problem
 
-LogFormat = Literal["canonical", "openai", "openai-batch", "zeroeval"]
+LogFormat = Literal["canonical", "litellm", "openai", "openai-batch", "zeroeval"]
 Stratum = Literal["application", "endpoint", "task", "length_band"]
 Criterion = Literal["segments", "ttft", "cost", "safety"]
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 SHARED_DATA: Final = REPOSITORY.parent / "shared" / "data"
+# Read before `own_home` clears it: the python of an environment with vLLM, as `.ci/vllm_env` prints it.
+VLLM_PYTHON: Final = os.environ.get("ANVEN_VLLM_PYTHON", "")
 
 # Without these a library downloads a price map, reports usage, or waits for a network that is not there.
 SWITCHES: Final = {
@@ -39,6 +41,10 @@ REQUIREMENTS: Final = {
     "real": Requirement(SHARED_DATA.is_dir, f"the folder {SHARED_DATA}"),
     "postgres": Requirement(lambda: importlib.util.find_spec("pgserver") is not None, "the package pgserver"),
     "browser": Requirement(Path("/usr/bin/chromium").exists, "Debian's package chromium"),
+    "vllm": Requirement(
+        lambda: bool(VLLM_PYTHON) and Path(VLLM_PYTHON).is_file(),
+        "the variable ANVEN_VLLM_PYTHON; .ci/vllm_env builds the environment and prints its value",
+    ),
 }
 
 
@@ -92,3 +98,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def shared_data() -> Path:
     """Return the folder with the recorded data of others; only tests marked `real` may use it."""
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """Return the python of the environment with vLLM; only tests marked `vllm` may use it."""
+    return VLLM_PYTHON

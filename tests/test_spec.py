@@ -56,7 +56,7 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ({"legacy": {"model": "m", "logs": []}}, "legacy.logs is []"),
         (
             {"legacy": {"model": "m", "logs": "x", "format": "csv"}},
-            "'canonical', 'openai', 'openai-batch' or 'zeroeval'",
+            "'canonical', 'litellm', 'openai', 'openai-batch' or 'zeroeval'",
         ),
         (
             {"legacy": {"model": "m", "logs": "x", "frmat": "openai"}},

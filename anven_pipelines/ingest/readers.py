@@ -15,6 +15,7 @@ from anven_pipelines.domain.request_log import REQUEST_LOG, LineCount
 from anven_pipelines.ingest.canonical import read_canonical
 from anven_pipelines.ingest.fields import open_engine
 from anven_pipelines.ingest.lines import MAX_LINE_BYTES, in_batches, read_elements, read_lines
+from anven_pipelines.ingest.litellm import read_litellm
 from anven_pipelines.ingest.openai import read_openai
 from anven_pipelines.ingest.openai_batch import hold, read_pairs
 from anven_pipelines.ingest.screen import screen
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
     from anven_pipelines.ingest.sources import LogFile
     from anven_pipelines.spec import LogFormat
 
-_READERS: Final = {"canonical": read_canonical, "openai": read_openai, "zeroeval": read_zeroeval}
+_READERS: Final = {
+    "canonical": read_canonical,
+    "litellm": read_litellm,
+    "openai": read_openai,
+    "zeroeval": read_zeroeval,
+}
 
 
 class LogBatch(NamedTuple):

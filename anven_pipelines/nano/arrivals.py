@@ -1,0 +1,148 @@
+"""When calls arrive: bursty and with a day's ups and downs, as published LLM traces show, or as a given trace says.
+
+Sources: Wang et al. (2024), BurstGPT, arXiv:2401.17644: the gaps between calls of LLM services vary far more than
+those of a Poisson process, and a Gamma distribution describes them. Patel et al. (2023), Splitwise, arXiv:2311.18677,
+with the Azure LLM inference traces, whose week-long successor shows the rhythm of the day.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from anven_pipelines.domain.errors import InvalidInput, UnreadableSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    FloatArray = NDArray[np.float64]
+
+# Names of the arrival column, in lower case: Azure, BurstGPT, Vidur and others.
+_COLUMNS: Final = ("timestamp", "arrived_at", "arrival_time", "arrival_timestamp")
+_GRID: Final = 4097  # points per day of the cumulative rate; between them it is as good as straight
+
+
+class Rhythm(NamedTuple):
+    """How uneven arrivals are.
+
+    Attributes:
+        burstiness: Standard deviation of the gaps over their mean; 1 is a Poisson process, more is bursty.
+        swing: How far the rate moves from its mean over a day, 0 to 1; the lowest rate is at the day's start.
+        days: Days that the duration stands for; a time-compressed day has all its ups and downs.
+    """
+
+    burstiness: float = 2.0
+    swing: float = 0.6
+    days: float = 1.0
+
+
+def arrival_times(count: int, *, seconds: float, rhythm: Rhythm, rng: np.random.Generator) -> FloatArray:
+    """Draw the times of `count` calls: Gamma gaps, laid along the cumulative rate of the day.
+
+    Args:
+        count: Number of calls.
+        seconds: Duration, which fixes the mean rate at `count / seconds`.
+        rhythm: How uneven the arrivals are.
+        rng: Seeded by the caller.
+
+    Returns:
+        Seconds from the start, ascending, within (0, seconds), shape (count,).
+
+    Raises:
+        InvalidInput: count, seconds or the rhythm is outside its range.
+    """
+    wrong = {
+        "the number of calls": (count, "1 or more", count >= 1),
+        "the duration": (seconds, "more than 0 seconds", seconds > 0),
+        "the burstiness": (rhythm.burstiness, "more than 0", rhythm.burstiness > 0),
+        "the swing": (rhythm.swing, "0 to 1", 0 <= rhythm.swing <= 1),
+        "the number of days": (rhythm.days, "more than 0", rhythm.days > 0),
+    }
+    if faults := [
+        f"{name} is {given:g}; {needed} is needed" for name, (given, needed, fine) in wrong.items() if not fine
+    ]:
+        raise InvalidInput("; ".join(faults))
+    gaps = rng.gamma(shape=rhythm.burstiness**-2, size=count + 1)
+    return _along_the_day(np.cumsum(gaps[:-1]) / gaps.sum(), rhythm) * seconds
+
+
+def _along_the_day(shares: FloatArray, rhythm: Rhythm) -> FloatArray:
+    """Move shares of all calls to the shares of the duration at which that many have arrived."""
+    elapsed = np.linspace(0.0, 1.0, int(_GRID * max(1.0, rhythm.days)))
+    turns = 2 * np.pi * rhythm.days * elapsed
+    arrived = turns - rhythm.swing * np.sin(turns)
+    return np.interp(shares, arrived / arrived[-1], elapsed)
+
+
+def read_trace(path: Path) -> FloatArray:
+    """Read the arrival times of a trace.
+
+    Args:
+        path: CSV with a header and a column `timestamp`, `arrived_at`, `arrival_time` or `arrival_timestamp`, in
+            any case: seconds, or ISO 8601.
+
+    Returns:
+        Seconds since the first arrival, ascending, shape (n,).
+
+    Raises:
+        UnreadableSource: The file cannot be read, has no such column, or holds a time that is none.
+    """
+    try:
+        table = pl.read_csv(path, infer_schema=False, encoding="utf8-lossy")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        message = f"{path}: cannot be read as CSV ({str(error).splitlines()[0]}); an arrival trace is needed"
+        raise UnreadableSource(message) from error
+    named = {name.strip().lower(): name for name in table.columns}
+    column = next((named[name] for name in _COLUMNS if name in named), None)
+    if column is None:
+        message = f"{path}: has the columns {', '.join(table.columns)}; one of {', '.join(_COLUMNS)} is needed"
+        raise UnreadableSource(message)
+    texts = table.get_column(column).str.strip_chars()
+    times = _seconds(texts)
+    if (bad := times.is_null() | ~times.is_finite().fill_null(value=False)).any():
+        row = int(bad.arg_max() or 0)
+        found = f"{path}: {column} is {texts[row]!r} in row {row + 1}"
+        message = f"{found}; seconds, or ISO 8601 throughout, are needed"
+        raise UnreadableSource(message)
+    if times.is_empty():
+        message = f"{path}: holds no arrivals; a row for each call is needed"
+        raise UnreadableSource(message)
+    since_first: FloatArray = (times - times.min()).sort().to_numpy()
+    return since_first
+
+
+def _seconds(texts: pl.Series) -> pl.Series:
+    """Read a column of numbers, or of times with or without a zone, as seconds; null where a text is neither."""
+    seconds = texts.cast(pl.Float64, strict=False)
+    if texts.is_empty() or seconds[0] is not None:
+        return seconds
+    # Azure writes seven decimals, which is more than a microsecond.
+    plain = texts.str.replace("T", " ").str.replace("Z$", "+00:00").str.replace(r"(\.\d{6})\d+", "$1")
+    zoned = plain.str.contains(r"[+-]\d{2}:?\d{2}$")
+    moments = pl.select(
+        pl.when(zoned)
+        .then(plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%z", time_unit="us", strict=False).dt.replace_time_zone(None))
+        .otherwise(plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False))
+    ).to_series()
+    return moments.dt.epoch("us") / 1e6
+
+
+def fit(trace: FloatArray, *, count: int | None, seconds: float) -> FloatArray:
+    """Replay the first `count` arrivals of a trace (None: all) within a duration; their gaps keep their proportions.
+
+    Raises:
+        InvalidInput: The trace is shorter, or its arrivals all come at once.
+    """
+    if count is not None and not 1 <= count <= len(trace):
+        message = f"the trace holds {len(trace)} arrivals and {count} are asked for; ask for 1 to {len(trace)}"
+        raise InvalidInput(message)
+    times: FloatArray = trace[:count] - trace[0]
+    if times[-1] == 0 and len(times) > 1:
+        message = f"the trace's first {len(times)} arrivals come at once; arrivals at different times are needed"
+        raise InvalidInput(message)
+    scaled: FloatArray = times * (seconds / times[-1] if times[-1] else 1.0)
+    return scaled

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from anven_pipelines.domain.errors import InvalidInput, UnreadableSource
+from anven_pipelines.nano.arrivals import Rhythm, arrival_times, fit, read_trace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def draw(count: int, seconds: float = 100.0, seed: int = 1, **rhythm: float) -> NDArray[np.float64]:
+    return arrival_times(count, seconds=seconds, rhythm=Rhythm(**rhythm), rng=np.random.default_rng(seed))
+
+
+def spread(times: NDArray[np.float64]) -> float:
+    gaps = np.diff(times)
+    return float(gaps.std() / gaps.mean())
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1, 5.0), (2, 1.0), (500, 60.0), (20_000, 86_400.0)])
+def test_all_calls_arrive_in_order_and_within_the_duration(count: int, seconds: float) -> None:
+    times = draw(count, seconds)
+    assert times.shape == (count,)
+    assert (np.diff(times) >= 0).all()
+    assert 0 < times[0]
+    assert times[-1] < seconds
+
+
+def test_the_mean_rate_is_the_one_asked_for() -> None:
+    firsts = [draw(1000, 100.0, seed)[499] for seed in range(200)]
+    assert np.mean(firsts) == pytest.approx(50, abs=1.0)  # a day is symmetric: half the calls in half of it
+    assert 1000 / np.mean([draw(1000, 100.0, seed)[-1] for seed in range(200)]) == pytest.approx(10, rel=0.02)
+
+
+@pytest.mark.parametrize("burstiness", [1.0, 2.0, 4.0])
+def test_gaps_are_as_bursty_as_asked_for(burstiness: float) -> None:
+    assert spread(draw(20_000, burstiness=burstiness, swing=0.0)) == pytest.approx(burstiness, rel=0.1)
+
+
+def test_the_default_is_burstier_than_a_poisson_process() -> None:
+    assert spread(draw(5_000)) > 1.5
+
+
+def test_a_day_has_its_night() -> None:
+    times = draw(20_000, 86_400.0, burstiness=1.0, swing=0.6)
+    night, noon = (np.mean((times > 3600 * start) & (times < 3600 * (start + 6))) for start in (0, 9))
+    # The integral of 1 - 0.6 cos over six hours at the start, and around the middle of the day.
+    assert night == pytest.approx(0.25 - 0.6 * np.sin(np.pi / 2) / (2 * np.pi), abs=0.02)
+    assert noon == pytest.approx(0.25 + 0.6 * 2 * np.sin(np.pi / 4) / (2 * np.pi), abs=0.02)
+
+
+def test_several_days_repeat() -> None:
+    times = draw(20_000, 2.0, burstiness=1.0, days=2.0)
+    assert np.mean(times < 1) == pytest.approx(0.5, abs=0.02)
+    assert np.mean(times < 0.25) < 0.09  # a fourth of the first day, of the rate's lowest
+    assert np.mean((times > 1) & (times < 1.25)) < 0.09
+
+
+def test_a_seed_decides_everything() -> None:
+    assert np.array_equal(draw(100, seed=3), draw(100, seed=3))
+    assert not np.array_equal(draw(100, seed=3), draw(100, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "rhythm", "message"),
+    [
+        (0, 1.0, {}, "the number of calls is 0; 1 or more is needed"),
+        (1, 0.0, {}, "the duration is 0; more than 0 seconds is needed"),
+        (1, 1.0, {"burstiness": 0.0}, "the burstiness is 0"),
+        (1, 1.0, {"swing": 1.5}, "the swing is 1.5; 0 to 1 is needed"),
+        (1, 1.0, {"days": -1.0}, "the number of days is -1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(count: int, seconds: float, rhythm: dict[str, float], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        draw(count, seconds, **rhythm)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "TIMESTAMP,ContextTokens\n2023-11-16 18:15:46.6805900,374\n2023-11-16 18:15:47.1805900,4\n2023-11-16 18:15:49.6805900,1\n",
+        "TIMESTAMP\n2024-05-10 00:00:00.009930+00:00\n2024-05-10 00:00:00.509930+00:00\n2024-05-10 00:00:03.009930+00:00\n",
+        "a,timestamp\n1,2026-11-20T08:00:00Z\n2,2026-11-20T08:00:00.5Z\n3,2026-11-20T09:00:03+01:00\n",
+        "timestamp\n2026-11-20 08:00:00\n2026-11-20 08:00:00.500\n2026-11-20 08:00:03\n",
+        "Timestamp,Model\n5,gpt-4\n5.5,ChatGPT\n8,gpt-4\n",
+        "arrived_at,num_prefill_tokens\r\n0.0,1\r\n3.0,2\r\n0.5,3\r\n",
+        "arrival_time\n1.7e9\n1700000000.5\n1700000003\n",
+    ],
+    ids=["azure 2023", "azure 2024", "iso", "iso with a blank", "burstgpt", "vidur, out of order", "epoch"],
+)
+def test_a_trace_may_be_written_in_several_ways(text: str, tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_bytes(text.encode())
+    assert read_trace(tmp_path / "trace.csv").tolist() == pytest.approx([0, 0.5, 3])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read as CSV"),
+        ("", "cannot be read as CSV"),
+        ("when,tokens\n1,2\n", "has the columns when, tokens; one of timestamp, arrived_at"),
+        ("timestamp\n", "holds no arrivals"),
+        ("timestamp\n1\nsoon\n", "timestamp is 'soon' in row 2"),
+        ("timestamp,n\n1,a\n,b\n", "timestamp is None in row 2"),
+        ("timestamp\n1\nnan\n", "timestamp is 'nan' in row 2"),
+        ("timestamp\nsoon\n", "timestamp is 'soon' in row 1; seconds, or ISO 8601 throughout, are needed"),
+        ("timestamp\n1\n2026-11-20 08:00:00\n", "is '2026-11-20 08:00:00' in row 2"),
+        ('timestamp\n1,2,3\n"', "cannot be read as CSV"),
+    ],
+)
+def test_a_broken_trace_says_what_is_wrong(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+    with pytest.raises(UnreadableSource, match=message) as caught:
+        read_trace(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_trace_is_scaled_to_the_duration_and_keeps_its_gaps_proportions() -> None:
+    trace = np.array([10.0, 10.5, 13.0, 20.0])
+    assert fit(trace, count=None, seconds=100.0).tolist() == [0, 5, 30, 100]
+    assert fit(trace, count=3, seconds=6.0).tolist() == [0, 1, 6]
+    assert fit(trace, count=1, seconds=6.0).tolist() == [0]
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_a_trace_that_is_too_short_says_so(count: int) -> None:
+    with pytest.raises(InvalidInput, match=f"holds 4 arrivals and {count} are asked for; ask for 1 to 4"):
+        fit(np.arange(4.0), count=count, seconds=1.0)
+
+
+def test_a_trace_that_comes_at_once_cannot_be_scaled() -> None:
+    with pytest.raises(InvalidInput, match="come at once"):
+        fit(np.zeros(4), count=None, seconds=1.0)
