@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from anven_pipelines.spec import json_schema
+from anven_pipelines.migration_file import json_schema
 
 FILE: Final = Path(__file__).with_name("migration.schema.json")
 

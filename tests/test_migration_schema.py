@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from anven_pipelines.spec import json_schema
+from anven_pipelines.migration_file import json_schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLISHED = REPOSITORY / "docs" / "migration.schema.json"

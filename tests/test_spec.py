@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anven_pipelines.domain.errors import InvalidMigration
-from anven_pipelines.spec import EndpointTarget, JsonFieldGrader, Migration, RecordedTarget, json_schema, parse
+from anven_pipelines.migration_file import json_schema, parse
+from anven_pipelines.spec import EndpointTarget, JsonFieldGrader, Migration, RecordedTarget
 
 SMALLEST: dict[str, Any] = {
     "workload": "support",
