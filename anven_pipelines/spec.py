@@ -189,7 +189,7 @@ class EndpointTarget(Section):
     """Name of the environment variable that holds the key; the key itself never stands in a file."""
     concurrency: int = Field(default=8, ge=1, le=512)
     """Requests in flight at once."""
-    timeout: Duration = timedelta(seconds=120)
+    timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
     """Longest wait for one attempt."""
     max_attempts: int = Field(default=5, ge=1, le=20)
     """Attempts per request, the first one included."""
@@ -213,7 +213,7 @@ class Judge(Section):
     """Name of the environment variable that holds the key."""
     concurrency: int = Field(default=4, ge=1, le=64)
     """Judgements in flight at once."""
-    timeout: Duration = timedelta(seconds=120)
+    timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
     """Longest wait for one judgement."""
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/migration.schema.json from `anven_pipelines.spec`; with --check only compares."""
+"""Writes docs/migration.schema.json from the models in `anven_pipelines.spec`; with --check only compares."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from anven_pipelines.assets.materialization import (
     result,
 )
 from anven_pipelines.assets.partitions import workloads
-from anven_pipelines.domain.golden import GOLDEN, freeze
+from anven_pipelines.domain.golden import AMBIGUOUS, GOLDEN, freeze
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.power import items_for
 from anven_pipelines.resources.artifact_store import ArtifactStore
@@ -62,6 +62,8 @@ def golden_dataset(
     needed = items_for(margin=criteria.quality_margin, level=criteria.level)
     golden = declared.migration.golden
     freezing = freeze(artifacts.read(logged), declared.migration, needed=math.ceil(needed / golden.holdout))
+    if contradicting := freezing.exclusions.get(AMBIGUOUS):
+        context.log.warning("%s logged calls are left out: calls of one request id say different things", contradicting)
     sealed = int((freezing.rows["split"] == "sealed").sum())
     manifest = artifacts.publish(
         GOLDEN,

@@ -114,7 +114,7 @@ def target_answers(
     if isinstance(target, RecordedTarget):
         answers = read_recorded(context, target, golden, folder=declared.folder)
     else:
-        answers = ask_endpoint(
+        answers = ask_target(
             context,
             target,
             golden,
@@ -165,7 +165,7 @@ def read_recorded(
     return join_recorded(golden, pl.concat(recorded), join=target.join)
 
 
-def ask_endpoint(
+def ask_target(
     context: dg.AssetExecutionContext,
     target: EndpointTarget,
     golden: pl.DataFrame,

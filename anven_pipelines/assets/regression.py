@@ -7,7 +7,7 @@ import dagster as dg
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.evaluation import grade_arm
-from anven_pipelines.assets.inference import AnswerConfig, ask_endpoint
+from anven_pipelines.assets.inference import AnswerConfig, ask_target
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     OWNERS,
@@ -75,7 +75,7 @@ def production_regression(
     epoch = config.epoch or datetime.now(UTC).date().isoformat()
     golden, prompt, baseline = _frozen(migration, state, artifacts)
     items = artifacts.read(golden)
-    answers = ask_endpoint(
+    answers = ask_target(
         context,
         serving(migration),
         items,

@@ -75,6 +75,8 @@ def request_log(
     reading = _Reading()
     rows = artifacts.publish(REQUEST_LOG, reading.frames(sources, day=context.partition_key, log=context.log))
     rejected = artifacts.publish(REJECTED_LINES, reading.rejected)
+    if reading.count.rejected:
+        context.log.warning(_first_rejected(reading))
     count, rejected_share = reading.count, reading.count.rejected / max(reading.count.read, 1)
     yield result(
         context,
@@ -131,6 +133,14 @@ class _Reading:
                 self.rejected.append(batch.rejected)
                 log.info("%s lines read, %s rejected", self.count.read, self.count.rejected)
                 yield LabelledFrame(batch.rows, {"source": source.key})
+
+
+def _first_rejected(reading: _Reading) -> str:
+    first = next(lines for lines in reading.rejected if lines.height).row(0, named=True)
+    return (
+        f"{reading.count.rejected} of {reading.count.read} lines are no logged call and are kept in rejected_lines; "
+        f"the first: {first['source_file']}, line {first['source_line']}: {first['reason']}"
+    )
 
 
 def _reasons(rejected: list[pl.DataFrame]) -> pl.DataFrame:

@@ -65,6 +65,7 @@ def sign_off(
         "grading": scores.inputs[MIGRATION],
         "grader_version": str(scores.facts["grader_version"]),
     }
+    state.require_intact()
     run, now = context.run.run_id, datetime.now(UTC)
     state.append(
         stream=f"holdout/{workload}",

@@ -53,6 +53,7 @@ GOLDEN: Final = Table(
     ),
 )
 
+AMBIGUOUS: Final = "ambiguous request id"
 AUTO_SIZE: Final = (500, 2_000)
 MEDIUM_FROM_TOKENS: Final = 500
 LONG_FROM_TOKENS: Final = 2_000
@@ -227,7 +228,7 @@ def _deduplicated(calls: pl.DataFrame) -> pl.DataFrame:
     qualified = calls.filter(pl.col("exclusion").is_null()).sort("id", "ts", "circumstances", nulls_last=True)
     judged = qualified.with_columns(
         pl.when(pl.col("content").n_unique().over("id") > 1)
-        .then(pl.lit("ambiguous request id"))
+        .then(pl.lit(AMBIGUOUS))
         .when(pl.int_range(pl.len()).over("id") > 0)
         .then(pl.lit("identical duplicate"))
         .alias("exclusion")

@@ -56,6 +56,7 @@ REJECTED_LINES: Final = Table(
 
 JSON_COLUMNS: Final = ("messages", "params", "context", "tool_calls", "tags")
 UNDATED: Final = "undated"
+REJECTED_SHARE_TO_WARN: Final = 0.01
 
 _DAY: Final = re.compile(
     r"""(?<!\d)((?:19|20)\d\d) (?: -(\d\d)-(\d\d) | /(\d\d)/(\d\d) | _(\d\d)_(\d\d) | (\d\d)(\d\d) ) (?!\d)
