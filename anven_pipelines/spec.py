@@ -287,6 +287,40 @@ class Contract(Section):
     """Nothing but the JSON object: a code fence or prose around it breaks the contract."""
 
 
+class PromptMessage(Section):
+    """One message of a rewritten prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    """Text; `{name}` stands for what the named group of that name captured, anything else in braces stays."""
+
+
+class PromptRewrite(Section):
+    """How logged prompts of one form are written for the target."""
+
+    system: Pattern | None = None
+    """Regular expression to be found in the logged system message; any message, or none, where absent."""
+    user: Pattern
+    """Regular expression that the whole logged user message matches; its named groups are the slots."""
+    messages: list[PromptMessage] = Field(min_length=1)
+    """What the target is sent instead; every slot must stand in it."""
+
+    @model_validator(mode="after")
+    def _no_slot_is_lost(self) -> PromptRewrite:
+        written = "".join(message.content for message in self.messages)
+        if lost := [slot for slot in regex.compile(self.user).groupindex if f"{{{slot}}}" not in written]:
+            message = f"the slots {', '.join(lost)} of user must stand in messages, as {{{lost[0]}}}"
+            raise ValueError(message)
+        return self
+
+
+class PromptAdaptation(Section):
+    """How the legacy prompt is adapted to the target; carried over unchanged where nothing is declared."""
+
+    rewrites: list[PromptRewrite] = Field(default_factory=list)
+    """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
+
+
 class Golden(Section):
     """How the frozen evaluation set is drawn."""
 
@@ -384,6 +418,7 @@ class Migration(Section):
     grading: list[Grader] = Field(min_length=1)
     """How answers are scored; the score of an item is the mean of its graders."""
     contract: Contract = Contract()
+    prompt: PromptAdaptation = PromptAdaptation()
     golden: Golden = Golden()
     sign_off: SignOff = SignOff()
     cost: Cost = Cost()

@@ -107,7 +107,7 @@ def target_answers(
     """The target model's answer to every golden item, or the reason why there is none."""
     require_same("golden_dataset", adapted_prompt, current=golden_dataset)
     declared = migrations.of(context.partition_key)
-    require_current(declared.migration, golden_dataset=golden_dataset)
+    require_current(declared.migration, golden_dataset=golden_dataset, adapted_prompt=adapted_prompt)
     target = declared.migration.target
     golden = artifacts.read(golden_dataset)
     prompt = AdaptedPrompt.model_validate_json(read_document(artifacts, adapted_prompt))
