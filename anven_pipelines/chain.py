@@ -183,6 +183,8 @@ def _own_failure(event: dg.DagsterEvent) -> AnvenError | None:
             return InvalidInput(message) if issubclass(kind, InvalidInput) else kind(message)
         if error.cls_name == "DagsterAssetCheckFailedError":
             return None
+        if error.cls_name == "DagsterExecutionInterruptedError":
+            raise KeyboardInterrupt
         innermost, error = error, error.cause
     step = event.step_key or "a step"
     return StepFailed(f"{step} failed: {innermost.message.strip()}")

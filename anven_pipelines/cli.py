@@ -1,12 +1,13 @@
 """The command line: `anven migrate`, `anven dev`, `anven doctor`, `anven fill-mlflow`.
 
 Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
-its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done.
+its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 NEGATIVE: Final = 1
 BAD_INPUT: Final = 2
 NOT_DONE: Final = 3
+INTERRUPTED: Final = 130
 
 app = typer.Typer(
     name="anven",
@@ -53,14 +55,12 @@ def migrate(
     It materialises the same assets as the Dagster UI, where the run can be looked at afterwards (`anven dev`).
     Exits with 0 on GO and 1 on NO-GO or INCONCLUSIVE.
     """
-    with _reported(as_json=as_json):
+    with _reported(as_json=as_json) as output:
         from anven_pipelines.migrate import migrate_file  # noqa: PLC0415 - loads Dagster: not for --help
 
         epoch = datetime.now(UTC).isoformat() if fresh else ""
         verdict = migrate_file(file, home=_home(), epoch=epoch, console=stderr)
-        if as_json:
-            typer.echo(verdict.to_json())
-        else:
+        if not output.tell(verdict.to_json()):
             from anven_pipelines.verdict_view import show  # noqa: PLC0415
 
             show(verdict, Console())
@@ -76,14 +76,12 @@ def dev(
     as_json: AsJson = False,
 ) -> None:
     """Open the Dagster UI and MLflow together on this machine; Ctrl-C stops both."""
-    with _reported(as_json=as_json):
+    with _reported(as_json=as_json) as output:
         from anven_pipelines.dev_servers import serve  # noqa: PLC0415
         from anven_pipelines.migrate import register_partitions  # noqa: PLC0415
 
         def announce(urls: dict[str, str]) -> None:
-            if as_json:
-                typer.echo(json.dumps(urls))
-            else:
+            if not output.tell(json.dumps(urls)):
                 stderr.print("\n".join(f"[bold]{name}[/bold]  {url}" for name, url in urls.items()))
                 stderr.print("Ctrl-C stops both.")
 
@@ -95,15 +93,12 @@ def dev(
 @app.command()
 def doctor(*, as_json: AsJson = False) -> None:
     """Say what is missing for a migration to run here, and how to mend it."""
-    with _reported(as_json=as_json):
+    with _reported(as_json=as_json) as output:
         from anven_pipelines.doctor import examine  # noqa: PLC0415
 
         findings = examine(_home())
-        if as_json:
-            typer.echo(
-                json.dumps({"ok": all(each.ok for each in findings), "checks": [each._asdict() for each in findings]})
-            )
-        else:
+        report = {"ok": all(each.ok for each in findings), "checks": [each._asdict() for each in findings]}
+        if not output.tell(json.dumps(report)):
             marks = {
                 "ok": "[green]ok[/green]     ",
                 "warning": "[yellow]warning[/yellow]",
@@ -121,14 +116,12 @@ def doctor(*, as_json: AsJson = False) -> None:
 @app.command("fill-mlflow")
 def fill_mlflow(*, as_json: AsJson = False) -> None:
     """Deliver the runs that MLflow could not take when they happened."""
-    with _reported(as_json=as_json):
+    with _reported(as_json=as_json) as output:
         from anven_pipelines.migrate import prepared, tracking_of  # noqa: PLC0415
 
         with prepared(_home()) as definitions:
             filled = tracking_of(definitions).fill()
-        if as_json:
-            typer.echo(json.dumps(filled._asdict(), default=list))
-        else:
+        if not output.tell(json.dumps(filled._asdict(), default=list)):
             typer.echo(f"{filled.delivered} delivered, {filled.remaining} still waiting")
             for problem in filled.problems:
                 stderr.print(problem)
@@ -138,29 +131,60 @@ def fill_mlflow(*, as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="anven")
+    try:
+        app(prog_name="anven")
+    except SystemExit as ended:
+        # What the command line's parser found; it has shown it on stderr.
+        explain = getattr(ended.__context__, "format_message", None)
+        if ended.code == BAD_INPUT and "--json" in sys.argv and explain:
+            _Output(as_json=True).tell_error("InvalidInput", explain())
+        raise
+
+
+class _Output:
+    """What a command prints on stdout under --json: one object, whatever happens."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._has_told = False
+
+    def tell(self, json_object: str) -> bool:
+        """Print the object if it is wanted and is the first; return whether JSON is wanted at all."""
+        if self._as_json and not self._has_told:
+            typer.echo(json_object)
+            self._has_told = True
+        return self._as_json
+
+    def tell_error(self, kind: str, message: str) -> None:
+        """Print what went wrong."""
+        self.tell(json.dumps({"error": {"kind": kind, "message": message}}))
 
 
 @contextmanager
-def _reported(*, as_json: bool) -> Iterator[None]:
-    """Turn the product's errors into one clear message and an exit code."""
+def _reported(*, as_json: bool) -> Iterator[_Output]:
+    """Turn the product's errors into one clear message and an exit code, and SIGTERM into what Ctrl-C does."""
+    output = _Output(as_json=as_json)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        yield output
     except AnvenError as error:
         negative = NEGATIVE if isinstance(error, CheckFailed) else NOT_DONE
-        _fail(error, as_json=as_json, code=BAD_INPUT if isinstance(error, InvalidInput) else negative)
+        _fail(error, output, code=BAD_INPUT if isinstance(error, InvalidInput) else negative)
     except (OSError, SQLAlchemyError) as error:
         reason = str(error).splitlines()[0]
         message = f"{type(error).__name__}: {reason}; check that the disk has room and ANVEN_HOME can be written"
-        _fail(UnavailableService(message), as_json=as_json, code=NOT_DONE)
+        _fail(UnavailableService(message), output, code=NOT_DONE)
     except KeyboardInterrupt:
-        stderr.print("interrupted; what was durable is kept, the same command goes on from there")
-        sys.exit(130)
+        message = "interrupted; what was durable is kept, the same command goes on from there"
+        output.tell_error("Interrupted", message)
+        stderr.print(message)
+        sys.exit(INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-def _fail(error: AnvenError, *, as_json: bool, code: int) -> NoReturn:
-    if as_json:
-        typer.echo(json.dumps({"error": {"kind": type(error).__name__, "message": str(error)}}))
+def _fail(error: AnvenError, output: _Output, *, code: int) -> NoReturn:
+    output.tell_error(type(error).__name__, str(error))
     stderr.print(f"[red]error[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
     sys.exit(code)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import sys
 import urllib.error
@@ -12,13 +11,16 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from anven_pipelines.domain.errors import AnvenError
+from anven_pipelines.assets.partitions import log_days
+from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
+from anven_pipelines.domain.errors import AnvenError, InvalidInput
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.ingest.sources import list_files
 from anven_pipelines.migrate import dagster_instance, of_kind, prepared
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
+from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.migrations import Declared, Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.outbox import Outbox
@@ -26,7 +28,7 @@ from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import EndpointTarget, Judge, RagasGrader, RecordedTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import dagster as dg
 
@@ -50,7 +52,7 @@ class Finding(NamedTuple):
 
 def examine(home: Path) -> list[Finding]:
     """Look at everything; a broken thing never keeps the next from being looked at."""
-    findings = [_python(), _disk(home)]
+    findings = [_python(), _disk(home), *_extras()]
     if missing := missing_settings():
         remedy = "set them in the environment; resources/deployments.py says what each is"
         return [*findings, Finding("settings", "problem", f"{deployment_name()} lacks {', '.join(missing)}", remedy)]
@@ -65,7 +67,15 @@ def examine(home: Path) -> list[Finding]:
             _guarded("dagster", _dagster, "start its database, or mend dagster.yaml in DAGSTER_HOME"),
             _guarded("mlflow", lambda: _mlflow(definitions), "start the MLflow server, or mend MLFLOW_TRACKING_URI"),
         ]
-        findings += _migrations(of_kind(definitions, "migrations", Migrations))
+        migrations = of_kind(definitions, "migrations", Migrations)
+        findings.append(
+            _guarded(
+                "published tables",
+                lambda: _published(definitions, sorted(migrations.catalogue().declared)),
+                "materialise the asset again, or restore the file from a backup",
+            )
+        )
+        findings += _migrations(migrations)
     return findings
 
 
@@ -91,6 +101,14 @@ def _disk(home: Path) -> Finding:
     return Finding("disk", "ok", found) if free > _FREE_BYTES else Finding("disk", "warning", found, "free some space")
 
 
+def _extras() -> Iterator[Finding]:
+    """Look for the packages that a shared deployment needs beyond the default ones."""
+    needed = {"postgres": "psycopg2", "s3": "s3fs"} if deployment_name() != "local" else {}
+    for extra, package in needed.items():
+        if importlib.util.find_spec(package) is None:
+            yield Finding(f"extra {extra}", "problem", f"{package} is not installed", f"install the extra `{extra}`")
+
+
 def _artifacts(definitions: dg.Definitions) -> Finding:
     import polars as pl  # noqa: PLC0415 - 0.1 s that the other commands do not need here
 
@@ -107,6 +125,20 @@ def _state(definitions: dg.Definitions) -> Finding:
         return Finding("state store", "ok", f"{verification.events} events, hash chain unbroken")
     remedy = "do not trust the state; restore the database from a backup and find out who wrote to it"
     return Finding("state store", "problem", f"event {verification.broken_seq}: {verification.reason}", remedy)
+
+
+def _published(definitions: dg.Definitions, workloads: Iterable[str]) -> Finding:
+    """Check the bytes of everything that the workloads' chains and the log days hold now."""
+    store = of_kind(definitions, "artifacts", ArtifactStore)
+    with dagster_instance() as instance:
+        days = instance.get_dynamic_partitions(str(log_days.name))
+    held = [(asset, day) for day in days for asset in LOG_ASSETS]
+    held += [(asset, workload) for workload in workloads for asset in CHAIN_ASSETS]
+    manifests = [manifest for asset, partition in held if (manifest := store.load_manifest(asset, partition))]
+    for manifest in manifests:
+        store.verify(manifest)
+    parts = sum(len(manifest.parts) for manifest in manifests)
+    return Finding("published tables", "ok", f"{len(manifests)} tables in {parts} parts, all as published")
 
 
 def _dagster() -> Finding:
@@ -164,10 +196,10 @@ def _recorded(workload: str, target: RecordedTarget, folder: str) -> Finding:
 
 
 def _endpoint(workload: str, url: str, api_key_env: str | None) -> Iterator[Finding]:
-    # The migration file names the variable, so only here is it known which one.
-    if api_key_env and not os.environ.get(api_key_env):
-        remedy = f"export {api_key_env}=... before the run"
-        yield Finding(f"{workload}: key", "problem", f"environment variable {api_key_env} is not set or empty", remedy)
+    try:
+        api_key(api_key_env, of=f"the endpoint {url}")
+    except InvalidInput as error:
+        yield Finding(f"{workload}: key", "problem", str(error), f"export {api_key_env}=... before the run")
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/models", timeout=_PROBE_S) as response:  # noqa: S310 - the spec admits http(s) only
             yield Finding(f"{workload}: endpoint", "ok", f"{url} answers {response.status}")

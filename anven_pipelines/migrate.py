@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import dagster as dg
 from rich.markup import escape
@@ -15,14 +16,17 @@ from rich.table import Column
 from anven_pipelines.assets.partitions import log_days, workloads
 from anven_pipelines.chain import CHAIN_ASSETS, VERDICT_CHECK, Chain, only_one
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
-from anven_pipelines.domain.sign_off import sign_off_stream
+from anven_pipelines.ingest.log_source import log_source
+from anven_pipelines.ingest.sources import list_files
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
+from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.run_watch import DONE
 from anven_pipelines.sensors.log_arrival import declared_keys
+from anven_pipelines.spec import RagasGrader, RecordedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +35,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from anven_pipelines.domain.sign_off import Verdict
+    from anven_pipelines.resources.migrations import Declared
     from anven_pipelines.run_watch import Told
 
+
+_QUIET_S: Final = 30.0  # between two lines of progress in a log file
 
 Kind = TypeVar("Kind", bound="dg.ConfigurableResource[Any]")
 
@@ -53,14 +60,29 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
     with prepared(home) as definitions:
         declared = of_kind(definitions, "migrations", Migrations).register(file)
         workload = declared.migration.workload
-        of_kind(definitions, "state", StateStore).latest(
-            sign_off_stream(workload)
-        )  # the last step must not find it down
+        _require_inputs(declared)
+        of_kind(definitions, "state", StateStore).require_intact()  # the last step must not find it down or changed
         with only_one(home, workload), dagster_instance() as instance:
             view, place = _View(console, workload), f"{platform.node()}:{home}"
             with view:
                 chain = Chain(definitions, instance, of_kind(definitions, "artifacts", ArtifactStore), place, view.tell)
                 return chain.run(declared, epoch=epoch)
+
+
+def _require_inputs(declared: Declared) -> None:
+    """Find what is missing before anything is spent.
+
+    Raises:
+        InvalidInput: the logs or the recorded answers cannot be listed, or a key is not set.
+    """
+    target, graders = declared.migration.target, declared.migration.grading
+    log_source(declared.migration.legacy, declared.folder)
+    if isinstance(target, RecordedTarget):
+        list_files(target.answers, base=declared.folder)
+    else:
+        api_key(target.api_key_env, of=repr(target.model))
+    for judge in (grader.judge for grader in graders if isinstance(grader, RagasGrader)):
+        api_key(judge.api_key_env, of=f"the judge {judge.model!r}")
 
 
 def register_partitions(home: Path, console: Console) -> None:
@@ -148,6 +170,7 @@ class _View:
 
     def __init__(self, console: Console, workload: str) -> None:
         self._console = console
+        self._told_at = time.monotonic()
         self._steps: set[str] = set()
         self._progress = Progress(
             SpinnerColumn(),
@@ -159,6 +182,7 @@ class _View:
             console=console,
             transient=True,
             expand=True,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task(workload, total=len(CHAIN_ASSETS) + 2, now="")
 
@@ -175,6 +199,15 @@ class _View:
             self._console.print(f"[yellow]warning[/yellow] {text}", highlight=False, soft_wrap=True)
         if told.text == DONE:
             self._steps.add(told.step)
+        if not self._console.is_terminal:
+            self._log(told)
         self._progress.update(
             self._task, completed=len(self._steps), now=f"{told.step}: {told.text}".partition("\n")[0]
         )
+
+    def _log(self, told: Told) -> None:
+        """Write progress as lines where nothing can be drawn: each step's end, and what goes on now and then."""
+        now = time.monotonic()
+        if told.text == DONE or (now - self._told_at >= _QUIET_S and not told.warning):
+            self._told_at = now
+            self._console.print(f"{told.step}: {told.text}", markup=False, highlight=False, soft_wrap=True)

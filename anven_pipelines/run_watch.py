@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 DONE: Final = "done"
 _INTERVAL_S: Final = 0.25
+_CONSEQUENCE: Final = "Dependencies for step"  # of each step behind a failed one, which has been told already
 
 
 class Told(NamedTuple):
@@ -63,6 +64,8 @@ class RunWatch:
     def _tell_entry(self, entry: dg.EventLogEntry) -> None:
         event = entry.dagster_event
         step = entry.step_key or ""
+        if event is None and entry.user_message.startswith(_CONSEQUENCE):
+            return
         if event is None:
             self._tell(Told(step, entry.user_message, warning=int(entry.level) >= logging.WARNING))
         elif event.event_type == dg.DagsterEventType.STEP_START:

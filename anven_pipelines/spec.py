@@ -1,30 +1,25 @@
-"""The migration file: what a team declares, its defaults and its errors.
+"""What a team declares in a migration file: the models, their defaults and what each value may be.
 
-One YAML file per workload. `parse` turns its text into a `Migration` or raises one `InvalidMigration`
-that carries every problem found. `json_schema` is what editors complete and check against.
+`migration_file.py` reads the YAML into a `Migration` and writes the JSON Schema.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
 from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 
 import regex  # type: ignore[import-untyped]  # it ships no types
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
+    PlainSerializer,
     WithJsonSchema,
     model_validator,
 )
-
-from anven_pipelines.domain.errors import InvalidMigration, Problem
 
 LogFormat = Literal["canonical", "litellm", "openai", "openai-batch", "zeroeval"]
 Stratum = Literal["application", "endpoint", "task", "length_band"]
@@ -46,6 +41,13 @@ def _duration(value: object) -> object:
         return value
     message = "a duration with its unit is needed, such as 500ms, 30s, 15m, 24h or 2d"
     raise ValueError(message)
+
+
+def _written(value: timedelta) -> str:
+    """Write a duration as a migration file does, in the largest unit that needs no fraction."""
+    thousandths = round(value / timedelta(milliseconds=1))
+    unit = next(unit for unit in reversed(_SECONDS) if thousandths % round(1000 * _SECONDS[unit]) == 0)
+    return f"{thousandths // round(1000 * _SECONDS[unit])}{unit}"
 
 
 def _share(value: float) -> float:
@@ -87,14 +89,19 @@ def _regex(value: str) -> str:
     return value
 
 
-def _as_list(value: object) -> object:
+def _sources(value: object) -> object:
     """Let one string stand for a list of one."""
-    return [value] if isinstance(value, str) else value
+    listed = [value] if isinstance(value, str) else value
+    if isinstance(listed, list) and listed and all(isinstance(each, str) and each.strip() for each in listed):
+        return listed
+    message = "a path or URL, or a list of them, is needed"
+    raise ValueError(message)
 
 
 Duration = Annotated[
     timedelta,
     BeforeValidator(_duration),
+    PlainSerializer(_written, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)\s*$", "examples": ["30s", "24h"]}),
 ]
 Share = Annotated[
@@ -108,9 +115,15 @@ Size = Annotated[
 Pattern = Annotated[str, AfterValidator(_regex)]
 Sources = Annotated[
     list[str],
-    BeforeValidator(_as_list),
-    Field(min_length=1),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}),
+    BeforeValidator(_sources),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            ]
+        }
+    ),
 ]
 
 
@@ -176,7 +189,7 @@ class EndpointTarget(Section):
     """Name of the environment variable that holds the key; the key itself never stands in a file."""
     concurrency: int = Field(default=8, ge=1, le=512)
     """Requests in flight at once."""
-    timeout: Duration = timedelta(seconds=120)
+    timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
     """Longest wait for one attempt."""
     max_attempts: int = Field(default=5, ge=1, le=20)
     """Attempts per request, the first one included."""
@@ -200,7 +213,7 @@ class Judge(Section):
     """Name of the environment variable that holds the key."""
     concurrency: int = Field(default=4, ge=1, le=64)
     """Judgements in flight at once."""
-    timeout: Duration = timedelta(seconds=120)
+    timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
     """Longest wait for one judgement."""
 
 
@@ -272,6 +285,40 @@ class Contract(Section):
     """Fields the object must have; dots step into nested objects."""
     bare: bool = False
     """Nothing but the JSON object: a code fence or prose around it breaks the contract."""
+
+
+class PromptMessage(Section):
+    """One message of a rewritten prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    """Text; `{name}` stands for what the named group of that name captured, anything else in braces stays."""
+
+
+class PromptRewrite(Section):
+    """How logged prompts of one form are written for the target."""
+
+    system: Pattern | None = None
+    """Regular expression to be found in the logged system message; any message, or none, where absent."""
+    user: Pattern
+    """Regular expression that the whole logged user message matches; its named groups are the slots."""
+    messages: list[PromptMessage] = Field(min_length=1)
+    """What the target is sent instead; every slot must stand in it."""
+
+    @model_validator(mode="after")
+    def _no_slot_is_lost(self) -> PromptRewrite:
+        written = "".join(message.content for message in self.messages)
+        if lost := [slot for slot in regex.compile(self.user).groupindex if f"{{{slot}}}" not in written]:
+            message = f"the slots {', '.join(lost)} of user must stand in messages, as {{{lost[0]}}}"
+            raise ValueError(message)
+        return self
+
+
+class PromptAdaptation(Section):
+    """How the legacy prompt is adapted to the target; carried over unchanged where nothing is declared."""
+
+    rewrites: list[PromptRewrite] = Field(default_factory=list)
+    """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
 
 
 class Golden(Section):
@@ -371,6 +418,7 @@ class Migration(Section):
     grading: list[Grader] = Field(min_length=1)
     """How answers are scored; the score of an item is the mean of its graders."""
     contract: Contract = Contract()
+    prompt: PromptAdaptation = PromptAdaptation()
     golden: Golden = Golden()
     sign_off: SignOff = SignOff()
     cost: Cost = Cost()
@@ -383,128 +431,3 @@ class Migration(Section):
             message = "contract.json_object: true is needed where contract.required or contract.bare is set"
             raise ValueError(message)
         return self
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, where YAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - PyYAML's signature
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is no name; plain text is needed", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice; once is needed", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def parse(text: str, *, file: str) -> Migration:
-    """Read a migration file's text.
-
-    Args:
-        text: YAML.
-        file: Name of the file, for the errors.
-
-    Raises:
-        InvalidMigration: with every problem found.
-    """
-    try:
-        loaded = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader subclass
-    except yaml.YAMLError as error:
-        raise InvalidMigration(file, (_yaml_problem(error),)) from error
-    if not isinstance(loaded, dict):
-        found = "empty" if loaded is None else f"a {type(loaded).__name__}"
-        raise InvalidMigration(
-            file, (Problem("the file", found, "a mapping with workload, legacy, target and grading is needed"),)
-        )
-    try:
-        return Migration.model_validate(loaded)
-    except ValidationError as error:
-        raise InvalidMigration(file, tuple(_problems(error))) from error
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of the migration file (draft 2020-12)."""
-    schema = Migration.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _yaml_problem(error: yaml.YAMLError) -> Problem:
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "the file"
-    return Problem(where, "not readable as YAML", str(getattr(error, "problem", None) or error))
-
-
-def _problems(error: ValidationError) -> list[Problem]:
-    found = []
-    for detail in error.errors():
-        path = _path(detail["loc"])
-        match detail["type"]:
-            case "missing":
-                found.append(Problem(path, "missing", "a value is needed"))
-            case "extra_forbidden":
-                found.append(Problem(path, "unknown", f"known here: {_known_fields(detail['loc'])}"))
-            case "union_tag_not_found":
-                tag = str(detail.get("ctx", {}).get("discriminator", "")).strip("'")
-                found.append(Problem(f"{path}.{tag}", "missing", f"one of {_tags(tag)} is needed"))
-            case "union_tag_invalid":
-                context = detail.get("ctx", {})
-                tag = str(context.get("discriminator", "")).strip("'")
-                found.append(
-                    Problem(
-                        f"{path}.{tag}", repr(context.get("tag")), f"one of {context.get('expected_tags')} is needed"
-                    )
-                )
-            case "value_error":
-                message = str(detail.get("ctx", {}).get("error", detail["msg"]))
-                found.append(Problem(path, _shown(detail["input"]), message))
-            case _:
-                message = detail["msg"].replace("Input should be", "needed is")
-                found.append(Problem(path, _shown(detail["input"]), message))
-    return found
-
-
-_TAGS: Final = ("recorded", "endpoint", "exact", "text", "number", "json_field", "regex", "ragas")
-
-
-def _path(loc: tuple[int | str, ...]) -> str:
-    """Write pydantic's location as a path into the YAML; union tags and type names are not part of it."""
-    steps: list[str] = []
-    for index, step in enumerate(loc):
-        if isinstance(step, int):
-            steps.append(f"[{step}]")
-        elif index and step in _TAGS and (isinstance(loc[index - 1], int) or loc[index - 1] == "target"):
-            continue
-        else:
-            steps.append(f".{step}" if steps else step)
-    return "".join(steps) or "the file"
-
-
-def _tags(discriminator: str) -> str:
-    return "recorded, endpoint" if discriminator == "engine" else "exact, text, number, json_field, regex, ragas"
-
-
-def _known_fields(loc: tuple[int | str, ...]) -> str:
-    """Name the fields of the section in which an unknown one was found."""
-    section: Any = Migration
-    sections = {
-        "recorded": RecordedTarget, "endpoint": EndpointTarget, "legacy": Legacy, "price": Price, "judge": Judge,
-        "contract": Contract, "golden": Golden, "sign_off": SignOff, "cost": Cost, "regression": Regression,
-        "rollout": Rollout, "stages": Stage, "exact": ExactGrader, "text": TextGrader, "number": NumberGrader,
-        "json_field": JsonFieldGrader, "regex": RegexGrader, "ragas": RagasGrader,
-    }  # fmt: skip
-    for step in loc[:-1]:
-        section = sections.get(str(step), section)
-    return ", ".join(section.model_fields)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    limit = 80
-    return text if len(text) <= limit else text[: limit - 1] + "…"

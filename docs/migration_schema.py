@@ -1,4 +1,4 @@
-"""Writes docs/migration.schema.json from `anven_pipelines.spec`; with --check only compares."""
+"""Writes docs/migration.schema.json from the models in `anven_pipelines.spec`; with --check only compares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from anven_pipelines.spec import json_schema
+from anven_pipelines.migration_file import json_schema
 
 FILE: Final = Path(__file__).with_name("migration.schema.json")
 

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from anven_pipelines.spec import json_schema
+from anven_pipelines.migration_file import json_schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PUBLISHED = REPOSITORY / "docs" / "migration.schema.json"
@@ -35,6 +35,15 @@ def test_the_script_finds_it_up_to_date() -> None:
     script = REPOSITORY / "docs" / "migration_schema.py"
 
     assert subprocess.run([sys.executable, script, "--check"], check=False, timeout=60).returncode == 0
+
+
+def test_every_default_is_what_its_own_schema_allows() -> None:
+    schema = json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    fields = [field for section in sections for field in section.get("properties", {}).values() if "default" in field]
+    assert len(fields) > 30
+    for field in fields:
+        jsonschema.validate(field["default"], {**field, "$defs": schema["$defs"]})
 
 
 @pytest.mark.parametrize("file", MIGRATIONS, ids=lambda file: file.stem)

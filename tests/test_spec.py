@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anven_pipelines.domain.errors import InvalidMigration
-from anven_pipelines.spec import EndpointTarget, JsonFieldGrader, Migration, RecordedTarget, json_schema, parse
+from anven_pipelines.migration_file import json_schema, parse
+from anven_pipelines.spec import EndpointTarget, JsonFieldGrader, Migration, RecordedTarget
 
 SMALLEST: dict[str, Any] = {
     "workload": "support",
@@ -53,7 +54,14 @@ def test_the_example_of_the_documentation_is_read() -> None:
     [
         ({"workload": "Support Answers"}, "workload is 'Support Answers'"),
         ({"legacy": {"model": "m"}}, "legacy.logs is missing"),
-        ({"legacy": {"model": "m", "logs": []}}, "legacy.logs is []"),
+        ({"legacy": {"model": "m", "logs": []}}, "legacy.logs is []; a path or URL, or a list of them, is needed"),
+        ({"legacy": {"model": "m", "logs": ""}}, "legacy.logs is ''; a path or URL"),
+        ({"legacy": {"model": "m", "logs": 5}}, "legacy.logs is 5; a path or URL"),
+        ({"grading": [{"kind": "text", "field": "x"}]}, "grading[0].field is unknown; known here: kind"),
+        (
+            {"rollout": {"stages": [{"share": 1.0, "soak": "1h", "x": 1}]}},
+            "rollout.stages[0].x is unknown; known here: share, soak",
+        ),
         (
             {"legacy": {"model": "m", "logs": "x", "format": "csv"}},
             "'canonical', 'litellm', 'openai', 'openai-batch' or 'zeroeval'",
@@ -107,6 +115,11 @@ def test_one_mistake_gets_one_clear_line(change: dict[str, Any], message: str) -
     assert len(lines) == 1
     assert lines[0].startswith("migrations/support.yaml: ")
     assert message in lines[0]
+
+
+def test_a_merge_key_brings_in_what_is_then_overridden() -> None:
+    merged = f"{yaml.safe_dump(SMALLEST)}golden:\n  <<: {{size: all, holdout: 0.5}}\n  holdout: 1.0\n"
+    assert parse(merged, file="m.yaml").golden.holdout == 1.0
 
 
 def test_several_mistakes_are_all_told_at_once() -> None:

@@ -35,7 +35,9 @@ def interval_chart(quality: Quality | None, segments: list[Segment]) -> dg.Markd
         axes.axvline(-100 * quality.margin_points, color="#D55E00", linestyle="--", linewidth=1, label="margin")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     axes.set_yticks(range(len(bars)), [label for label, *_ in reversed(bars)])
-    axes.set_xlabel(f"target - legacy, score points ({quality.interval_level:.0%} interval)")
+    axes.set_xlabel(
+        f"target - legacy, score points ({quality.interval_level:.0%} interval; outcomes by segment after Holm)"
+    )
     axes.margins(x=0.18, y=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     image = io.BytesIO()

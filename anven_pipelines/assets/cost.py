@@ -3,26 +3,27 @@
 import dagster as dg
 import polars as pl
 
+from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.logged_calls import calls_of
 from anven_pipelines.assets.materialization import (
     OWNERS,
     carries_checks,
-    check,
     declared_input,
     definition_metadata,
     markdown_table,
     require_current,
-    require_same,
     result,
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.cost import COST, CostModel, cost_of
 from anven_pipelines.domain.inventory import INVENTORY_SQL, traffic_of
-from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.price_map import litellm_price
+
+_COST_MEASURED = Check("cost_model", "cost_measured", "Both arms' cost could be measured.")
 
 
 @dg.asset(
@@ -33,9 +34,7 @@ from anven_pipelines.resources.price_map import litellm_price
     partitions_def=workloads,
     metadata=definition_metadata(COST),
     ins={"request_log": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
-    check_specs=[
-        dg.AssetCheckSpec("cost_measured", asset="cost_model", description="Both arms' cost could be measured.")
-    ],
+    check_specs=[_COST_MEASURED.spec],
 )
 @carries_checks
 def cost_model(
@@ -79,15 +78,7 @@ def cost_model(
         },
         params={"one_off_usd": model.one_off_usd, "target_usd_per_day": model.target_usd_per_day},
         metrics=_metrics(model),
-        checks=[
-            check(
-                "cost_measured",
-                asset="cost_model",
-                passed=model.status != "unmeasured",
-                blocking=False,
-                description=model.reason,
-            )
-        ],
+        checks=[_COST_MEASURED.result(passed=model.status != "unmeasured", found=model.reason)],
     )
 
 

@@ -4,30 +4,35 @@ import dagster as dg
 import polars as pl
 
 from anven_pipelines.assets.charts import interval_chart
+from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     OWNERS,
     carries_checks,
-    check,
     declared_input,
     definition_metadata,
     markdown_table,
     publish_document,
     require_current,
-    require_same,
     result,
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.evaluation import SCORES, Arm, side_by_side
 from anven_pipelines.domain.grading import GRADER_VERSION, check_contract_rows, grade_rows, grader_name
 from anven_pipelines.domain.judging import judge_items, judged_frame
-from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.scorecard import Scorecard, draw_up
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.spec import Migration, RagasGrader
+
+_ITEMS_CONSERVED = Check("scores", "items_conserved", "Every golden item has exactly one row of scores.", blocking=True)
+_ALL_MEASURED = Check("scores", "all_measured", "Every item has a score in both arms.")
+_ARMS_EQUALLY_MEASURED = Check(
+    "scorecard", "arms_equally_measured", "Neither arm is measured less often than the other (McNemar's exact test)."
+)
 
 
 @dg.asset(
@@ -38,13 +43,8 @@ from anven_pipelines.spec import Migration, RagasGrader
     partitions_def=workloads,
     metadata=definition_metadata(SCORES),
     check_specs=[
-        dg.AssetCheckSpec(
-            "items_conserved",
-            asset="scores",
-            blocking=True,
-            description="Every golden item has exactly one row of scores.",
-        ),
-        dg.AssetCheckSpec("all_measured", asset="scores", description="Every item has a score in both arms."),
+        _ITEMS_CONSERVED.spec,
+        _ALL_MEASURED.spec,
     ],
 )
 @carries_checks
@@ -84,18 +84,12 @@ def scores(
         params={"graders": ", ".join(grader_name(each, at) for at, each in enumerate(migration.grading))},
         metrics={"unmeasured_items": unmeasured},
         checks=[
-            check(
-                "items_conserved",
-                asset="scores",
-                passed=rows.height == golden.height,
-                description=f"{rows.height} scored rows for {golden.height} golden items",
+            _ITEMS_CONSERVED.result(
+                passed=rows.height == golden.height, found=f"{rows.height} scored rows for {golden.height} golden items"
             ),
-            check(
-                "all_measured",
-                asset="scores",
+            _ALL_MEASURED.result(
                 passed=unmeasured == 0,
-                blocking=False,
-                description=f"{unmeasured} of {rows.height} items lack a score in an arm; none counts as a pass",
+                found=f"{unmeasured} of {rows.height} items lack a score in an arm; none counts as a pass",
             ),
         ],
     )
@@ -108,13 +102,7 @@ def scores(
     code_version="1",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
-    check_specs=[
-        dg.AssetCheckSpec(
-            "arms_equally_measured",
-            asset="scorecard",
-            description="Neither arm is measured less often than the other (McNemar's exact test).",
-        )
-    ],
+    check_specs=[_ARMS_EQUALLY_MEASURED.spec],
 )
 @carries_checks
 def scorecard(
@@ -140,12 +128,9 @@ def scorecard(
         },
         documents={"scorecard.json": document},
         checks=[
-            check(
-                "arms_equally_measured",
-                asset="scorecard",
+            _ARMS_EQUALLY_MEASURED.result(
                 passed=not card.missingness.differs,
-                blocking=False,
-                description=f"unmeasured over all items: {card.missingness.legacy_unmeasured} legacy, "
+                found=f"unmeasured over all items: {card.missingness.legacy_unmeasured} legacy, "
                 f"{card.missingness.target_unmeasured} target (p = {card.missingness.p_difference:.2g})",
             )
         ],

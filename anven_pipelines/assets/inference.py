@@ -6,21 +6,20 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.materialization import (
     OWNERS,
     carries_checks,
-    check,
     declared_input,
     definition_metadata,
     markdown_table,
     read_document,
     require_current,
-    require_same,
     result,
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.inference import ANSWERS, join_recorded, legacy_answers_of, requests_for, work_key
-from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.ingest.readers import read_logs
@@ -31,6 +30,18 @@ from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.spec import EndpointTarget, RecordedTarget
+
+_LEGACY_ROWS_CONSERVED, _TARGET_ROWS_CONSERVED = (
+    Check(asset, "rows_conserved", "Every golden item has exactly one answer, failure or unmatched row.", blocking=True)
+    for asset in ("legacy_answers", "target_answers")
+)
+_SOME_ANSWERED = Check(
+    "target_answers",
+    "some_answered",
+    "At least one item was answered; else the answers belong elsewhere or the target is down.",
+    blocking=True,
+)
+_ALL_ANSWERED = Check("target_answers", "all_answered", "Every item was answered; those that were not stay unmeasured.")
 
 
 class AnswerConfig(dg.Config):
@@ -50,14 +61,7 @@ class AnswerConfig(dg.Config):
     code_version="1",
     partitions_def=workloads,
     metadata=definition_metadata(ANSWERS),
-    check_specs=[
-        dg.AssetCheckSpec(
-            "rows_conserved",
-            asset="legacy_answers",
-            blocking=True,
-            description="Every golden item has exactly one answer, failure or unmatched row.",
-        )
-    ],
+    check_specs=[_LEGACY_ROWS_CONSERVED.spec],
 )
 @carries_checks
 def legacy_answers(
@@ -72,7 +76,7 @@ def legacy_answers(
         tracking=tracking,
         metadata=_answers_metadata(answers),
         metrics=_answer_metrics(answers),
-        checks=[_rows_conserved("legacy_answers", golden_dataset, answers)],
+        checks=[_rows_conserved(_LEGACY_ROWS_CONSERVED, golden_dataset, answers)],
     )
 
 
@@ -84,23 +88,9 @@ def legacy_answers(
     partitions_def=workloads,
     metadata=definition_metadata(ANSWERS),
     check_specs=[
-        dg.AssetCheckSpec(
-            "rows_conserved",
-            asset="target_answers",
-            blocking=True,
-            description="Every golden item has exactly one answer, failure or unmatched row.",
-        ),
-        dg.AssetCheckSpec(
-            "some_answered",
-            asset="target_answers",
-            blocking=True,
-            description="At least one item was answered; else the answers belong elsewhere or the target is down.",
-        ),
-        dg.AssetCheckSpec(
-            "all_answered",
-            asset="target_answers",
-            description="Every item was answered; those that were not stay unmeasured.",
-        ),
+        _TARGET_ROWS_CONSERVED.spec,
+        _SOME_ANSWERED.spec,
+        _ALL_ANSWERED.spec,
     ],
 )
 @carries_checks
@@ -117,14 +107,14 @@ def target_answers(
     """The target model's answer to every golden item, or the reason why there is none."""
     require_same("golden_dataset", adapted_prompt, current=golden_dataset)
     declared = migrations.of(context.partition_key)
-    require_current(declared.migration, golden_dataset=golden_dataset)
+    require_current(declared.migration, golden_dataset=golden_dataset, adapted_prompt=adapted_prompt)
     target = declared.migration.target
     golden = artifacts.read(golden_dataset)
     prompt = AdaptedPrompt.model_validate_json(read_document(artifacts, adapted_prompt))
     if isinstance(target, RecordedTarget):
         answers = read_recorded(context, target, golden, folder=declared.folder)
     else:
-        answers = ask_endpoint(
+        answers = ask_target(
             context,
             target,
             golden,
@@ -148,20 +138,15 @@ def target_answers(
         params={"engine": target.engine, "model": target.model, "epoch": config.epoch},
         metrics=_answer_metrics(answers),
         checks=[
-            _rows_conserved("target_answers", golden_dataset, answers),
-            check(
-                "some_answered",
-                asset="target_answers",
+            _rows_conserved(_TARGET_ROWS_CONSERVED, golden_dataset, answers),
+            _SOME_ANSWERED.result(
                 passed=answered > 0,
-                description=f"{answered} of {answers.height} items answered; first reason otherwise: "
+                found=f"{answered} of {answers.height} items answered; first reason otherwise: "
                 f"{next(iter(answers['reason'].drop_nulls()), 'none')}",
             ),
-            check(
-                "all_answered",
-                asset="target_answers",
+            _ALL_ANSWERED.result(
                 passed=answered == answers.height,
-                blocking=False,
-                description=f"{answers.height - answered} items have no answer and stay unmeasured",
+                found=f"{answers.height - answered} items have no answer and stay unmeasured",
             ),
         ],
     )
@@ -180,7 +165,7 @@ def read_recorded(
     return join_recorded(golden, pl.concat(recorded), join=target.join)
 
 
-def ask_endpoint(
+def ask_target(
     context: dg.AssetExecutionContext,
     target: EndpointTarget,
     golden: pl.DataFrame,
@@ -217,13 +202,11 @@ def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:
     context.log.info("%s, %.0f s", said, progress.elapsed_s)
 
 
-def _rows_conserved(asset: str, golden: Manifest, answers: pl.DataFrame) -> dg.AssetCheckResult:
+def _rows_conserved(check: Check, golden: Manifest, answers: pl.DataFrame) -> dg.AssetCheckResult:
     counts = _status_counts(answers)
-    return check(
-        "rows_conserved",
-        asset=asset,
+    return check.result(
         passed=answers.height == golden.rows == sum(counts.values()) and answers["item_id"].n_unique() == golden.rows,
-        description=f"{golden.rows} items = " + " + ".join(f"{count} {status}" for status, count in counts.items()),
+        found=f"{golden.rows} items = " + " + ".join(f"{count} {status}" for status, count in counts.items()),
     )
 
 

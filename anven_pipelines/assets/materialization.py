@@ -60,21 +60,6 @@ def read_document(artifacts: ArtifactStore, manifest: Manifest) -> str:
     return text
 
 
-def require_same(name: str, *manifests: Manifest, current: Manifest | None = None) -> None:
-    """Refuse inputs that were made from different versions of the upstream `name`, or not from its current one.
-
-    Raises:
-        StaleInput: they were; a verdict over mixed versions would compare different questions.
-    """
-    digests = {manifest.table: manifest.inputs[name] for manifest in manifests}
-    if current is not None:
-        digests[f"current {name}"] = current.digest
-    if len(set(digests.values())) > 1:
-        found = ", ".join(f"{table}: {digest[:12]}" for table, digest in digests.items())
-        message = f"the inputs rest on different versions of {name} ({found}); materialise again from {name} on"
-        raise StaleInput(message)
-
-
 def declared_input(migration: Migration, asset: str) -> dict[str, str]:
     """Return what stands among an asset's inputs for the migration file."""
     return {MIGRATION: declared_digest(migration, asset)}
@@ -131,26 +116,6 @@ def _made_from(manifest: Manifest) -> dict[str, str]:
     """Name the inputs by the start of their digests; the manifest and MLflow keep them whole."""
     named = ", ".join(f"{name} {digest[:12]}" for name, digest in sorted(manifest.inputs.items()))
     return {"made_from": named} if named else {}
-
-
-def check(
-    name: str,
-    *,
-    passed: bool,
-    asset: str,
-    description: str,
-    blocking: bool = True,
-    **metadata: Any,  # noqa: ANN401 - what Dagster takes as metadata
-) -> dg.AssetCheckResult:
-    """Return a check's result; one that does not block warns."""
-    return dg.AssetCheckResult(
-        check_name=name,
-        asset_key=dg.AssetKey(asset),
-        passed=passed,
-        severity=dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN,
-        description=description,
-        metadata=metadata,
-    )
 
 
 def markdown_table(frame: pl.DataFrame, *, rows: int = 50) -> dg.MarkdownMetadataValue:

@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from anven_pipelines.assets.charts import interval_chart
+from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.evaluation import grade_arm
-from anven_pipelines.assets.inference import AnswerConfig, ask_endpoint
+from anven_pipelines.assets.inference import AnswerConfig, ask_target
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     OWNERS,
     carries_checks,
-    check,
     definition_metadata,
     publish_document,
     read_document,
@@ -33,6 +33,18 @@ from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import Migration
 
+_NO_REGRESSION = Check(
+    "production_regression",
+    "no_regression",
+    "What serves production is not proven worse than at sign-off by more than the margin.",
+    blocking=True,
+)
+_PROVEN_NOT_WORSE = Check(
+    "production_regression",
+    "proven_not_worse",
+    "What serves production is proven not worse than at sign-off, and equally measured.",
+)
+
 
 @dg.asset(
     group_name="monitor",
@@ -43,17 +55,8 @@ from anven_pipelines.spec import Migration
     metadata=definition_metadata(DOCUMENT),
     deps=["sign_off"],
     check_specs=[
-        dg.AssetCheckSpec(
-            "no_regression",
-            asset="production_regression",
-            blocking=True,
-            description="What serves production is not proven worse than at sign-off by more than the margin.",
-        ),
-        dg.AssetCheckSpec(
-            "proven_not_worse",
-            asset="production_regression",
-            description="What serves production is proven not worse than at sign-off, and equally measured.",
-        ),
+        _NO_REGRESSION.spec,
+        _PROVEN_NOT_WORSE.spec,
     ],
 )
 @carries_checks
@@ -72,7 +75,7 @@ def production_regression(
     epoch = config.epoch or datetime.now(UTC).date().isoformat()
     golden, prompt, baseline = _frozen(migration, state, artifacts)
     items = artifacts.read(golden)
-    answers = ask_endpoint(
+    answers = ask_target(
         context,
         serving(migration),
         items,
@@ -99,18 +102,9 @@ def production_regression(
         },
         documents={"regression.json": document},
         checks=[
-            check(
-                "no_regression",
-                asset="production_regression",
-                passed=report.quality.outcome != "worse",
-                description=report.message,
-            ),
-            check(
-                "proven_not_worse",
-                asset="production_regression",
-                passed=report.quality.outcome == "not worse" and not report.missingness.differs,
-                blocking=False,
-                description=report.message,
+            _NO_REGRESSION.result(passed=report.quality.outcome != "worse", found=report.message),
+            _PROVEN_NOT_WORSE.result(
+                passed=report.quality.outcome == "not worse" and not report.missingness.differs, found=report.message
             ),
         ],
     )

@@ -6,24 +6,35 @@ from dataclasses import asdict
 import dagster as dg
 import polars as pl
 
+from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.materialization import (
     OWNERS,
     carries_checks,
-    check,
     definition_metadata,
     markdown_table,
     result,
 )
 from anven_pipelines.assets.partitions import log_days
 from anven_pipelines.domain.manifest import Manifest
-from anven_pipelines.domain.request_log import REJECTED_LINES, REQUEST_LOG, LineCount
+from anven_pipelines.domain.request_log import REJECTED_LINES, REJECTED_SHARE_TO_WARN, REQUEST_LOG, LineCount
 from anven_pipelines.ingest.log_source import LogSource, readable_sources
 from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.resources.artifact_store import ArtifactStore, LabelledFrame
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 
-REJECTED_SHARE_TO_WARN = 0.01
+_LINES_CONSERVED = Check(
+    "request_log",
+    "lines_conserved",
+    "Lines read are rows, rejected lines or exact duplicates: none is lost.",
+    blocking=True,
+)
+_SOURCES_READABLE = Check(
+    "request_log", "sources_readable", "Every declared log source and every migration file can be read."
+)
+_FEW_REJECTED = Check(
+    "rejected_lines", "few_rejected", f"At most {REJECTED_SHARE_TO_WARN:.0%} of the lines are rejected."
+)
 
 
 @dg.multi_asset(
@@ -47,18 +58,9 @@ REJECTED_SHARE_TO_WARN = 0.01
     },
     partitions_def=log_days,
     check_specs=[
-        dg.AssetCheckSpec(
-            "lines_conserved",
-            asset="request_log",
-            blocking=True,
-            description="Lines read are rows, rejected lines or exact duplicates: none is lost.",
-        ),
-        dg.AssetCheckSpec(
-            "sources_readable",
-            asset="request_log",
-            description="Every declared log source and every migration file can be read.",
-        ),
-        dg.AssetCheckSpec("few_rejected", asset="rejected_lines", description="At most 1 % of the lines are rejected."),
+        _LINES_CONSERVED.spec,
+        _SOURCES_READABLE.spec,
+        _FEW_REJECTED.spec,
     ],
 )
 @carries_checks
@@ -73,6 +75,8 @@ def request_log(
     reading = _Reading()
     rows = artifacts.publish(REQUEST_LOG, reading.frames(sources, day=context.partition_key, log=context.log))
     rejected = artifacts.publish(REJECTED_LINES, reading.rejected)
+    if reading.count.rejected:
+        context.log.warning(_first_rejected(reading))
     count, rejected_share = reading.count, reading.count.rejected / max(reading.count.read, 1)
     yield result(
         context,
@@ -83,19 +87,14 @@ def request_log(
         params={"files": len(reading.files)},
         metrics={"lines_read": count.read, "lines_rejected": count.rejected, "duplicates": count.duplicates},
         checks=[
-            check(
-                "lines_conserved",
-                asset="request_log",
+            _LINES_CONSERVED.result(
                 passed=rows.rows == reading.rows and rejected.rows == count.rejected,
-                description=f"{count.read} lines read = {count.accepted} accepted + {count.rejected} rejected "
+                found=f"{count.read} lines read = {count.accepted} accepted + {count.rejected} rejected "
                 f"+ {count.duplicates} exact duplicates; {rows.rows} rows published of {reading.rows} read",
             ),
-            check(
-                "sources_readable",
-                asset="request_log",
+            _SOURCES_READABLE.result(
                 passed=not unreadable and not catalogue.broken,
-                blocking=False,
-                description="\n".join([*unreadable.values(), *catalogue.broken.values()]) or "every source can be read",
+                found="\n".join([*unreadable.values(), *catalogue.broken.values()]) or "every source can be read",
             ),
         ],
     )
@@ -107,12 +106,9 @@ def request_log(
         metadata={"reasons": markdown_table(_reasons(reading.rejected))},
         metrics={"rejected_share": rejected_share},
         checks=[
-            check(
-                "few_rejected",
-                asset="rejected_lines",
+            _FEW_REJECTED.result(
                 passed=rejected_share <= REJECTED_SHARE_TO_WARN,
-                blocking=False,
-                description=f"{count.rejected} of {count.read} lines rejected ({rejected_share:.2%})",
+                found=f"{count.rejected} of {count.read} lines rejected ({rejected_share:.2%})",
             )
         ],
     )
@@ -137,6 +133,14 @@ class _Reading:
                 self.rejected.append(batch.rejected)
                 log.info("%s lines read, %s rejected", self.count.read, self.count.rejected)
                 yield LabelledFrame(batch.rows, {"source": source.key})
+
+
+def _first_rejected(reading: _Reading) -> str:
+    first = next(lines for lines in reading.rejected if lines.height).row(0, named=True)
+    return (
+        f"{reading.count.rejected} of {reading.count.read} lines are no logged call and are kept in rejected_lines; "
+        f"the first: {first['source_file']}, line {first['source_line']}: {first['reason']}"
+    )
 
 
 def _reasons(rejected: list[pl.DataFrame]) -> pl.DataFrame:

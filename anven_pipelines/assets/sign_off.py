@@ -6,26 +6,29 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from anven_pipelines.assets.charts import interval_chart
+from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     MIGRATION,
     OWNERS,
     carries_checks,
-    check,
     definition_metadata,
     publish_document,
     require_current,
-    require_same,
     result,
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import digest_of
-from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, Verdict, decide, sign_off_stream
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
+
+_VERDICT_IS_GO = Check(
+    "sign_off", "verdict_is_go", "The gate before production: only GO passes.", blocking=True, partitions_def=workloads
+)
 
 
 @dg.asset(
@@ -35,15 +38,7 @@ from anven_pipelines.resources.state_store import StateStore
     code_version="1",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
-    check_specs=[
-        dg.AssetCheckSpec(
-            "verdict_is_go",
-            asset="sign_off",
-            blocking=True,
-            description="The gate before production: only GO passes.",
-            partitions_def=workloads,
-        )
-    ],
+    check_specs=[_VERDICT_IS_GO.spec],
 )
 @carries_checks
 def sign_off(
@@ -70,6 +65,7 @@ def sign_off(
         "grading": scores.inputs[MIGRATION],
         "grader_version": str(scores.facts["grader_version"]),
     }
+    state.require_intact()
     run, now = context.run.run_id, datetime.now(UTC)
     state.append(
         stream=f"holdout/{workload}",
@@ -109,13 +105,7 @@ def sign_off(
         },
         documents={"verdict.json": document},
         checks=[
-            check(
-                "verdict_is_go",
-                asset="sign_off",
-                passed=verdict.verdict == "GO",
-                description=_in_short(verdict),
-                criteria=_criteria(verdict),
-            )
+            _VERDICT_IS_GO.result(passed=verdict.verdict == "GO", found=_in_short(verdict), criteria=_criteria(verdict))
         ],
     )
 

@@ -15,6 +15,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.domain.power import items_for
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.spec import Stratum
 from anven_pipelines.stats.multiplicity import holm
@@ -190,7 +191,8 @@ def compare_quality(scores: pl.DataFrame, *, margin: float, level: float) -> Qua
         in_favour = noninferiority(*_best_case(scores), margin=margin, clusters=clusters, level=level)
         described = _describe(measured, margin=margin, level=level)
     except TooFewPairs:
-        return Quality(outcome="too few items", **facts, **_means(measured))
+        planned = _planned(scores, margin=margin, level=level) if measured.height == scores.height else {}
+        return Quality(outcome="too few items", **facts, **_means(measured), **planned)
     outcome: Outcome = "not worse" if against.proven else "worse" if in_favour.refuted else "unproven"
     # More items are no remedy for those that were not measured.
     whole = measured.height == scores.height
@@ -340,6 +342,16 @@ def _needed(scores: pl.DataFrame, clusters: IntArray | None, *, margin: float, l
         "n_needed": total,
         "items_still_needed": total - scores.height,
         "needed_to_prove": "not worse" if needed.direction == "noninferior" else "worse",
+    }
+
+
+def _planned(scores: pl.DataFrame, *, margin: float, level: float) -> dict[str, Any]:
+    """Say what equal models would need, where too few items are there to tell how these two differ."""
+    total = items_for(margin=margin, level=level)
+    return {
+        "n_needed": total,
+        "items_still_needed": max(total - scores.height, 0),
+        "needed_to_prove": "not worse",
     }
 
 

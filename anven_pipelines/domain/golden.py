@@ -15,7 +15,7 @@ import duckdb
 import polars as pl
 
 from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
-from anven_pipelines.domain.request_log import REQUEST_LOG
+from anven_pipelines.domain.request_log import REQUEST_LOG, of_applications, of_model
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.spec import RagasGrader
 
@@ -53,6 +53,7 @@ GOLDEN: Final = Table(
     ),
 )
 
+AMBIGUOUS: Final = "ambiguous request id"
 AUTO_SIZE: Final = (500, 2_000)
 MEDIUM_FROM_TOKENS: Final = 500
 LONG_FROM_TOKENS: Final = 2_000
@@ -199,14 +200,10 @@ def _qualified(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
     """
     legacy = migration.legacy
     compared = any(not isinstance(grader, RagasGrader) for grader in migration.grading)
-    application = (
-        pl.lit(value=True) if legacy.applications is None else pl.col("application").is_in(legacy.applications)
-    )
-    model = (pl.col("model") == legacy.model) | (pl.concat_str("provider", "model", separator="/") == legacy.model)
     answered = (pl.col("output").fill_null("") != "") | ~pl.col("tool_calls").fill_null("[]").is_in(["[]", "null", ""])
     reasons = {
-        "other application": ~application,
-        "other model": ~model.fill_null(value=False),
+        "other application": ~of_applications(legacy),
+        "other model": ~of_model(legacy).fill_null(value=False),
         "error": pl.col("status") == "error",
         "unanswered": pl.col("status") == "unanswered",
         "status unknown": pl.col("status").fill_null("") != "ok",
@@ -227,7 +224,7 @@ def _deduplicated(calls: pl.DataFrame) -> pl.DataFrame:
     qualified = calls.filter(pl.col("exclusion").is_null()).sort("id", "ts", "circumstances", nulls_last=True)
     judged = qualified.with_columns(
         pl.when(pl.col("content").n_unique().over("id") > 1)
-        .then(pl.lit("ambiguous request id"))
+        .then(pl.lit(AMBIGUOUS))
         .when(pl.int_range(pl.len()).over("id") > 0)
         .then(pl.lit("identical duplicate"))
         .alias("exclusion")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import duckdb
 import polars as pl
 
-from anven_pipelines.domain.request_log import REQUEST_LOG
+from anven_pipelines.domain.request_log import REQUEST_LOG, of_applications, of_model
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
 
 if TYPE_CHECKING:
@@ -157,10 +157,6 @@ def take_inventory(request_log: pl.DataFrame) -> pl.DataFrame:
 def traffic_of(inventory: pl.DataFrame, migration: Migration) -> Traffic:
     """Return the traffic that the migration's legacy model answers today, from INVENTORY rows."""
     legacy = migration.legacy
-    model = pl.col("model")
-    served = inventory.filter(
-        (model == legacy.model) | (pl.concat_str("provider", "model", separator="/") == legacy.model),
-        pl.lit(value=True) if legacy.applications is None else pl.col("application").is_in(legacy.applications),
-    )
+    served = inventory.filter(of_model(legacy), of_applications(legacy))
     answered, first, last = served.select(pl.sum("timed_answered"), pl.min("first_ts"), pl.max("last_ts")).row(0)
     return Traffic(answered, first, last)

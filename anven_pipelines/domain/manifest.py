@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.errors import StaleInput
 
 
 class Part(BaseModel):
@@ -49,3 +50,18 @@ class Manifest(BaseModel):
                 "facts": self.facts,
             }
         )
+
+
+def require_same(name: str, *manifests: Manifest, current: Manifest | None = None) -> None:
+    """Refuse inputs that were made from different versions of the upstream `name`, or not from its current one.
+
+    Raises:
+        StaleInput: they were; a verdict over mixed versions would compare different questions.
+    """
+    digests = {manifest.table: manifest.inputs[name] for manifest in manifests}
+    if current is not None:
+        digests[f"current {name}"] = current.digest
+    if len(set(digests.values())) > 1:
+        found = ", ".join(f"{table}: {digest[:12]}" for table, digest in digests.items())
+        message = f"the inputs rest on different versions of {name} ({found}); materialise again from {name} on"
+        raise StaleInput(message)

@@ -7,11 +7,20 @@ equal versions ask equal questions. A further strategy is one entry in `STRATEGI
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import regex  # type: ignore[import-untyped] # in place of re for its timeout
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from anven_pipelines.spec import PromptAdaptation
+
+PATTERN_SECONDS: Final = 1.0
+
+_SLOT: Final = regex.compile(r"\{(\w+)\}")
 
 Message = dict[str, Any]
 Strategy = Callable[[Mapping[str, Any], Sequence[Message]], list[Message]]
@@ -22,7 +31,24 @@ def _unchanged(_: Mapping[str, Any], messages: Sequence[Message]) -> list[Messag
     return list(messages)
 
 
-STRATEGIES: Final[Mapping[str, Strategy]] = {"identity": _unchanged}
+def _rewritten(transformation: Mapping[str, Any], messages: Sequence[Message]) -> list[Message]:
+    """Write the messages anew by the first rewrite that fits them.
+
+    Raises:
+        InvalidInput: none fits; a prompt that silently stayed as it was would be measured as if it were adapted.
+    """
+    number = fitting_rewrite(transformation, messages)
+    if number is None:
+        message = f"no rewrite of the section prompt fits the logged prompt {_shown(messages)}; add one that does"
+        raise InvalidInput(message)
+    rewrite = transformation["rewrites"][number]
+    _, user = _single_turn(messages) or ("", "")
+    slots = _search(rewrite["user"], user, whole=True).groupdict(default="")
+    fill = lambda found: slots.get(found[1], found[0])  # noqa: E731 - the shape that `sub` takes
+    return [{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]]
+
+
+STRATEGIES: Final[Mapping[str, Strategy]] = {"identity": _unchanged, "rewrite": _rewritten}
 
 
 class AdaptedPrompt(BaseModel):
@@ -68,6 +94,98 @@ def carry_over() -> AdaptedPrompt:
     )
 
 
+def declared_prompt(adaptation: PromptAdaptation) -> AdaptedPrompt:
+    """Return what the migration file declares: its rewrites, or the legacy prompt unchanged."""
+    if not adaptation.rewrites:
+        return carry_over()
+    transformation = {"rewrites": [each.model_dump(mode="json") for each in adaptation.rewrites]}
+    count = len(adaptation.rewrites)
+    return AdaptedPrompt(
+        strategy="rewrite",
+        transformation=transformation,
+        description=f"Written anew by the first fitting of {count} rewrites of the migration file.",
+        version=version_of("rewrite", transformation),
+    )
+
+
 def apply(prompt: AdaptedPrompt, messages: Sequence[Message]) -> list[Message]:
     """Return the messages that the target model is sent in place of the legacy ones, which stay as they are."""
     return STRATEGIES[prompt.strategy](prompt.transformation, messages)
+
+
+def fitting_rewrite(transformation: Mapping[str, Any], messages: Sequence[Message]) -> int | None:
+    """Return the number, from 0, of the first rewrite that fits a prompt; None where none does.
+
+    A rewrite knows one user message, with or without a system message before it; earlier turns have no place in it.
+    """
+    parts = _single_turn(messages)
+    if parts is None:
+        return None
+    system, user = parts
+    for number, rewrite in enumerate(transformation["rewrites"]):
+        fits_system = rewrite["system"] is None or _search(rewrite["system"], system)
+        if fits_system and _search(rewrite["user"], user, whole=True):
+            return number
+    return None
+
+
+def _search(pattern: str, text: str, *, whole: bool = False) -> Any:  # noqa: ANN401 - regex ships no types
+    """Find a pattern in a text, or fit it to the whole of it.
+
+    Raises:
+        InvalidInput: it takes too long, as patterns with nested repetitions do.
+    """
+    find = regex.fullmatch if whole else regex.search
+    try:
+        return find(pattern, text, timeout=PATTERN_SECONDS)
+    except TimeoutError as error:
+        message = f"prompt.rewrites: the pattern {pattern!r} took longer than {PATTERN_SECONDS:g} s on {text[:80]!r}"
+        raise InvalidInput(message) from error
+
+
+def _single_turn(messages: Sequence[Message]) -> tuple[str, str] | None:
+    """Return system and user text; None for a prompt of any other form."""
+    roles = [message.get("role") for message in messages]
+    if roles not in (["user"], ["system", "user"]):
+        return None
+    texts = [text for message in messages if isinstance(text := message.get("content"), str)]
+    if len(texts) != len(messages):
+        return None
+    return texts[0] if len(texts) > 1 else "", texts[-1]
+
+
+def _shown(messages: Sequence[Message], *, most: int = 300) -> str:
+    text = repr([(message.get("role"), message.get("content")) for message in messages])
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+class Preview(NamedTuple):
+    """What an adaptation makes of logged prompts.
+
+    Attributes:
+        unfit: Prompts that it does not know.
+        message: The same in words, with the first of them.
+        examples: For each form of prompt: how many there are, one as logged, the same as the target is asked.
+    """
+
+    unfit: int
+    message: str
+    examples: list[tuple[int, str, str]]
+
+
+def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]]) -> Preview:
+    """Look at what becomes of every logged prompt, before the target is asked."""
+    if prompt.strategy != "rewrite":
+        return Preview(0, f"{len(logged)} prompts are carried over unchanged", [])
+    numbers = [fitting_rewrite(prompt.transformation, messages) for messages in logged]
+    first = {number: at for at, number in reversed(list(enumerate(numbers)))}
+    unfit = numbers.count(None)
+    example = f"; the first without one: {_shown(logged[first[None]])}" if unfit else ""
+    return Preview(
+        unfit,
+        f"{len(logged) - unfit} of {len(logged)} golden prompts fit a rewrite{example}",
+        [
+            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at])))
+            for number, at in sorted((number, at) for number, at in first.items() if number is not None)
+        ],
+    )

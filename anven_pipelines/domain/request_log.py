@@ -6,11 +6,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import date
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
+
+if TYPE_CHECKING:
+    from anven_pipelines.spec import Legacy
 
 REQUEST_LOG: Final = Table(
     "request_log",
@@ -56,6 +59,7 @@ REJECTED_LINES: Final = Table(
 
 JSON_COLUMNS: Final = ("messages", "params", "context", "tool_calls", "tags")
 UNDATED: Final = "undated"
+REJECTED_SHARE_TO_WARN: Final = 0.01
 
 _DAY: Final = re.compile(
     r"""(?<!\d)((?:19|20)\d\d) (?: -(\d\d)-(\d\d) | /(\d\d)/(\d\d) | _(\d\d)_(\d\d) | (\d\d)(\d\d) ) (?!\d)
@@ -98,6 +102,16 @@ class LineCount:
             self.rejected + other.rejected,
             self.duplicates + other.duplicates,
         )
+
+
+def of_model(legacy: Legacy) -> pl.Expr:
+    """Tell the calls of the declared model, named alone or as `provider/model`; NULL where the log names none."""
+    return (pl.col("model") == legacy.model) | (pl.concat_str("provider", "model", separator="/") == legacy.model)
+
+
+def of_applications(legacy: Legacy) -> pl.Expr:
+    """Tell the calls of the declared applications, or all where none is declared."""
+    return pl.lit(value=True) if legacy.applications is None else pl.col("application").is_in(legacy.applications)
 
 
 def log_day(source_file: str) -> str:

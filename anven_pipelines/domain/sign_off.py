@@ -200,9 +200,7 @@ def assess_speed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> Speed:
 def explain_quality(quality: Quality) -> str:
     """Say in one sentence what was proven about the mean score, or what is missing to prove it."""
     if quality.outcome == "too few items" or quality.interval is None:
-        return (
-            f"only {quality.n_measured} of {quality.n} items were measured in both arms; more are needed for any test"
-        )
+        return _explain_too_few(quality)
     lower, upper = quality.interval
     found = (
         f"mean score {quality.target_mean:.2%} against {quality.legacy_mean:.2%}, difference "
@@ -227,6 +225,13 @@ def explain_quality(quality: Quality) -> str:
     )
 
 
+def _explain_too_few(quality: Quality) -> str:
+    found = f"only {quality.n_measured} of {quality.n} items were measured in both arms, too few for any test"
+    if quality.n_needed is None:
+        return f"{found}: get the missing answers and scores first"
+    return f"{found}; about {quality.n_needed:,} in all would prove equal models not worse at 80 % power"
+
+
 def _points(value: float | None, *, sign: str = "+") -> str:
     return "unknown" if value is None else f"{100 * value:{sign}.2f} points"
 
@@ -247,7 +252,7 @@ def _explain_missingness(missingness: Missingness) -> str:
 
 def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:
     """Judge the family of segments: one that is proven worse than the margin is harm, however good the mean."""
-    worse = [f"{segment.stratum}={segment.value}" for segment in segments if segment.outcome == "worse"]
+    worse = [f"{segment.stratum} = {segment.value}" for segment in segments if segment.outcome == "worse"]
     if worse:
         return "not met", f"proven worse than the margin in {', '.join(worse)} (Holm over {len(segments)} segments)"
     return "met", f"none of {len(segments)} segments is proven worse than the margin (Holm)"

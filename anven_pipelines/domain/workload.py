@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "golden_dataset": ("legacy", "golden", "grading"),
+    "adapted_prompt": ("prompt",),
     "target_answers": ("target",),
     "scores": ("grading", "contract"),
     "cost_model": ("legacy", "target", "cost", "sign_off"),

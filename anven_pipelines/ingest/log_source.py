@@ -8,7 +8,7 @@ import fsspec.core
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import UnreadableSource
-from anven_pipelines.ingest.sources import LogFile, list_files
+from anven_pipelines.ingest.sources import LogFile, list_files, reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,10 +65,14 @@ def readable_sources(declared: Iterable[tuple[Legacy, str]]) -> tuple[list[LogSo
 def file_version(file: LogFile) -> str:
     """Return what changes when the file's content does, without reading it: entity tag, or size and time.
 
+    Raises:
+        UnreadableSource: the file is gone, or its store cannot be reached.
+
     Source:
         RFC 9110, section 8.8 (validators); fsspec's `info`, whose fields differ between stores.
     """
-    system, path = fsspec.core.url_to_fs(file.url)
-    info = system.info(path)
+    with reading(file.name, file.url):
+        system, path = fsspec.core.url_to_fs(file.url)
+        info = system.info(path)
     tag = info.get("ETag") or info.get("etag")
     return str(tag) if tag else f"{info.get('size')}/{info.get('mtime') or info.get('LastModified')}"

@@ -125,6 +125,16 @@ class ArtifactStore(dg.ConfigurableResource[None]):
             result: pl.DataFrame = connection.sql(sql, params=parameters or None).pl()
             return result
 
+    def verify(self, manifest: Manifest) -> None:
+        """Check the bytes of every part against its digest, in chunks.
+
+        Raises:
+            CorruptArtifact: a part is missing, or not what was published.
+        """
+        for part in manifest.parts:
+            with TemporaryDirectory(prefix="anven-verify-") as spill:
+                self._verified_path(part, Path(spill))
+
     def write_json(self, name: str, value: object) -> str:
         """Store a small JSON document under a name, replacing an older one; return where it is.
 

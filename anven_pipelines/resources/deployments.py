@@ -25,6 +25,7 @@ import dagster as dg
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.environment import keep_private
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.manifest_io import ManifestIOManager
@@ -38,13 +39,6 @@ if TYPE_CHECKING:
 Deployment = Literal["local", "staging", "production"]
 
 SHARED_SETTINGS: Final = ("ANVEN_ARTIFACTS_URL", "ANVEN_STATE_URL", "MLFLOW_TRACKING_URI")
-# Nothing that runs here calls home or waits for a download.
-PRIVACY: Final = {
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "RAGAS_DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "HF_HUB_OFFLINE": "1",
-}
 # A run worker that dies early would stay STARTING for ever without run monitoring; `nux` is Dagster's newsletter form.
 DAGSTER_SETTINGS: Final = """\
 telemetry:
@@ -91,8 +85,7 @@ def adopt_home() -> Path:
         settings.write_text(DAGSTER_SETTINGS, encoding="utf-8")
     migrations = Path(os.environ.get("ANVEN_MIGRATIONS", "migrations")).resolve()
     os.environ.update(ANVEN_HOME=str(folder), DAGSTER_HOME=str(dagster_home), ANVEN_MIGRATIONS=str(migrations))
-    for name, value in PRIVACY.items():
-        os.environ.setdefault(name, value)
+    keep_private()
     return folder
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.grading import EMPTY_ANSWER, Grade
+from anven_pipelines.resources.environment import NO_KEY, api_key, keep_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.judging import JudgeItem
     from anven_pipelines.spec import Judge as JudgeSpec
     from anven_pipelines.spec import RagasGrader
-
-# Neither library may phone home: usage events here, a download of the price map there. An operator's own value stands.
-_OFFLINE: Final = {"RAGAS_DO_NOT_TRACK": "true", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
 # Their messages quote the judge's answers and error bodies; what matters of them comes back as a reason.
 _CHATTY_LOGGERS: Final = ("instructor", "LiteLLM", "openai")
@@ -64,7 +61,7 @@ class Judge(dg.ConfigurableResource[None]):
         """
         settled = {index: known for index, row in enumerate(rows) if (known := _known_grade(row)) is not None}
         pending = [row for index, row in enumerate(rows) if index not in settled]
-        key = _key(grader.judge)
+        key = api_key(grader.judge.api_key_env, of=f"the judge {grader.judge.model!r}") or NO_KEY
         asked: Iterator[Grade] = iter(())
         if pending:
             _load_clients()
@@ -110,32 +107,13 @@ def _known_grade(item: JudgeItem) -> Grade | None:
     return None
 
 
-def _key(spec: JudgeSpec) -> str:
-    """Read the judge's key.
-
-    Raises:
-        InvalidInput: the variable is not set.
-    """
-    if spec.api_key_env is None:
-        # Not None: LiteLLM would then send the key of OPENAI_API_KEY to whatever URL the file names.
-        return "no-key-needed"
-    if key := os.environ.get(spec.api_key_env, "").strip():
-        return key
-    message = (
-        f"the environment variable {spec.api_key_env} is not set; the key of the judge {spec.model} is needed there: "
-        f"export {spec.api_key_env}=..., or leave api_key_env out where the judge needs no key"
-    )
-    raise InvalidInput(message)
-
-
 def _load_clients() -> None:
     """Import Ragas, Instructor and LiteLLM, offline and quiet.
 
     Raises:
         InvalidInput: the extra `eval` is not installed.
     """
-    for name, value in _OFFLINE.items():
-        os.environ.setdefault(name, value)
+    keep_private()
     try:
         import instructor  # noqa: F401, PLC0415 - loaded with the first judgement
         import litellm  # noqa: PLC0415

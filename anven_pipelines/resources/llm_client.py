@@ -33,8 +33,8 @@ from anven_pipelines.domain.completion import (
     wait_s,
     without_secrets,
 )
-from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.resources.answer_batch import AnswerBatch, Asked, Checkpoint, Progress
+from anven_pipelines.resources.environment import NO_KEY, api_key, keep_private
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -53,7 +53,6 @@ _FORMS: Final[tuple[Mapping[str, Any], ...]] = (
     {"extra_body": {"stream": False}},
 )
 _FORM_REFUSED: Final = (400, 422)
-_NO_KEY: Final = "no-key-needed"  # LiteLLM insists on one; local servers ignore it
 _WARM_UP_SECONDS: Final = 10.0
 _WARM_UP_ANSWER: Final = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
@@ -111,7 +110,7 @@ def ask_endpoint(
 ) -> pl.DataFrame:
     """Do what `LlmClient.answer` does, with environment, clock and sleep from the caller."""
     paced = pace or Pace()
-    endpoint = _Endpoint(target, _key_of(target, environ), paced)
+    endpoint = _Endpoint(target, api_key(target.api_key_env, of=repr(target.model), environment=environ), paced)
     batch = AnswerBatch(
         requests=requests,
         ask=endpoint.ask,
@@ -134,8 +133,7 @@ def ask_endpoint(
 @cache
 def load_litellm() -> ModuleType:
     """Import LiteLLM, 1.7 s, with everything off that reads a .env file, downloads, retries or chats."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    os.environ.setdefault("LITELLM_MODE", "PRODUCTION")  # the default loads .env into the environment
+    keep_private()
     import litellm  # noqa: PLC0415 - the code location must load without it
 
     litellm.suppress_debug_info = True
@@ -143,15 +141,6 @@ def load_litellm() -> ModuleType:
     for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "openai"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are kept as reasons; a log may show the key
     return litellm
-
-
-def _key_of(target: EndpointTarget, environ: Mapping[str, str]) -> str | None:
-    if target.api_key_env is None:
-        return None
-    if key := environ.get(target.api_key_env):
-        return key
-    message = f"the environment variable {target.api_key_env} is empty; the key of {target.model!r} is needed in it"
-    raise InvalidInput(message)
 
 
 class _Endpoint:
@@ -224,7 +213,7 @@ class _Endpoint:
         return await load_litellm().acompletion(
             model=f"openai/{self._target.model}",
             api_base=url,
-            api_key=self._key or _NO_KEY,
+            api_key=self._key or NO_KEY,
             messages=messages,
             stream=True,
             stream_options=form.get("stream_options"),

@@ -6,12 +6,15 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
 from anven_pipelines.domain.errors import InvalidInput, InvalidMigration, Problem, UnknownWorkload
-from anven_pipelines.spec import Migration, parse
+from anven_pipelines.migration_file import parse
+
+if TYPE_CHECKING:
+    from anven_pipelines.spec import Migration
 
 
 class Declared(NamedTuple):
@@ -117,7 +120,8 @@ def read_migration(file: Path) -> Declared:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        problem = Problem("the file", "not readable", f"{error}; a UTF-8 YAML file is needed")
+        reason = error.strerror if isinstance(error, OSError) else "its bytes are not UTF-8"
+        problem = Problem("the file", "not readable", f"{reason}; a migration file (UTF-8 YAML) is needed")
         raise InvalidMigration(str(file), (problem,)) from error
     return Declared(parse(text, file=str(file)), str(file), str(file.resolve().parent))
 

@@ -32,6 +32,7 @@ from pydantic import Field
 
 from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, UnavailableService
 from anven_pipelines.domain.tracking import StepRecord, fit
+from anven_pipelines.resources.environment import keep_private
 from anven_pipelines.resources.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -166,12 +167,12 @@ class MlflowTracking(dg.ConfigurableResource[None]):
     def _load(self) -> None:
         """Import mlflow where no deadline runs: the import is our cost, not the server's."""
         settings = {
-            "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for one JSON object
             "MLFLOW_LOGGING_LEVEL": "WARNING",
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
             "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(self.timeout_s)),
         }
+        keep_private()
         for name, value in settings.items():
             os.environ.setdefault(name, value)  # mlflow reads these from nowhere else
         importlib.import_module("mlflow")

@@ -105,6 +105,21 @@ class StateStore(dg.ConfigurableResource[None]):
             rows = (Event(*row) for row in connection.execute(in_order))
             return verify_chain(rows, _read_head(connection))
 
+    def require_intact(self) -> None:
+        """Verify the log before anything is decided on it or added to it.
+
+        Raises:
+            TamperedLog: an event or the head is not what was appended.
+            UnavailableService: the database cannot be reached.
+        """
+        found = self.verify()
+        if not found.ok:
+            message = (
+                f"the event log in {self._shown} was changed: event {found.broken_seq}, {found.reason}; "
+                "do not trust the state: restore the database from a backup and find out who wrote to it"
+            )
+            raise TamperedLog(message)
+
     @contextmanager
     def _transaction(self, *, writes: bool = False) -> Iterator[sa.Connection]:
         """Open a connection and a transaction: writers one after the other, readers on one snapshot."""

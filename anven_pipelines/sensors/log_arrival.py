@@ -39,10 +39,14 @@ def declared_partitions(migrations: Migrations) -> dg.SensorResult:
 
 
 @dg.sensor(job=request_log_job, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
-def log_arrival(migrations: Migrations) -> dg.SensorResult:
-    """Read a log day whenever one of its files is new or has changed."""
-    declared = migrations.catalogue().declared.values()
-    sources, _ = readable_sources([(each.migration.legacy, each.folder) for each in declared])
+def log_arrival(context: dg.SensorEvaluationContext, migrations: Migrations) -> dg.SensorResult:
+    """Read a log day whenever one of its files is new or has changed; what cannot be read is told and left alone."""
+    catalogue = migrations.catalogue()
+    sources, unreadable = readable_sources(
+        [(each.migration.legacy, each.folder) for each in catalogue.declared.values()]
+    )
+    for problem in (*catalogue.broken.values(), *unreadable.values()):
+        context.log.warning(problem)
     by_day: dict[str, list[list[str]]] = {}
     for source in sources:
         for file in source.files:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -48,6 +49,21 @@ def test_every_command_explains_itself_without_making_anything(command: list[str
             ),
             "none.jsonl: does not exist",
         ),
+        (
+            (
+                "workload: x\nlegacy: {model: m, logs: m.yaml}\n"
+                "target: {engine: recorded, model: m, answers: answers.jsonl}\ngrading: [{kind: exact}]\n"
+            ),
+            "answers.jsonl: does not exist",
+        ),
+        (
+            (
+                "workload: x\nlegacy: {model: m, logs: m.yaml}\n"
+                "target: {engine: endpoint, model: m, url: 'http://127.0.0.1:9/v1', api_key_env: NO_SUCH_KEY}\n"
+                "grading: [{kind: exact}]\n"
+            ),
+            "export NO_SUCH_KEY=...",
+        ),
     ],
 )
 def test_bad_input_exits_with_two_and_one_clear_line(text: str | None, message: str, tmp_path: Path) -> None:
@@ -59,6 +75,54 @@ def test_bad_input_exits_with_two_and_one_clear_line(text: str | None, message: 
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert message in json.loads(done.stdout)["error"]["message"]
+
+
+@pytest.mark.parametrize("words", [["migrate"], ["migrate", "a", "b"], ["doctor", "--what"], ["fly"]], ids=" ".join)
+def test_a_command_that_is_not_understood_is_one_json_object_too(words: list[str], tmp_path: Path) -> None:
+    done = anven(*words, "--json", folder=tmp_path)
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["kind"] == "InvalidInput"
+    assert error["message"]
+
+
+def test_what_is_left_out_is_told_and_what_was_changed_behind_its_back_is_found(tmp_path: Path) -> None:
+    calls = [
+        {
+            "request_id": str(at),
+            "model": "m",
+            "messages": [{"role": "user", "content": f"{at}?"}],
+            "output": str(at),
+            "ground_truth": str(at),
+        }
+        for at in range(3)
+    ]
+    lines = [*map(json.dumps, calls), "{not json", json.dumps({**calls[0], "output": "something else"})]
+    (tmp_path / "calls.jsonl").write_text("\n".join(lines))
+    file = tmp_path / "m.yaml"
+    file.write_text(
+        "workload: x\nlegacy: {model: m, logs: calls.jsonl}\ngrading: [{kind: exact}]\n"
+        "target: {engine: recorded, model: m, answers: calls.jsonl}\n"
+    )
+    done = anven("migrate", str(file), "--json", folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "INCONCLUSIVE"
+    assert "1 of 5 lines are no logged call" in done.stderr
+    assert "calls.jsonl, line 4" in done.stderr
+    assert "2 logged calls are left out: calls of one request id say different things" in done.stderr
+    assert "scorecard: done" in done.stderr
+
+    next((tmp_path / ".anven" / "artifacts" / "parts" / "scores").iterdir()).write_bytes(b"PAR1")
+    report = json.loads(anven("doctor", "--json", folder=tmp_path, ANVEN_MIGRATIONS=".").stdout)
+    (damaged,) = [check for check in report["checks"] if check["name"] == "published tables"]
+    assert damaged["status"] == "problem"
+    assert "parts/scores" in damaged["found"]
+
+    with sqlite3.connect(tmp_path / ".anven" / "state.db") as connection:
+        connection.execute("UPDATE events SET payload = replace(payload, 'INCONCLUSIVE', 'GO')")
+    done = anven("migrate", str(file), "--json", folder=tmp_path)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["error"]["kind"] == "TamperedLog"
 
 
 def test_doctor_finds_everything_in_order_in_an_empty_folder_and_says_what_to_do_next(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from anven_pipelines.domain.evaluation import (
     report_contract,
     side_by_side,
 )
+from anven_pipelines.domain.power import items_for
 from tests.builders import answers_of, golden_of, paired_scores, scores_of
 
 MARGIN = 0.03
@@ -93,6 +94,12 @@ def test_too_few_items_prove_nothing(items: int) -> None:
     quality = compare_quality(scores_of([1.0] * items, [1.0] * items), margin=MARGIN, level=LEVEL)
     assert quality.outcome == "too few items"
     assert quality.p_not_worse is None
+    assert quality.n_needed == items_for(margin=MARGIN, level=LEVEL)
+    assert quality.items_still_needed == quality.n_needed - items
+
+
+def test_more_items_are_no_remedy_for_few_that_were_not_measured() -> None:
+    assert compare_quality(scores_of([1.0] * 3, [1.0, 1.0, None]), margin=MARGIN, level=LEVEL).n_needed is None
 
 
 def test_turns_of_one_conversation_count_as_one_observation() -> None:

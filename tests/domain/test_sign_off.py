@@ -98,7 +98,7 @@ def test_a_harmed_segment_blocks_unless_it_is_waived_by_name() -> None:
     verdict = verdict_on(scores, a_migration())
     assert verdict.quality.outcome == "not worse"
     assert verdict.verdict == "NO-GO"
-    assert any("application=billing" in reason for reason in verdict.reasons)
+    assert any("application = billing" in reason for reason in verdict.reasons)
     waived = a_migration(sign_off={"quality_margin": 0.03, "waive": ["segments", "ttft", "cost", "safety"]})
     assert verdict_on(scores, waived).verdict == "GO"
 

@@ -62,6 +62,24 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert StateStore(url=f"sqlite:///{tmp_path / 'home' / 'state.db'}").verify().ok
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.timeout(300)
+def test_an_interrupted_run_says_so_in_one_object(number: signal.Signals, tmp_path: Path) -> None:
+    asked = tmp_path / "asked.jsonl"
+    calls = [logged_call(at) for at in range(ITEMS)]
+    (tmp_path / "log-2026-10-05.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
+    with endpoint_process("--log", str(asked), "--delay", "0.2") as url:
+        (tmp_path / "m.yaml").write_text(migration(url))
+        process = start(tmp_path / "m.yaml", tmp_path)
+        wait_for(lambda: sum(asks_in(asked).values()) >= CONCURRENCY, process)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr.decode()
+    assert json.loads(stdout)["error"]["kind"] == "Interrupted"
+    assert b"goes on from there" in stderr
+    assert b"Traceback" not in stderr
+
+
 def migration(url: str) -> str:
     return yaml.safe_dump(
         {

@@ -9,7 +9,9 @@ from tests.pipeline.conftest import Place, logged_call
 
 
 def tick(place: Place, sensor: dg.SensorDefinition) -> dg.SensorResult:
-    result = sensor(migrations=place.migrations)
+    with dg.instance_for_test() as instance:
+        context = dg.build_sensor_context(instance, resources={"migrations": place.migrations})
+        result = sensor(context) if sensor is log_arrival else sensor(migrations=place.migrations)
     assert isinstance(result, dg.SensorResult)
     return result
 

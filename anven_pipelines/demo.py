@@ -1,0 +1,148 @@
+"""What `anven demo` does: two tiny models are served here, and a workload is migrated from one to the other, live."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import yaml
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from anven_pipelines.chain import only_one
+from anven_pipelines.domain.errors import StepFailed
+from anven_pipelines.migrate import migrate_file
+from anven_pipelines.nano.arrivals import Rhythm, arrival_times
+from anven_pipelines.nano.demand import plan_traffic
+from anven_pipelines.nano.demo_world import LEGACY, SERVER_FAULTS, TARGET, migration
+from anven_pipelines.nano.gateway_logs import GatewayLog
+from anven_pipelines.nano.serving import served
+from anven_pipelines.nano.traffic import TrafficSummary, drive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from anven_pipelines.domain.sign_off import Verdict
+    from anven_pipelines.nano.demo_world import Breakage
+
+CALLS: Final = 1_000
+SECONDS: Final = 20.0
+_HEADER: Final = """\
+# Written by `anven demo`. The server at target.url ended with it; `python -m anven_pipelines.nano.server` starts one.
+"""
+
+
+class Demonstration(NamedTuple):
+    """What the demo ended with.
+
+    Attributes:
+        traffic: What was asked of the legacy model.
+        verdicts: By workload, in the order in which they were reached.
+        folder: Where the log and the migration files are.
+        seconds: How long it took.
+    """
+
+    traffic: TrafficSummary
+    verdicts: dict[str, Verdict]
+    folder: Path
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """The last verdict: that of the adapted prompts."""
+        return next(reversed(self.verdicts.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "verdict": self.verdict.verdict,
+            "verdicts": {name: verdict.model_dump(mode="json") for name, verdict in self.verdicts.items()},
+            "traffic": self.traffic._asdict(),
+            "folder": str(self.folder),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def demonstrate(home: Path, *, breakage: Breakage | None, seed: int, console: Console) -> Demonstration:
+    """Serve both models, make a legacy log, and migrate: with the legacy prompts as they are, then adapted.
+
+    Args:
+        home: Folder of local state; what the demo writes is in its `demo`.
+        breakage: Makes the target worse, and leaves the unchanged prompts out.
+        seed: Of the traffic.
+        console: Gets what goes on.
+
+    Raises:
+        InvalidInput: another demo runs here.
+        AnvenError: a step failed.
+    """
+    began, folder = time.monotonic(), home / "demo"
+    with only_one(home, "demo"), ExitStack() as servers:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        _say(console, 1, f"serving {LEGACY} and {TARGET} (0.75 million weights each) on this machine")
+        faults = SERVER_FAULTS[breakage] if breakage else ()
+        legacy_url = servers.enter_context(served(LEGACY, log=folder / "legacy-nano.log"))
+        target_url = servers.enter_context(served(TARGET, *faults, log=folder / "anven-nano.log"))
+        _say(console, 2, f"sending {LEGACY} {CALLS:,} calls of three applications, logged as a LiteLLM proxy does")
+        traffic = _legacy_log(folder, legacy_url, seed=seed, console=console)
+        verdicts: dict[str, Verdict] = {}
+        for step, adapted in enumerate([True] if breakage else [False, True], start=3):
+            _say(console, step, _what(adapted=adapted, breakage=breakage))
+            file = folder / f"{'adapted' if adapted else 'unchanged'}.yaml"
+            declared = migration(url=target_url, adapted=adapted, breakage=breakage)
+            file.write_text(_HEADER + yaml.safe_dump(declared, sort_keys=False, width=110), encoding="utf-8")
+            # Asked afresh: a verdict of the demo comes from answers of this minute.
+            epoch = datetime.now(UTC).isoformat()
+            verdict = migrate_file(file, home=home, epoch=epoch, console=console)
+            verdicts[verdict.workload] = verdict
+            console.print(f"   [bold]{verdict.verdict}[/bold]  {escape(_in_short(verdict))}", highlight=False)
+    return Demonstration(traffic, verdicts, folder, time.monotonic() - began)
+
+
+def _legacy_log(folder: Path, url: str, *, seed: int, console: Console) -> TrafficSummary:
+    arrivals = arrival_times(CALLS, seconds=SECONDS, rhythm=Rhythm(), rng=np.random.default_rng(seed))
+    plan = plan_traffic(arrivals, split="golden", seed=seed)
+    log = GatewayLog(folder / f"calls-{datetime.now(UTC).date()}.jsonl", "litellm")
+    columns = (TextColumn("  "), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    with log, Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("calls", total=len(plan.calls))
+        summary = asyncio.run(
+            drive(plan, url=url, model=LEGACY, write=log.write, progress=lambda done, _: bar.update(task, completed=done))
+        )
+    if summary.failed == summary.sent:
+        message = f"all {summary.sent} calls to {LEGACY} failed; its output is in {folder / 'legacy-nano.log'}"
+        raise StepFailed(message)
+    console.print(
+        f"   {summary.sent:,} calls in {summary.seconds:.0f} s, {summary.failed} failed; latency, time to first token "
+        "and tokens are measured",
+        highlight=False,
+    )
+    return summary
+
+
+def _say(console: Console, step: int, text: str) -> None:
+    console.print(f"[bold]{step}[/bold]  {text}", highlight=False)
+
+
+def _what(*, adapted: bool, breakage: Breakage | None) -> str:
+    if breakage:
+        return f"migrating to {TARGET} with adapted prompts, and the target made worse: {breakage}"
+    if adapted:
+        return "the same migration with the prompts adapted to anven-nano (`prompt.rewrites` in the migration file)"
+    return f"migrating to {TARGET} with the legacy prompts as they are"
+
+
+def _in_short(verdict: Verdict) -> str:
+    """Say what keeps the verdict from GO, or what proved it."""
+    gating = [each for each in verdict.criteria if not each.waived]
+    worst = [each for status in ("not met", "undecided", "unmeasured") for each in gating if each.status == status]
+    shown = (worst or gating)[0]
+    return f"{shown.name}: {shown.reason}"

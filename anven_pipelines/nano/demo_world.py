@@ -1,0 +1,79 @@
+"""The migration that the demo declares: from legacy-nano to anven-nano, as the legacy prompts stand and adapted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from anven_pipelines.nano.prompts import ANVEN_SYSTEM, ANVEN_USER, LEGACY_PATTERN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anven_pipelines.nano.tasks import Task
+
+Breakage = Literal["regress", "slow", "errors", "cost"]
+
+LEGACY: Final = "legacy-nano"
+TARGET: Final = "anven-nano"
+
+# What tells the legacy applications' prompts apart: a phrase of each task's system message.
+_LEGACY_SIGNS: Final[Mapping[Task, str]] = {
+    "answer": "Use only the context to find the answer",
+    "intent": "Decide which department should handle it",
+    "tool": "Reply with one JSON object that calls a tool",
+}
+_PRICE_SOURCE: Final = "example prices of the demo; no provider charges for these models"
+_LEGACY_PRICE: Final = {"input_usd_per_million": 2.5, "output_usd_per_million": 10.0, "source": _PRICE_SOURCE}
+_TARGET_PRICE: Final = {"input_usd_per_million": 0.2, "output_usd_per_million": 0.4, "source": _PRICE_SOURCE}
+_TOO_DEAR: Final = {"input_usd_per_million": 9.0, "output_usd_per_million": 36.0, "source": _PRICE_SOURCE}
+
+SERVER_FAULTS: Final[Mapping[Breakage, tuple[str, ...]]] = {
+    "regress": ("--fault-regress", "0.25"),
+    "slow": ("--fault-delay-ms", "800"),
+    "errors": ("--fault-errors", "0.1"),
+    "cost": (),
+}
+"""Options of the target's server that make it worse; `cost` is a matter of its price."""
+
+
+def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> dict[str, Any]:
+    """Return the content of the demo's migration file.
+
+    Args:
+        url: Where anven-nano is served.
+        adapted: Write the prompts anew for the target, or carry them over unchanged.
+        breakage: What is worse about the target, where it is its price.
+    """
+    declared: dict[str, Any] = {
+        "workload": "demo-adapted" if adapted else "demo-unchanged",
+        "owner": "demo",
+        "legacy": {"model": LEGACY, "logs": "calls-*.jsonl", "format": "litellm", "price": _LEGACY_PRICE},
+        "target": {
+            "engine": "endpoint",
+            "model": TARGET,
+            "url": url,
+            "concurrency": 4,
+            "max_attempts": 2,
+            "price": _TOO_DEAR if breakage == "cost" else _TARGET_PRICE,
+        },
+        "grading": [{"kind": "exact"}],
+        "golden": {"size": "all", "strata": ["application"], "holdout": 0.8},
+        "sign_off": {"quality_margin": 0.05, "waive": ["safety"]},
+    }
+    return {**declared, "prompt": {"rewrites": rewrites()}} if adapted else declared
+
+
+def rewrites() -> list[dict[str, Any]]:
+    """Return how each legacy prompt is written in the short style that anven-nano was trained on."""
+    without_context = LEGACY_PATTERN.replace("(?P<context>.*?)", "")
+    return [
+        {
+            "system": sign,
+            "user": LEGACY_PATTERN if "{context}" in ANVEN_USER[task] else without_context,
+            "messages": [
+                {"role": "system", "content": ANVEN_SYSTEM[task]},
+                {"role": "user", "content": ANVEN_USER[task]},
+            ],
+        }
+        for task, sign in _LEGACY_SIGNS.items()
+    ]
