@@ -1,4 +1,4 @@
-"""The command line: `anven migrate`, `anven dev`, `anven doctor`, `anven fill-mlflow`.
+"""The command line: `anven demo`, `anven migrate`, `anven dev`, `anven doctor`, `anven fill-mlflow`.
 
 Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
 its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done, 130 interrupted.
@@ -20,6 +20,7 @@ from rich.markup import escape
 from sqlalchemy.exc import SQLAlchemyError
 
 from anven_pipelines.domain.errors import AnvenError, CheckFailed, InvalidInput, UnavailableService
+from anven_pipelines.nano.demo_world import Breakage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +66,31 @@ def migrate(
 
             show(verdict, Console())
     if verdict.verdict != "GO":
+        raise typer.Exit(NEGATIVE)
+
+
+@app.command()
+def demo(
+    *,
+    breakage: Annotated[
+        Breakage | None,
+        typer.Option("--break", help="Make the target worse in this way, to see it refused.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the traffic: who asks what and when.")] = 2026,
+    as_json: AsJson = False,
+) -> None:
+    """Migrate a small workload between two tiny real models, live on this machine; no GPU, key or account.
+
+    It serves both models, sends the legacy one some traffic, and migrates with the legacy prompts as they are and with
+    adapted ones. Exits with 0 when the last verdict is GO and 1 otherwise.
+    """
+    with _reported(as_json=as_json) as output:
+        from anven_pipelines.demo import demonstrate, show_demonstration  # noqa: PLC0415 - loads Dagster: not for --help
+
+        shown = demonstrate(_home(), breakage=breakage, seed=seed, console=stderr)
+        if not output.tell(json.dumps(shown.to_json())):
+            show_demonstration(shown, Console())
+    if shown.verdict.verdict != "GO":
         raise typer.Exit(NEGATIVE)
 
 

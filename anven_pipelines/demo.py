@@ -23,6 +23,7 @@ from anven_pipelines.nano.demo_world import LEGACY, SERVER_FAULTS, TARGET, migra
 from anven_pipelines.nano.gateway_logs import GatewayLog
 from anven_pipelines.nano.serving import served
 from anven_pipelines.nano.traffic import TrafficSummary, drive
+from anven_pipelines.verdict_view import show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,6 +108,21 @@ def demonstrate(home: Path, *, breakage: Breakage | None, seed: int, console: Co
     return Demonstration(traffic, verdicts, folder, time.monotonic() - began)
 
 
+def show_demonstration(shown: Demonstration, console: Console) -> None:
+    """Print the last verdict whole, and where to go from here."""
+    show(shown.verdict, console)
+    console.print(
+        f"""
+[bold]Look at it[/bold]       anven dev   opens the Dagster UI and MLflow: assets, checks, charts, answers
+[bold]What it read[/bold]     {escape(str(shown.folder))}: the log, both migration files, the servers' output
+[bold]See it refuse[/bold]    anven demo --break regress   (or slow, errors, cost)
+[bold]Your own[/bold]         write a migration file like the one in that folder, then: anven migrate FILE
+{shown.seconds:.0f} s""",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
 def _legacy_log(folder: Path, url: str, *, seed: int, console: Console) -> TrafficSummary:
     arrivals = arrival_times(CALLS, seconds=SECONDS, rhythm=Rhythm(), rng=np.random.default_rng(seed))
     plan = plan_traffic(arrivals, split="golden", seed=seed)
@@ -115,7 +131,9 @@ def _legacy_log(folder: Path, url: str, *, seed: int, console: Console) -> Traff
     with log, Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("calls", total=len(plan.calls))
         summary = asyncio.run(
-            drive(plan, url=url, model=LEGACY, write=log.write, progress=lambda done, _: bar.update(task, completed=done))
+            drive(
+                plan, url=url, model=LEGACY, write=log.write, progress=lambda done, _: bar.update(task, completed=done)
+            )
         )
     if summary.failed == summary.sent:
         message = f"all {summary.sent} calls to {LEGACY} failed; its output is in {folder / 'legacy-nano.log'}"

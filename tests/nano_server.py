@@ -1,7 +1,7 @@
 """Real nano servers for tests: processes on loopback that never outlive the test that started them.
 
 with nano_server("--fault-errors", "0.5") as server:
-    httpx.get(server.health)
+    server.http.get(server.health)
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ class NanoServer:
         url: Base of the API, `http://127.0.0.1:PORT/v1`.
         health: Address of its health.
         process: The server; its standard error is piped.
+        http: A client that keeps its connections; making one takes 50 ms.
     """
 
     model: str
     url: str
     health: str
     process: subprocess.Popen[str]
+    http: httpx.Client
 
     def state(self) -> dict[str, Any]:
         """Return what the health says."""
-        return dict(httpx.get(self.health).json())
+        return dict(self.http.get(self.health).json())
 
 
 @contextmanager
@@ -66,7 +68,8 @@ def nano_server(
             line = process.stdout.readline()
             assert line, process.stderr.read()
             ready = json.loads(line)
-            yield NanoServer(model, ready["url"], ready["health"], process)
+            with httpx.Client(timeout=PATIENCE_S) as http:
+                yield NanoServer(model, ready["url"], ready["health"], process, http)
         finally:
             process.terminate()
             try:

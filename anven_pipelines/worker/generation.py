@@ -169,7 +169,10 @@ def _room(prompt: int, asked: int | None, context: int) -> int:
     """Return the most tokens of the answer."""
     room = context - prompt
     if room < (asked or 1):
-        wanted = f"{prompt} tokens of prompt and {asked or 1} of the answer"
-        message = f"the context holds {context} tokens, and {wanted} were asked for; shorten the messages or max_tokens"
+        # Clients, LiteLLM among them, tell this error from others by OpenAI's own words.
+        message = (
+            f"This model's maximum context length is {context} tokens. However, you requested {prompt + (asked or 1)} "
+            f"tokens ({prompt} in the messages, {asked or 1} in the completion). Shorten the messages or max_tokens."
+        )
         raise ContextLengthExceeded(message)
     return asked or room

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ITEMS: Final = generate("golden", 9, seed=11)
 PROMPTS: Final = [anven_messages(item) for item in ITEMS]
-RAMBLING: Final = {"temperature": 2, "seed": 1, "max_tokens": 120}
+RAMBLING: Final[dict[str, Any]] = {"temperature": 2, "seed": 1, "max_tokens": 120}
 LONG_DELAY: Final = ("--fault-delay-ms", "60000")
 
 
@@ -43,14 +43,14 @@ def client(server: NanoServer) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def body(prompt: list[dict[str, str]] = PROMPTS[0], **changed: Any) -> dict[str, Any]:
+def body(prompt: Any = PROMPTS[0], **changed: Any) -> dict[str, Any]:
     """Return a request."""
     return {"model": "anven-nano", "messages": prompt, "temperature": 0, "max_tokens": 60, **changed}
 
 
 def post(server: NanoServer, **changed: Any) -> httpx.Response:
     """Send a request."""
-    return httpx.post(f"{server.url}/chat/completions", json=body(**changed), timeout=30)
+    return server.http.post(f"{server.url}/chat/completions", json=body(**changed))
 
 
 def text_of(response: httpx.Response) -> str:
@@ -105,6 +105,7 @@ def test_usage_comes_with_a_stream_only_where_it_is_asked_for(server: NanoServer
 
 def test_litellm_takes_the_server_for_an_openai_endpoint(server: NanoServer, client: openai.OpenAI) -> None:
     import litellm  # noqa: PLC0415 - 1.7 s
+    from litellm.exceptions import ContextWindowExceededError  # noqa: PLC0415 - the same
 
     whole = client.chat.completions.create(**body())
     ask = {**body(), "model": "openai/anven-nano", "api_base": server.url, "api_key": "none", "num_retries": 0}
@@ -114,17 +115,15 @@ def test_litellm_takes_the_server_for_an_openai_endpoint(server: NanoServer, cli
     assert made.choices[0].message.content == expected
     assert made.usage.prompt_tokens == whole.usage.prompt_tokens if whole.usage else False
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
-    with pytest.raises(litellm.ContextWindowExceededError):
+    with pytest.raises(ContextWindowExceededError):
         litellm.completion(**{**ask, "max_tokens": 600})
 
 
 def test_the_first_token_comes_well_before_the_last(server: NanoServer) -> None:
     begun = time.perf_counter()
-    arrivals = []
-    with httpx.stream("POST", f"{server.url}/chat/completions", json=body(**RAMBLING, stream=True)) as response:
-        for line in response.iter_lines():
-            if line.startswith("data: {"):
-                arrivals.append(time.perf_counter() - begun)
+    with server.http.stream("POST", f"{server.url}/chat/completions", json=body(**RAMBLING, stream=True)) as response:
+        lines = (line for line in response.iter_lines() if line.startswith("data: {"))
+        arrivals = [time.perf_counter() - begun for _ in lines]
     assert len(arrivals) > 20
     assert arrivals[0] < arrivals[-1] / 2
 
@@ -134,7 +133,7 @@ def test_many_at_once_get_the_answers_that_each_gets_alone(server: NanoServer) -
     with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda prompt: text_of(post(server, prompt=prompt)), PROMPTS * 4))
     assert together == alone * 4
-    assert server.state()["in_flight"] == 0
+    assert eventually(lambda: server.state()["in_flight"] == 0)
 
 
 def test_parameters_reach_the_model(server: NanoServer) -> None:
@@ -173,7 +172,7 @@ def test_json_mode_says_where_the_model_wrote_none(server: NanoServer) -> None:
         ({"model": "gpt-9"}, 404, "model", "model_not_found"),
         ({"max_tokens": 600}, 400, "messages", "context_length_exceeded"),
         ({"prompt": [{"role": "user", "content": "seven " * 600}]}, 400, "messages", "context_length_exceeded"),
-        ({"prompt": [{"role": "user", "content": "x " * 600}], "stream": True}, 400, "messages", "context_length_exceeded"),
+        ({"max_tokens": 600, "stream": True}, 400, "messages", "context_length_exceeded"),
         ({"made_up": 1}, 400, "made_up", "unknown_parameter"),
         ({"n": 2}, 400, "n", "unsupported_parameter"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
@@ -199,7 +198,7 @@ def test_json_mode_says_where_the_model_wrote_none(server: NanoServer) -> None:
 def test_what_cannot_be_done_is_refused_in_openais_form(
     server: NanoServer, changed: dict[str, Any], status: int, param: str | None, code: str | None
 ) -> None:
-    response = httpx.post(f"{server.url}/chat/completions", content=json.dumps(body(**changed)))
+    response = server.http.post(f"{server.url}/chat/completions", content=json.dumps(body(**changed)))
     error = response.json()["error"]
     assert response.status_code == status
     assert error["type"] == "invalid_request_error"
@@ -210,7 +209,7 @@ def test_what_cannot_be_done_is_refused_in_openais_form(
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"model": NaN}'])
 def test_a_body_that_is_no_request_is_refused(server: NanoServer, content: bytes) -> None:
-    response = httpx.post(f"{server.url}/chat/completions", content=content)
+    response = server.http.post(f"{server.url}/chat/completions", content=content)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
 
@@ -224,8 +223,8 @@ def test_the_openai_client_raises_its_own_errors(client: openai.OpenAI) -> None:
 
 
 def test_other_paths_methods_and_sizes_get_openais_form_too(server: NanoServer) -> None:
-    too_long = httpx.post(f"{server.url}/chat/completions", content=b" " * (1 << 20) + b"{}")
-    answers = [httpx.get(f"{server.url}/nowhere"), httpx.get(f"{server.url}/chat/completions"), too_long]
+    too_long = server.http.post(f"{server.url}/chat/completions", content=b" " * (1 << 20) + b"{}")
+    answers = [server.http.get(f"{server.url}/nowhere"), server.http.get(f"{server.url}/chat/completions"), too_long]
     assert [answer.status_code for answer in answers] == [404, 405, 413]
     assert all(set(answer.json()["error"]) == {"message", "type", "param", "code"} for answer in answers)
 
@@ -251,7 +250,7 @@ def test_a_full_queue_answers_429_and_a_client_that_leaves_frees_its_place(strea
     with nano_server("--capacity", "2", *LONG_DELAY) as server:
         request = json.dumps(body(stream=stream)).encode()
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request)}\r\n\r\n".encode()
-        port = int(server.health.split(":")[2].split("/")[0])
+        port = port_of(server)
         with socket.create_connection(("127.0.0.1", port)) as staying:
             with socket.create_connection(("127.0.0.1", port)) as leaving:
                 for connection in (staying, leaving):
@@ -264,15 +263,6 @@ def test_a_full_queue_answers_429_and_a_client_that_leaves_frees_its_place(strea
             assert eventually(lambda: server.state()["in_flight"] == 1)
         assert eventually(lambda: server.state()["in_flight"] == 0)
         assert server.state()["outcomes"] == {"answered": 0, "refused_busy": 1, "faulty": 0, "unfinished": 2}
-
-
-def test_a_client_that_leaves_midway_stops_the_generation(server: NanoServer) -> None:
-    unfinished = server.state()["outcomes"]["unfinished"]
-    long = body(temperature=2, seed=1, max_tokens=400, stream=True)
-    with httpx.stream("POST", f"{server.url}/chat/completions", json=long) as response:
-        next(response.iter_lines())
-    assert eventually(lambda: server.state()["running"] == server.state()["in_flight"] == 0)
-    assert server.state()["outcomes"]["unfinished"] == unfinished + 1
 
 
 def test_sigterm_ends_the_stream_in_flight_and_exits_with_0() -> None:
@@ -288,11 +278,16 @@ def test_sigterm_ends_the_stream_in_flight_and_exits_with_0() -> None:
         assert server.process.stderr.read() == ""
 
 
+def port_of(server: NanoServer) -> int:
+    """Return the port that a server listens on."""
+    return httpx.URL(server.url).port or 0
+
+
 def is_reachable(server: NanoServer) -> bool:
     """Say whether a new connection is taken."""
     try:
-        httpx.get(server.health)
-    except httpx.TransportError:
+        socket.create_connection(("127.0.0.1", port_of(server))).close()
+    except OSError:
         return False
     return True
 
@@ -318,28 +313,30 @@ def test_faults_hit_the_asked_share_the_same_way_every_time() -> None:
     options = ("--fault-errors", "0.5", "--fault-seed", "3", "--api-key-env", "SERVER_KEY")
     key = {"Authorization": "Bearer sk-right"}
     with nano_server(*options, environment={**os.environ, "SERVER_KEY": "sk-right"}) as server:
-        with httpx.Client(base_url=server.url, headers=key) as client:
 
-            def statuses(**changed: Any) -> list[int]:
-                asked = [body(prompt, max_tokens=1, **changed) for prompt in prompts]
-                return [client.post("/chat/completions", json=one).status_code for one in asked]
+        def statuses(**changed: Any) -> list[int]:
+            asked = [body(prompt, max_tokens=1, **changed) for prompt in prompts]
+            url = f"{server.url}/chat/completions"
+            return [server.http.post(url, json=one, headers=key).status_code for one in asked]
 
-            first = statuses()
-            assert first == statuses(stream=True)
-            assert 10 <= first.count(500) <= 30
-            assert first.count(200) == 40 - first.count(500)
+        first = statuses()
+        assert first == statuses(stream=True)
+        assert 10 <= first.count(500) <= 30
+        assert first.count(200) == 40 - first.count(500)
         assert server.state()["faults"] == {"errors": 0.5}
-        refused = [httpx.get(f"{server.url}/models", headers=given) for given in ({}, {"Authorization": "Bearer no"})]
+        refused = [
+            server.http.get(f"{server.url}/models", headers=given) for given in ({}, {"Authorization": "Bearer no"})
+        ]
         assert [(one.status_code, one.json()["error"]["code"]) for one in refused] == [(401, "invalid_api_key")] * 2
 
 
 def test_a_regressed_model_gives_worse_answers_of_its_own(server: NanoServer) -> None:
     with nano_server("--fault-regress", "0.5") as worse:
         assert worse.state()["faults"] == {"regress": 0.5}
-        sound = [text_of(post(server, prompt=prompt)) for prompt in PROMPTS * 3]
+        sound = [text_of(post(server, prompt=prompt)) for prompt in PROMPTS]
         first, again = ([text_of(post(worse, prompt=prompt)) for prompt in PROMPTS] for _ in range(2))
         assert first == again
-        changed = [one != other for one, other in zip(first, sound, strict=False)]
+        changed = [one != other for one, other in zip(first, sound, strict=True)]
         assert any(changed)
         assert not all(changed)
 
@@ -353,7 +350,7 @@ def test_the_delay_comes_before_the_first_token(server: NanoServer) -> None:
 def timed(server: NanoServer) -> float:
     """Return the seconds up to a stream's headers, which are sent with the first token."""
     begun = time.perf_counter()
-    with httpx.stream("POST", f"{server.url}/chat/completions", json=body(stream=True)):
+    with server.http.stream("POST", f"{server.url}/chat/completions", json=body(stream=True)):
         return time.perf_counter() - begun
 
 
