@@ -76,6 +76,7 @@ def demo(
         Breakage | None,
         typer.Option("--break", help="Make the target worse in this way, to see it refused.", show_default=False),
     ] = None,
+    calls: Annotated[int, typer.Option(min=100, max=20_000, help="How many calls the legacy log gets.")] = 1_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic: who asks what and when.")] = 2026,
     as_json: AsJson = False,
 ) -> None:
@@ -87,7 +88,7 @@ def demo(
     with _reported(as_json=as_json) as output:
         from anven_pipelines.demo import demonstrate, show_demonstration  # noqa: PLC0415 - loads Dagster: not for --help
 
-        shown = demonstrate(_home(), breakage=breakage, seed=seed, console=stderr)
+        shown = demonstrate(_home(), breakage=breakage, calls=calls, seed=seed, console=stderr)
         if not output.tell(json.dumps(shown.to_json())):
             show_demonstration(shown, Console())
     if shown.verdict.verdict != "GO":

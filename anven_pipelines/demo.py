@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.sign_off import Verdict
     from anven_pipelines.nano.demo_world import Breakage
 
-CALLS: Final = 1_000
-SECONDS: Final = 20.0
+CALLS_PER_SECOND: Final = 50.0
 _HEADER: Final = """\
 # Written by `anven demo`. The server at target.url ended with it; `python -m anven_pipelines.nano.server` starts one.
 """
@@ -71,12 +70,13 @@ class Demonstration(NamedTuple):
         }
 
 
-def demonstrate(home: Path, *, breakage: Breakage | None, seed: int, console: Console) -> Demonstration:
+def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int, console: Console) -> Demonstration:
     """Serve both models, make a legacy log, and migrate: with the legacy prompts as they are, then adapted.
 
     Args:
         home: Folder of local state; what the demo writes is in its `demo`.
         breakage: Makes the target worse, and leaves the unchanged prompts out.
+        calls: Of the legacy log.
         seed: Of the traffic.
         console: Gets what goes on.
 
@@ -92,8 +92,8 @@ def demonstrate(home: Path, *, breakage: Breakage | None, seed: int, console: Co
         faults = SERVER_FAULTS[breakage] if breakage else ()
         legacy_url = servers.enter_context(served(LEGACY, log=folder / "legacy-nano.log"))
         target_url = servers.enter_context(served(TARGET, *faults, log=folder / "anven-nano.log"))
-        _say(console, 2, f"sending {LEGACY} {CALLS:,} calls of three applications, logged as a LiteLLM proxy does")
-        traffic = _legacy_log(folder, legacy_url, seed=seed, console=console)
+        _say(console, 2, f"sending {LEGACY} {calls:,} calls of three applications, logged as a LiteLLM proxy does")
+        traffic = _legacy_log(folder, legacy_url, calls=calls, seed=seed, console=console)
         verdicts: dict[str, Verdict] = {}
         for step, adapted in enumerate([True] if breakage else [False, True], start=3):
             _say(console, step, _what(adapted=adapted, breakage=breakage))
@@ -123,8 +123,8 @@ def show_demonstration(shown: Demonstration, console: Console) -> None:
     )
 
 
-def _legacy_log(folder: Path, url: str, *, seed: int, console: Console) -> TrafficSummary:
-    arrivals = arrival_times(CALLS, seconds=SECONDS, rhythm=Rhythm(), rng=np.random.default_rng(seed))
+def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Console) -> TrafficSummary:
+    arrivals = arrival_times(calls, seconds=calls / CALLS_PER_SECOND, rhythm=Rhythm(), rng=np.random.default_rng(seed))
     plan = plan_traffic(arrivals, split="golden", seed=seed)
     log = GatewayLog(folder / f"calls-{datetime.now(UTC).date()}.jsonl", "litellm")
     columns = (TextColumn("  "), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())

@@ -36,10 +36,10 @@ def test_the_example_is_a_valid_migration_whose_files_are_read_whole(example: Pa
 
 
 def test_the_two_commands_stand_in_the_readme_once_each() -> None:
-    commands = re.findall(r"^\./uvw run .*(?:anven migrate migrations/|pytest).*$", README, re.MULTILINE)
+    commands = re.findall(r"^\./uvw run .*(?:anven demo|pytest).*$", README, re.MULTILINE)
 
     assert commands == [
-        "./uvw run anven migrate migrations/support-sample.yaml",
+        "./uvw run anven demo",
         "./uvw run --all-extras --group test pytest",
     ]
 

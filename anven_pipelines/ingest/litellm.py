@@ -107,8 +107,9 @@ SELECT
             json_object('model', server, CASE api WHEN 'completions' THEN 'prompt' WHEN 'responses' THEN 'input'
                 ELSE 'messages' END, CASE WHEN api = 'completions' AND json_type(messages) = 'ARRAY'
                 THEN to_json(json_extract(messages, '$[*].content')) ELSE messages END,
-                'instructions', CASE WHEN api = 'responses'  -- where the parameters lack them, the response repeats them
-                THEN coalesce(not_null(model_parameters -> 'instructions'), not_null(response -> 'instructions')) END)),
+                -- Where the parameters lack the instructions, the response repeats them.
+                'instructions', CASE WHEN api = 'responses' THEN coalesce(
+                    not_null(model_parameters -> 'instructions'), not_null(response -> 'instructions')) END)),
         'response', CASE WHEN json_type(response) = 'OBJECT'
             THEN json_merge_patch(response, json_object('model', server)) ELSE response END,
         'status', CASE WHEN status = 'failure'

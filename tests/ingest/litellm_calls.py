@@ -1,5 +1,7 @@
 """Makes calls through LiteLLM's SDK and prints the StandardLoggingPayload of each, one JSON object per line."""
 
+# ruff: noqa: ARG002 - LiteLLM calls its callbacks by these names
+
 from __future__ import annotations
 
 import asyncio
@@ -13,20 +15,22 @@ import openai
 from litellm.integrations.custom_logger import CustomLogger
 
 payloads: dict[str, dict[str, Any]] = {}
+logged = asyncio.Semaphore(0)
 
 
 class Keeper(CustomLogger):
     """Keeps what every log callback gets, by the application that called."""
 
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
-        self.keep(kwargs)
+        keep(kwargs["standard_logging_object"])
 
     async def async_log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
-        self.keep(kwargs)
+        keep(kwargs["standard_logging_object"])
 
-    def keep(self, kwargs: Any) -> None:
-        payload = kwargs["standard_logging_object"]
-        payloads[payload["metadata"]["user_api_key_alias"]] = payload
+
+def keep(payload: dict[str, Any]) -> None:
+    payloads[payload["metadata"]["user_api_key_alias"]] = payload
+    logged.release()
 
 
 def told(name: str, **more: Any) -> dict[str, Any]:
@@ -55,6 +59,13 @@ async def call(name: str, prompt: str, **options: Any) -> None:
                 pass
 
 
+async def wait_for(more: int) -> None:
+    """Wait for callbacks, which run in the background."""
+    async with asyncio.timeout(30):
+        for _ in range(more):
+            await logged.acquire()
+
+
 async def main(url: str) -> None:
     litellm.callbacks = [Keeper()]
     litellm.suppress_debug_info = True  # else it prints advice among the payloads
@@ -75,14 +86,10 @@ async def main(url: str) -> None:
     await litellm.aembedding(
         model="openai/text-embedding-3-small", input=["a"], mock_response=[0.1], api_key="x", metadata=told("embedding")
     )
-    async with asyncio.timeout(30):  # callbacks run in the background
-        while len(payloads) < 9:
-            await asyncio.sleep(0.02)
+    await wait_for(9)
     litellm.turn_off_message_logging = True
     await call("redacted", "2 + 2", model="openai/gpt-4o", mock_response="four")
-    async with asyncio.timeout(30):
-        while len(payloads) < 10:
-            await asyncio.sleep(0.02)
+    await wait_for(1)
     for payload in payloads.values():
         print(json.dumps(payload, default=str))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.request_log import LineCount, pseudonym
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
@@ -101,6 +102,13 @@ FAILURE: dict[str, Any] = {
 }
 
 
+BRIEFED = '[{"content":"Be brief.","role":"system"},{"content":"Hi","role":"user"}]'
+
+
+def tags(**fields: object) -> str:
+    return canonical_json({"call_id": "call-1", "requested_model": "support", **fields})
+
+
 def with_metadata(**fields: object) -> dict[str, Any]:
     return {"metadata": {**PAYLOAD["metadata"], **fields}}
 
@@ -148,37 +156,139 @@ CASES: list[tuple[str, dict[str, Any], dict[str, object]]] = [
     ("application as a tag", {"request_tags": ["application: router"]}, {"application": "router"}),
     ("application is the team", with_metadata(user_api_key_alias=None), {"application": "support-team"}),
     ("no application", {"metadata": {}}, {"application": None, "ground_truth": None, "context": None}),
-    ("task as a tag", {**told(), "request_tags": ["task:intent"]}, {"tags": '{"call_id":"call-1","request_tags":["task:intent"],"requested_model":"support","task":"intent"}'}),
-    ("what the SDK's caller tells", with_metadata(spend_logs_metadata={"ground_truth": "Hey!"}), {"ground_truth": "Hey!"}),
+    (
+        "task as a tag",
+        {**told(), "request_tags": ["task:intent"]},
+        {"tags": tags(request_tags=["task:intent"], task="intent")},
+    ),
+    (
+        "what the SDK's caller tells",
+        with_metadata(spend_logs_metadata={"ground_truth": "Hey!"}),
+        {"ground_truth": "Hey!"},
+    ),
     ("a ground truth that is JSON", told(ground_truth={"a": 1}), {"ground_truth": '{"a":1}'}),
     ("a ground truth that is null", told(ground_truth=None), {"ground_truth": None}),
     ("session beside the trace", {"session_id": "s"}, {"conversation_id": "s"}),
     ("conversation told by the caller", told(conversation_id="c"), {"conversation_id": "c"}),
-    ("no end user", {"end_user": None, "model_parameters": {}, **with_metadata(user_api_key_end_user_id=None)}, {"user_hash": None}),
+    (
+        "no end user",
+        {"end_user": None, "model_parameters": {}, **with_metadata(user_api_key_end_user_id=None)},
+        {"user_hash": None},
+    ),
     ("end user of the key", {"end_user": "", "model_parameters": {}}, {"user_hash": pseudonym("jane")}),
-    ("user of the parameters", {"end_user": None, "model_parameters": {"user": "x"}, "metadata": {}}, {"user_hash": pseudonym("x")}),
-    ("not streamed", {"stream": None, "model_parameters": {"stream": False}, "completionStartTime": PAYLOAD["endTime"]}, {"ttft_ms": None, "latency_ms": 812.5}),
+    (
+        "user of the parameters",
+        {"end_user": None, "model_parameters": {"user": "x"}, "metadata": {}},
+        {"user_hash": pseudonym("x")},
+    ),
+    (
+        "not streamed",
+        {"stream": None, "model_parameters": {"stream": False}, "completionStartTime": PAYLOAD["endTime"]},
+        {"ttft_ms": None, "latency_ms": 812.5},
+    ),
     ("no first token", {"completionStartTime": PAYLOAD["endTime"]}, {"ttft_ms": None}),
-    ("no times", {"startTime": None, "endTime": None, "completionStartTime": None}, {"ttft_ms": None, "latency_ms": None, "ts": datetime(2026, 11, 20, 8, 30, 1, tzinfo=UTC)}),
-    ("cache hit", {"cache_hit": True, "response_cost": 0.0}, {"ttft_ms": None, "latency_ms": None, "cost_usd": 0.0, "tags": '{"cache_hit":true,"call_id":"call-1","channel":"chat","request_tags":["team:blue"],"requested_model":"support","task":"greeting"}'}),
+    (
+        "no times",
+        {"startTime": None, "endTime": None, "completionStartTime": None},
+        {"ttft_ms": None, "latency_ms": None, "ts": datetime(2026, 11, 20, 8, 30, 1, tzinfo=UTC)},
+    ),
+    (
+        "cache hit",
+        {"cache_hit": True, "response_cost": 0.0},
+        {
+            "ttft_ms": None,
+            "latency_ms": None,
+            "cost_usd": 0.0,
+            "tags": tags(cache_hit=True, channel="chat", request_tags=["team:blue"], task="greeting"),
+        },
+    ),
     ("unknown cost", {"response_cost": 0.0}, {"cost_usd": None}),
     ("no cost", {"response_cost": None}, {"cost_usd": None}),
-    ("no usage", {"response": {**RESPONSE, "usage": None}}, {"input_tokens": None, "output_tokens": None, "cached_tokens": None}),
-    ("failure", FAILURE, {"status": "error", "error": "HTTP 429 RateLimitError: Slow down.", "model": "gpt-4o-mini", "output": None, "input_tokens": None, "output_tokens": None, "cost_usd": None, "ttft_ms": None, "latency_ms": 812.5, "ground_truth": "Hello!", "user_hash": pseudonym("jane"), "request_id": "call-1"}),
-    ("failure without a status", {**FAILURE, "error_information": {"error_code": "", "error_class": "ReadError", "error_message": "cut"}}, {"status": "error", "error": "ReadError: cut"}),
+    (
+        "no usage",
+        {"response": {**RESPONSE, "usage": None}},
+        {"input_tokens": None, "output_tokens": None, "cached_tokens": None},
+    ),
+    (
+        "failure",
+        FAILURE,
+        {
+            "status": "error",
+            "error": "HTTP 429 RateLimitError: Slow down.",
+            "model": "gpt-4o-mini",
+            "output": None,
+            "input_tokens": None,
+            "output_tokens": None,
+            "cost_usd": None,
+            "ttft_ms": None,
+            "latency_ms": 812.5,
+            "ground_truth": "Hello!",
+            "user_hash": pseudonym("jane"),
+            "request_id": "call-1",
+        },
+    ),
+    (
+        "failure without a status",
+        {**FAILURE, "error_information": {"error_code": "", "error_class": "ReadError", "error_message": "cut"}},
+        {"status": "error", "error": "ReadError: cut"},
+    ),
     ("failure in words", {**FAILURE, "error_information": None}, {"status": "error", "error": "Slow down."}),
     ("failure that says nothing", {**FAILURE, "error_information": None, "error_str": None}, {"status": "error"}),
-    ("failure after the first token", {**FAILURE, "completionStartTime": 1_795_163_400.75, "prompt_tokens": 13, "response_cost": 0.2}, {"ttft_ms": 250.0, "input_tokens": None, "cost_usd": None}),
+    (
+        "failure after the first token",
+        {**FAILURE, "completionStartTime": 1_795_163_400.75, "prompt_tokens": 13, "response_cost": 0.2},
+        {"ttft_ms": 250.0, "input_tokens": None, "cost_usd": None},
+    ),
     ("no response", {"response": None}, {"status": "unanswered", "model": "gpt-4o-mini", "output": None}),
-    ("a snapshot of the model", {"response": {**RESPONSE, "model": "gpt-4o-mini-2024-07-18"}, "model": "gpt-4o-mini", "model_group": ""}, {"model": "gpt-4o-mini-2024-07-18"}),
-    ("a model behind a slash", {"model": "openrouter/meta/llama", "custom_llm_provider": "openrouter"}, {"model": "meta/llama", "provider": "openrouter"}),
+    (
+        "a snapshot of the model",
+        {"response": {**RESPONSE, "model": "gpt-4o-mini-2024-07-18"}, "model": "gpt-4o-mini", "model_group": ""},
+        {"model": "gpt-4o-mini-2024-07-18"},
+    ),
+    (
+        "a model behind a slash",
+        {"model": "openrouter/meta/llama", "custom_llm_provider": "openrouter"},
+        {"model": "meta/llama", "provider": "openrouter"},
+    ),
     ("no provider", {"custom_llm_provider": None}, {"provider": None, "model": "openai/gpt-4o-mini"}),
-    ("refusal", {"response": {**RESPONSE, "choices": [{"message": {"role": "assistant", "content": None, "refusal": "No."}}]}}, {"output": "No.", "finish_reason": None}),
-    ("responses", {"call_type": "aresponses", "messages": "Hi", "model_parameters": {"instructions": "Be brief."}, "response": {"object": "response", "output": [{"type": "message", "content": [{"type": "output_text", "text": "Hey."}]}]}}, {"endpoint": "/v1/responses", "output": "Hey.", "messages": '[{"content":"Be brief.","role":"system"},{"content":"Hi","role":"user"}]', "params": "{}"}),
-    ("instructions in the response", {"call_type": "responses", "model_parameters": {}, "response": {"object": "response", "instructions": "Be brief.", "output": []}}, {"messages": '[{"content":"Be brief.","role":"system"},{"content":"Hi","role":"user"}]'}),
-    ("text completion", {"call_type": "text_completion", "response": {"choices": [{"text": "a"}]}}, {"endpoint": "/v1/completions", "output": "a", "messages": '[{"content":"Hi","role":"user"}]'}),
-    ("a text as prompt", {"call_type": "atext_completion", "messages": "Say", "response": {"choices": [{"text": "a"}]}}, {"messages": '[{"content":"Say","role":"user"}]'}),
-]  # fmt: skip
+    (
+        "refusal",
+        {"response": {**RESPONSE, "choices": [{"message": {"role": "assistant", "content": None, "refusal": "No."}}]}},
+        {"output": "No.", "finish_reason": None},
+    ),
+    (
+        "responses",
+        {
+            "call_type": "aresponses",
+            "messages": "Hi",
+            "model_parameters": {"instructions": "Be brief."},
+            "response": {
+                "object": "response",
+                "output": [{"type": "message", "content": [{"type": "output_text", "text": "Hey."}]}],
+            },
+        },
+        {"endpoint": "/v1/responses", "output": "Hey.", "messages": BRIEFED, "params": "{}"},
+    ),
+    (
+        "instructions in the response",
+        {
+            "call_type": "responses",
+            "model_parameters": {},
+            "response": {"object": "response", "instructions": "Be brief.", "output": []},
+        },
+        {"messages": BRIEFED},
+    ),
+    (
+        "text completion",
+        {"call_type": "text_completion", "response": {"choices": [{"text": "a"}]}},
+        {"endpoint": "/v1/completions", "output": "a", "messages": '[{"content":"Hi","role":"user"}]'},
+    ),
+    (
+        "a text as prompt",
+        {"call_type": "atext_completion", "messages": "Say", "response": {"choices": [{"text": "a"}]}},
+        {"messages": '[{"content":"Say","role":"user"}]'},
+    ),
+]
 
 
 @pytest.fixture(scope="module")

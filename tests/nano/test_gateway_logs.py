@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, get_args
@@ -14,41 +15,30 @@ from anven_pipelines.domain.request_log import LineCount, pseudonym
 from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.ingest.sources import LogFile
 from anven_pipelines.nano.demand import plan_traffic
-from anven_pipelines.nano.exchange import Exchange
 from anven_pipelines.nano.gateway_logs import GatewayFormat, GatewayLog
 from anven_pipelines.nano.traffic import drive
-from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
+from tests.scripted_endpoint import Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anven_pipelines.nano.exchange import Exchange
+
 FORMATS: tuple[GatewayFormat, ...] = get_args(GatewayFormat)
 CALL = {"id": "c1", "type": "function", "function": {"name": "refund", "arguments": '{"order": "A1"}'}}
-USERS = ["well", "counted", "uncounted", "tool", "busy", "cut", "gone", "dies", "unstreamed", "unicode"]
-
-
-def script(ask: Ask) -> Reply:
-    match ask.body["user"]:
-        case "counted":
-            return Reply("one two", cached_tokens=4)
-        case "uncounted":
-            return Reply("one two", usage=False)
-        case "tool":
-            return Reply("", tool_calls=(CALL,), finish_reason="tool_calls")
-        case "busy":
-            return Reply("slow down", status=429)
-        case "cut":
-            return Reply("a b c d", breaks="midway")
-        case "gone":
-            return Reply(breaks="before")
-        case "dies":
-            return Reply("a b c d", breaks="error")
-        case "unstreamed":
-            return Reply("whole", streams=False)
-        case "unicode":
-            return Reply('Grüße \u2028 "quoted" \U0001f600')
-        case _:
-            return Reply("fine", delay_s=0.01)
+REPLIES = {  # by the user who asks
+    "well": Reply("fine", delay_s=0.01),
+    "counted": Reply("one two", cached_tokens=4),
+    "uncounted": Reply("one two", usage=False),
+    "tool": Reply("", tool_calls=(CALL,), finish_reason="tool_calls"),
+    "busy": Reply("slow down", status=429),
+    "cut": Reply("a b c d", breaks="midway"),
+    "gone": Reply(breaks="before"),
+    "dies": Reply("a b c d", breaks="error"),
+    "unstreamed": Reply("whole", streams=False),
+    "unicode": Reply('Grüße \u2028 "quoted" \U0001f600'),
+}
+USERS = list(REPLIES)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +46,7 @@ def exchanges() -> list[Exchange]:
     plan = plan_traffic(np.linspace(0, 0.1, len(USERS)), split="golden", seed=2)
     calls = tuple(call._replace(user=user) for call, user in zip(plan.calls, USERS, strict=True))
     found: list[Exchange] = []
-    with ScriptedEndpoint(script) as endpoint:
+    with ScriptedEndpoint(lambda ask: REPLIES[ask.body["user"]]) as endpoint:
         asyncio.run(drive(plan._replace(calls=calls), url=endpoint.url, model="legacy-nano", write=found.append))
     return sorted(found, key=lambda exchange: USERS.index(exchange.call.user))
 
@@ -185,12 +175,10 @@ def test_a_file_of_one_torn_line_starts_anew(exchanges: list[Exchange], tmp_path
 def test_a_line_that_the_disk_takes_only_in_part_leaves_nothing(
     exchanges: list[Exchange], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import os  # noqa: PLC0415 - patched here only
-
     write = os.write
     with GatewayLog(tmp_path / "calls.jsonl", "openai") as log:
         log.write(exchanges[0])
         monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:10]))
-        with pytest.raises(OSError, match="10 of .* bytes of a line could be written; free some space"):
+        with pytest.raises(OSError, match=r"10 of .* bytes of a line could be written; free some space"):
             log.write(exchanges[1])
     assert read_back(tmp_path / "calls.jsonl", "openai")[1] == LineCount(1, 1)

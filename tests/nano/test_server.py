@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -103,20 +104,24 @@ def test_usage_comes_with_a_stream_only_where_it_is_asked_for(server: NanoServer
     assert [event["usage"] is None for event in asked] == [True] * (len(asked) - 1) + [False]
 
 
-def test_litellm_takes_the_server_for_an_openai_endpoint(server: NanoServer, client: openai.OpenAI) -> None:
+def test_litellm_takes_the_server_for_an_openai_endpoint(server: NanoServer) -> None:
     import litellm  # noqa: PLC0415 - 1.7 s
     from litellm.exceptions import ContextWindowExceededError  # noqa: PLC0415 - the same
 
-    whole = client.chat.completions.create(**body())
     ask = {**body(), "model": "openai/anven-nano", "api_base": server.url, "api_key": "none", "num_retries": 0}
-    made = litellm.completion(**ask)
-    pieces = list(litellm.completion(**ask, stream=True))
-    expected = whole.choices[0].message.content
-    assert made.choices[0].message.content == expected
-    assert made.usage.prompt_tokens == whole.usage.prompt_tokens if whole.usage else False
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
-    with pytest.raises(ContextWindowExceededError):
-        litellm.completion(**{**ask, "max_tokens": 600})
+
+    async def asked() -> tuple[Any, list[Any]]:
+        with pytest.raises(ContextWindowExceededError):
+            await litellm.acompletion(**{**ask, "max_tokens": 600})
+        return await litellm.acompletion(**ask), [
+            piece async for piece in await litellm.acompletion(**ask, stream=True)
+        ]
+
+    whole, pieces = asyncio.run(asked())
+    expected = post(server).json()
+    assert whole.choices[0].message.content == expected["choices"][0]["message"]["content"]
+    assert whole.usage.prompt_tokens == expected["usage"]["prompt_tokens"]
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole.choices[0].message.content
 
 
 def test_the_first_token_comes_well_before_the_last(server: NanoServer) -> None:

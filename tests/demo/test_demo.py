@@ -1,0 +1,132 @@
+"""`anven demo` from the outside: real models, a real log, real verdicts, and nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SERVER = b"anven_pipelines.nano.server"
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "anven_pipelines.cli", "demo", *words],
+        env={**os.environ, "COLUMNS": "160"},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def demo(folder: Path, *words: str) -> tuple[int, dict[str, Any], str]:
+    process = start(folder, *words, "--json")
+    stdout, stderr = process.communicate(timeout=500)
+    assert "Traceback" not in stderr
+    return process.returncode, json.loads(stdout), stderr
+
+
+def servers_of(pid: int) -> list[int]:
+    """Return the model servers that a process has started and that still run."""
+    children = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            parent = int((process / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
+            if parent == pid and SERVER in (process / "cmdline").read_bytes():
+                children.append(int(process.name))
+    return children
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.timeout(600)
+def test_it_refuses_the_unchanged_prompts_and_accepts_the_adapted_ones(tmp_path: Path) -> None:
+    code, told, stderr = demo(tmp_path)
+    assert code == 0, stderr
+    assert told["verdict"] == "GO"
+    unchanged, adapted = told["verdicts"]["demo-unchanged"], told["verdicts"]["demo-adapted"]
+    assert unchanged["verdict"] == "NO-GO"
+    assert adapted["verdict"] == "GO"
+    for verdict in (unchanged, adapted):
+        assert verdict["waived"] == ["safety"]
+        assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= 500
+        assert verdict["speed"]["status"] == "met"
+        assert verdict["speed"]["n_measured"] == verdict["quality"]["n"]
+        assert verdict["cost"]["status"] == "met"
+    assert told["traffic"]["failed"] == 0
+    assert {"1", "2", "3", "4"} <= {line.split("  ")[0] for line in stderr.splitlines()}
+    assert (tmp_path / ".anven" / "demo" / "adapted.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("breakage", "criterion", "verdicts"),
+    [
+        ("regress", "quality", {"NO-GO"}),
+        ("slow", "ttft", {"NO-GO"}),
+        ("errors", "missingness", {"INCONCLUSIVE", "NO-GO"}),
+        ("cost", "cost", {"NO-GO"}),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_a_target_that_is_made_worse_is_refused_for_that(
+    breakage: str, criterion: str, verdicts: set[str], tmp_path: Path
+) -> None:
+    code, told, stderr = demo(tmp_path, "--break", breakage, "--calls", "500")
+    assert code == 1, stderr
+    assert told["verdict"] in verdicts
+    (verdict,) = told["verdicts"].values()
+    statuses = {each["name"]: each["status"] for each in verdict["criteria"]}
+    assert statuses[criterion] != "met"
+    met = {"quality", "ttft", "cost"} - {criterion, *(["quality"] if breakage == "errors" else [])}
+    assert {statuses[name] for name in met} == {"met"}, verdict["reasons"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.timeout(300)
+def test_its_servers_end_with_it_however_it_ends(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    deadline = time.monotonic() + 120
+    while len(servers := servers_of(process.pid)) < 2 or not list((tmp_path / ".anven" / "demo").glob("calls-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "goes on from there" in stderr or "interrupted" in stderr
+    deadline = time.monotonic() + 30
+    while any(is_running(server) for server in servers):
+        assert time.monotonic() < deadline, "a model server outlived the demo"
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(300)
+def test_two_at_once_do_not_mix(tmp_path: Path) -> None:
+    first = start(tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / ".anven" / "demo").is_dir():
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = start(tmp_path, "--json")
+    stdout, stderr = second.communicate(timeout=100)
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    assert second.returncode == 2, stderr
+    assert "is being migrated by process" in json.loads(stdout)["error"]["message"]

@@ -1,0 +1,46 @@
+"""The demo's migration file: valid as it stands, and its rewrites turn legacy prompts into those of anven-nano."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anven_pipelines.domain.prompts import apply, declared_prompt, preview
+from anven_pipelines.migration_file import parse
+from anven_pipelines.nano.demo_world import SERVER_FAULTS, Breakage, migration, rewrites
+from anven_pipelines.nano.prompts import anven_messages, legacy_messages
+from anven_pipelines.nano.tasks import generate
+from anven_pipelines.spec import PromptAdaptation
+
+URL = "http://127.0.0.1:8000/v1"
+
+
+@given(st.integers(min_value=0, max_value=2**16), st.sampled_from(["golden", "adversarial"]))
+def test_every_legacy_prompt_becomes_the_prompt_that_the_target_was_trained_on(seed: int, split: str) -> None:
+    prompt = declared_prompt(PromptAdaptation.model_validate({"rewrites": rewrites()}))
+    items = generate(split, 12, seed=seed)  # type: ignore[arg-type] # hypothesis draws plain strings
+    assert [apply(prompt, legacy_messages(item)) for item in items] == [anven_messages(item) for item in items]
+
+
+def test_each_task_has_a_rewrite_of_its_own() -> None:
+    prompt = declared_prompt(PromptAdaptation.model_validate({"rewrites": rewrites()}))
+    shown = preview(prompt, [legacy_messages(item) for item in generate("golden", 60, seed=1)])
+    assert shown.unfit == 0
+    assert len(shown.examples) == 3
+
+
+@pytest.mark.parametrize("breakage", [None, *SERVER_FAULTS])
+@pytest.mark.parametrize("adapted", [True, False])
+def test_its_migration_file_is_valid(*, adapted: bool, breakage: Breakage | None) -> None:
+    text = yaml.safe_dump(migration(url=URL, adapted=adapted, breakage=breakage))
+    declared = parse(text, file="demo.yaml")
+    assert bool(declared.prompt.rewrites) is adapted
+    assert declared.sign_off.waive == ["safety"]
+
+
+def test_only_the_price_breaks_the_cost() -> None:
+    dear, usual = (migration(url=URL, adapted=True, breakage=each)["target"]["price"] for each in ("cost", "slow"))
+    legacy = migration(url=URL, adapted=True)["legacy"]["price"]
+    assert usual["output_usd_per_million"] < legacy["output_usd_per_million"] < dear["output_usd_per_million"]
