@@ -26,11 +26,13 @@ GOOD = st.integers(0, 40).map(lambda n: json.dumps({"request_id": str(n), "promp
 NO_NEWLINE = st.binary(max_size=40).map(lambda raw: raw.replace(b"\n", b" ").replace(b"\r", b" "))
 BAD = st.sampled_from([b"{", b"[]", b"{}", b'{"prompt": 7}', b'{"prompt": NaN}', b"\xff", b"\0", b'"\\ud800"'])
 BLANK = st.sampled_from([b"", b" ", b"\t\t"])
+# Begun with a line of the format: a file that begins as UTF-16 or a zip does is refused whole, which is another test's.
+FILE = st.builds(lambda first, rest: [first, *rest], GOOD, st.lists(GOOD | BAD | BLANK | NO_NEWLINE, max_size=40))
 
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.lists(st.lists(GOOD | BAD | BLANK | NO_NEWLINE, max_size=40), min_size=1, max_size=3),
+    st.lists(FILE, min_size=1, max_size=3),
     st.sampled_from([b"\n", b"\r\n"]),
     st.booleans(),
     st.integers(1, 50),
@@ -38,10 +40,7 @@ BLANK = st.sampled_from([b"", b" ", b"\t\t"])
 def test_no_line_is_lost_whatever_the_mixture(
     read: Callable[..., LogBatch], files: list[list[bytes]], end: bytes, packed: bool, batch_lines: int
 ) -> None:
-    content = {
-        f"{number}.jsonl": b"".join(line + end for line in lines).removeprefix(b"\x1f\x8b")
-        for number, lines in enumerate(files)
-    }
+    content = {f"{number}.jsonl": b"".join(line + end for line in lines) for number, lines in enumerate(files)}
     stored = {name: gzip.compress(data) if packed else data for name, data in content.items()}
     batch = read(stored, "canonical", batch_lines=batch_lines)
     written = [line for lines in files for line in lines if line.strip()]

@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +19,7 @@ import pytest
 
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import anven_messages
-from anven_pipelines.nano.server import listen
+from anven_pipelines.nano.server import listen, main
 from anven_pipelines.nano.tasks import generate
 from anven_pipelines.worker.model_files import ModelFiles
 from tests.nano_server import eventually, nano_server
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 ITEMS: Final = generate("golden", 9, seed=11)
 PROMPTS: Final = [anven_messages(item) for item in ITEMS]
 RAMBLING: Final[dict[str, Any]] = {"temperature": 2, "seed": 1, "max_tokens": 120}
-LONG_DELAY: Final = ("--fault-delay-ms", "60000")
 
 
 @pytest.fixture(scope="module")
@@ -250,24 +247,35 @@ def in_background(server: NanoServer, **changed: Any) -> tuple[threading.Thread,
     return thread, got
 
 
+@pytest.fixture(scope="module")
+def full() -> Iterator[NanoServer]:
+    """Serve two requests at most, and let them wait for a minute."""
+    with nano_server("--capacity", "2", "--fault-delay-ms", "60000") as running:
+        yield running
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_full_queue_answers_429_and_a_client_that_leaves_frees_its_place(stream: bool) -> None:
-    with nano_server("--capacity", "2", *LONG_DELAY) as server:
-        request = json.dumps(body(stream=stream)).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request)}\r\n\r\n".encode()
-        port = port_of(server)
-        with socket.create_connection(("127.0.0.1", port)) as staying:
-            with socket.create_connection(("127.0.0.1", port)) as leaving:
-                for connection in (staying, leaving):
-                    connection.sendall(head + request)
-                assert eventually(lambda: server.state()["in_flight"] == 2)
-                refused = post(server)
-                assert refused.status_code == 429
-                assert int(refused.headers["retry-after"]) >= 1
-                assert refused.json()["error"]["type"] == "rate_limit_error"
-            assert eventually(lambda: server.state()["in_flight"] == 1)
-        assert eventually(lambda: server.state()["in_flight"] == 0)
-        assert server.state()["outcomes"] == {"answered": 0, "refused_busy": 1, "faulty": 0, "unfinished": 2}
+def test_a_full_queue_answers_429_and_a_client_that_leaves_frees_its_place(full: NanoServer, stream: bool) -> None:
+    before = full.state()["outcomes"]
+    request = json.dumps(body(stream=stream)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(request)}\r\n\r\n".encode()
+    address = ("127.0.0.1", port_of(full))
+    with socket.create_connection(address) as staying:
+        with socket.create_connection(address) as leaving:
+            for connection in (staying, leaving):
+                connection.sendall(head + request)
+            assert eventually(lambda: full.state()["in_flight"] == 2)
+            refused = post(full)
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert eventually(lambda: full.state()["in_flight"] == 1)
+    assert eventually(lambda: full.state()["in_flight"] == 0)
+    assert full.state()["outcomes"] == {
+        **before,
+        "refused_busy": before["refused_busy"] + 1,
+        "unfinished": before["unfinished"] + 2,
+    }
 
 
 def test_sigterm_ends_the_stream_in_flight_and_exits_with_0() -> None:
@@ -370,13 +378,17 @@ def timed(server: NanoServer) -> float:
         (["--model", "anven-nano", "--capacity", "0"], 2, "0 is not at least 1"),
     ],
 )
-def test_bad_options_end_with_one_clear_line(options: list[str], code: int, said: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "anven_pipelines.nano.server", *options], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code
-    assert said in done.stderr.splitlines()[-1]
-    assert done.stdout == ""
+def test_bad_options_end_with_one_clear_line(
+    options: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        found: Any = main(options)
+    except SystemExit as ended:  # by argparse
+        found = ended.code
+    shown = capsys.readouterr()
+    assert found == code
+    assert said in shown.err.splitlines()[-1]
+    assert shown.out == ""
 
 
 def test_connections_send_at_once() -> None:
