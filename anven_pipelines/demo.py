@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.sign_off import Verdict
     from anven_pipelines.nano.demo_world import Breakage
 
-CALLS_PER_SECOND: Final = 50.0
+CALLS_PER_SECOND: Final = 40.0
 _HEADER: Final = """\
 # Written by `anven demo`. The server at target.url ended with it; `python -m anven_pipelines.nano.server` starts one.
 """
@@ -95,17 +95,25 @@ def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int,
         _say(console, 2, f"sending {LEGACY} {calls:,} calls of three applications, logged as a LiteLLM proxy does")
         traffic = _legacy_log(folder, legacy_url, calls=calls, seed=seed, console=console)
         verdicts: dict[str, Verdict] = {}
+        files = {adapted: _declare(folder, target_url, adapted=adapted, breakage=breakage) for adapted in (False, True)}
         for step, adapted in enumerate([True] if breakage else [False, True], start=3):
             _say(console, step, _what(adapted=adapted, breakage=breakage))
-            file = folder / f"{'adapted' if adapted else 'unchanged'}.yaml"
-            declared = migration(url=target_url, adapted=adapted, breakage=breakage)
-            file.write_text(_HEADER + yaml.safe_dump(declared, sort_keys=False, width=110), encoding="utf-8")
             # Asked afresh: a verdict of the demo comes from answers of this minute.
             epoch = datetime.now(UTC).isoformat()
-            verdict = migrate_file(file, home=home, epoch=epoch, console=console)
+            verdict = migrate_file(files[adapted], home=home, epoch=epoch, console=console)
             verdicts[verdict.workload] = verdict
-            console.print(f"   [bold]{verdict.verdict}[/bold]  {escape(_in_short(verdict))}", highlight=False)
+            console.print(
+                f"   [bold]{verdict.verdict}[/bold]  {escape(_in_short(verdict))}", highlight=False, soft_wrap=True
+            )
     return Demonstration(traffic, verdicts, folder, time.monotonic() - began)
+
+
+def _declare(folder: Path, url: str, *, adapted: bool, breakage: Breakage | None) -> Path:
+    """Write a migration file; both are there before either is used, as an earlier demo has registered both."""
+    file = folder / f"{'adapted' if adapted else 'unchanged'}.yaml"
+    declared = migration(url=url, adapted=adapted, breakage=breakage)
+    file.write_text(_HEADER + yaml.safe_dump(declared, sort_keys=False, width=110), encoding="utf-8")
+    return file
 
 
 def show_demonstration(shown: Demonstration, console: Console) -> None:
@@ -128,7 +136,8 @@ def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Conso
     plan = plan_traffic(arrivals, split="golden", seed=seed)
     log = GatewayLog(folder / f"calls-{datetime.now(UTC).date()}.jsonl", "litellm")
     columns = (TextColumn("  "), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    with log, Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar = Progress(*columns, console=console, transient=True)
+    with log, bar if console.is_terminal else nullcontext():
         task = bar.add_task("calls", total=len(plan.calls))
         summary = asyncio.run(
             drive(
@@ -142,12 +151,13 @@ def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Conso
         f"   {summary.sent:,} calls in {summary.seconds:.0f} s, {summary.failed} failed; latency, time to first token "
         "and tokens are measured",
         highlight=False,
+        soft_wrap=True,
     )
     return summary
 
 
 def _say(console: Console, step: int, text: str) -> None:
-    console.print(f"[bold]{step}[/bold]  {text}", highlight=False)
+    console.print(f"[bold]{step}[/bold]  {text}", highlight=False, soft_wrap=True)
 
 
 def _what(*, adapted: bool, breakage: Breakage | None) -> str:

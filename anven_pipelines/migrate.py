@@ -182,15 +182,16 @@ class _View:
             console=console,
             transient=True,
             expand=True,
-            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task(workload, total=len(CHAIN_ASSETS) + 2, now="")
 
     def __enter__(self) -> None:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._progress.start()
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def tell(self, told: Told) -> None:
         """Show one thing that happened."""

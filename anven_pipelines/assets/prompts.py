@@ -28,6 +28,8 @@ _EVERY_PROMPT_FITS = Check(
     "adapted_prompt", "every_prompt_fits", "Every golden prompt is one that the adaptation knows.", blocking=True
 )
 
+_EXAMPLES = {"prompts": pl.Int64, "before": pl.String, "after": pl.String}
+
 
 @dg.asset(
     group_name="adapt",
@@ -62,7 +64,7 @@ def adapted_prompt(
             "strategy": prompt.strategy,
             "description": prompt.description,
             "prompt": dg.MetadataValue.json(prompt.model_dump(mode="json")),
-            "examples": markdown_table(pl.DataFrame(shown.examples, schema=["prompts", "before", "after"])),
+            "examples": markdown_table(pl.DataFrame(shown.examples, schema=_EXAMPLES, orient="row")),
         },
         params={"strategy": prompt.strategy, "version": prompt.version},
         metrics={"prompts_that_do_not_fit": shown.unfit},
