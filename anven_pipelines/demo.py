@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.sign_off import Verdict
     from anven_pipelines.nano.demo_world import Breakage
 
-CALLS_PER_SECOND: Final = 40.0
+CALLS_PER_SECOND: Final = 30.0  # half of what a core answers: latencies without a queue
 _HEADER: Final = """\
 # Written by `anven demo`. The server at target.url ended with it; `python -m anven_pipelines.nano.server` starts one.
 """

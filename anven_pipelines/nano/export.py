@@ -24,6 +24,7 @@ def write_model(model: Any, tokenizer: Tokenizer, name: str, out: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     model.to(torch.float16).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # safetensors leaves it to its owner alone
     write_tokenizer(tokenizer, name, folder)
     converter = ctranslate2.converters.TransformersConverter(str(folder))
     converter.convert(str(folder / "ctranslate2"), quantization="float16")

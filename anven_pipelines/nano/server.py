@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ws="none",
         log_level="warning",
         access_log=False,
+        # uvicorn's 5 s are also httpx's: a request would meet the connection just as it is closed.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=options.drain_seconds,
     )
     host, port = listener.getsockname()[:2]

@@ -108,17 +108,30 @@ def generate(split: Split, count: int, *, seed: int) -> list[Item]:
     ]
 
 
-def invent(task: Task, split: Split, rng: random.Random, *, most_facts: int | None = None) -> Item:
-    """Invent one item without an id; `most_facts` shortens contexts early in a curriculum."""
+def invent(task: Task, split: Split, rng: random.Random) -> Item:
+    """Invent one item without an id."""
+    return converse(task, split, rng, turns=1)[0]
+
+
+def converse(task: Task, split: Split, rng: random.Random, *, turns: int, most_facts: int | None = None) -> list[Item]:
+    """Invent several items of one conversation, for training; questions about notes share them.
+
+    Args:
+        task: The task of all turns.
+        split: Which pools of names and templates to draw from.
+        rng: Where chance comes from.
+        turns: Most items; a fact is asked for once.
+        most_facts: Shorter notes, for early in a curriculum; None for those of the split.
+    """
     if task == "answer":
-        return _invent_answer(split, rng, most_facts)
-    return _invent_intent(split, rng) if task == "intent" else _invent_tool(split, rng)
+        return _invent_answers(split, rng, turns, most_facts)
+    return [_invent_intent(split, rng) if task == "intent" else _invent_tool(split, rng) for _ in range(turns)]
 
 
 def draw_name(split: Split, rng: random.Random) -> str:
     """Draw a name that belongs to a split."""
     while True:
-        syllables = (rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(rng.choice((2, 2, 3))))
+        syllables = (rng.choice(CONSONANTS) + rng.choice(VOWELS) for _ in range(2))
         name = ("".join(syllables) + rng.choice(ENDINGS)).capitalize()
         if split_of(name) == split:
             return name
@@ -153,7 +166,7 @@ def _near(name: str, rng: random.Random) -> str | None:
 
 
 def _order(rng: random.Random) -> str:
-    return f"{rng.choice('ABCDEFGHJKLMNPRSTUVWXYZ')}{rng.randrange(1000, 10000)}"
+    return f"{rng.choice('ABCDEFGHJKLMNPRSTUVWXYZ')}{rng.randrange(100, 1000)}"
 
 
 def _date(rng: random.Random) -> str:
@@ -164,16 +177,16 @@ def _value_makers(split: Split) -> dict[str, Callable[[random.Random], str]]:
     """Return how to draw each attribute's value."""
     return {
         "order number": _order,
-        "invoice total": lambda rng: f"{rng.randrange(10, 400)}.{rng.randrange(100):02} EUR",
+        "invoice total": lambda rng: f"{rng.randrange(10, 100)}.{rng.randrange(100):02} EUR",
         "delivery date": _date,
-        "ticket code": lambda rng: f"{rng.randrange(10000, 100000)}",
+        "ticket code": lambda rng: f"{rng.randrange(1000, 10000)}",
         "home city": lambda rng: draw_name(split, rng),
         "phone extension": lambda rng: f"{rng.randrange(100, 1000)}",
     }
 
 
-def _invent_answer(split: Split, rng: random.Random, most_facts: int | None) -> Item:
-    """Invent notes about a few people and ask for one of their values; no person has an attribute twice."""
+def _invent_answers(split: Split, rng: random.Random, turns: int, most_facts: int | None) -> list[Item]:
+    """Invent notes about a few people and ask for some of their values; no person has an attribute twice."""
     least, most = FACTS[split]
     count = rng.randint(least, most if most_facts is None else max(least, min(most, most_facts)))
     makers = _value_makers(split)
@@ -184,11 +197,17 @@ def _invent_answer(split: Split, rng: random.Random, most_facts: int | None) -> 
         rng.choice(FACT_FORMS).format(name=name, attribute=attribute, value=value)
         for (name, attribute), value in zip(pairs, values, strict=True)
     ]
-    asked = rng.randrange(count)
-    name, attribute = pairs[asked]
-    question = rng.choice(QUESTION_FORMS).format(name=name, attribute=attribute)
     context = _disturbed(facts, rng) if split == "adversarial" else " ".join(facts)
-    return Item("", "answer", context, question, values[asked])
+    return [
+        Item(
+            "",
+            "answer",
+            context,
+            rng.choice(QUESTION_FORMS).format(name=pairs[asked][0], attribute=pairs[asked][1]),
+            values[asked],
+        )
+        for asked in rng.sample(range(count), min(turns, count))
+    ]
 
 
 def _disturbed(facts: list[str], rng: random.Random) -> str:
@@ -207,7 +226,7 @@ def _invent_intent(split: Split, rng: random.Random) -> Item:
     if split == "adversarial":
         other = rng.choice([name for name in CORES if name != intent])
         opener = rng.choice((opener, f"Not a {other} question!!", f"({other} is fine.)"))
-    return Item("", "intent", "", f"{opener} {core[0].upper()}{core[1:]}{rng.choice(('.', '!', ' please.'))}", intent)
+    return Item("", "intent", "", f"{opener} {core}{rng.choice(('.', '!', ' please.'))}", intent)
 
 
 def _invent_tool(split: Split, rng: random.Random) -> Item:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from anven_pipelines.nano.messages import CORES, OPENERS
-from anven_pipelines.nano.tasks import FACTS, TASKS, draw_name, generate, invent, split_of
+from anven_pipelines.nano.tasks import FACTS, TASKS, converse, draw_name, generate, split_of
 
 if TYPE_CHECKING:
     from anven_pipelines.nano.tasks import Item, Split
@@ -123,12 +123,17 @@ def test_adversarial_notes_hold_near_equal_names_lures_and_odd_separators() -> N
 
 def test_a_curriculum_shortens_notes_but_keeps_two_facts() -> None:
     rng = random.Random(1)
-    counts = {
-        most: {len(facts_of(invent("answer", "train", rng, most_facts=most).context)) for _ in range(80)}
-        for most in (1, 3)
-    }
+    counts = {most: {len(facts_of(notes_of_conversation(rng, most_facts=most))) for _ in range(80)} for most in (1, 3)}
 
     assert counts == {1: {2}, 3: {2, 3}}
+
+
+def test_the_turns_of_a_conversation_ask_different_things_about_the_same_notes() -> None:
+    rng = random.Random(1)
+    for _ in range(50):
+        items = converse("answer", "train", rng, turns=4)
+        assert len({item.context for item in items}) == 1
+        assert len({item.question for item in items}) == len(items) == min(4, len(facts_of(items[0].context)))
 
 
 def test_only_questions_about_notes_carry_a_context() -> None:
@@ -145,6 +150,10 @@ def test_names_are_many() -> None:
 
 def answers(split: Split) -> list[Item]:
     return [item for item in generate(split, 600, seed=2) if item.task == "answer"]
+
+
+def notes_of_conversation(rng: random.Random, *, most_facts: int) -> str:
+    return converse("answer", "train", rng, turns=1, most_facts=most_facts)[0].context
 
 
 def content(item: Item) -> tuple[str, str]:

@@ -29,7 +29,14 @@ STYLES: Final = {"legacy": legacy_messages, "anven": anven_messages}  # a model 
 def main() -> None:
     """Ask both models in both styles and write the reference."""
     torch.set_num_threads(1)
-    REFERENCE.write_text(json.dumps({name: reference(name) for name in MODELS}, indent=0) + "\n", encoding="utf-8")
+    written = ",\n".join(f"{json.dumps(name)}: {one_answer_a_line(reference(name))}" for name in MODELS)
+    REFERENCE.write_text(f"{{{written}}}\n", encoding="utf-8")
+
+
+def one_answer_a_line(model: dict[str, Any]) -> str:
+    """Write a model's reference so that a change shows where it is."""
+    answers = ",\n".join(json.dumps(answer, ensure_ascii=False) for answer in model["answers"])
+    return f'{{"weights": "{model["weights"]}", "answers": [\n{answers}\n]}}'
 
 
 def reference(name: str) -> dict[str, Any]:

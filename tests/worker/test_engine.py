@@ -33,13 +33,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anven_pipelines.worker.embedded import Precision
+    from anven_pipelines.worker.generation import Generation
 
 T = TypeVar("T")
 
 GREEDY: Final = Sampling(temperature=0)
-HOT: Final = Sampling(temperature=2)  # even a trained model then rambles to its limit
-PROMPTS: Final = [tuple(anven_messages(item)) for item in generate("golden", 12, seed=5)]
-ASK: Final = EngineRequest(messages=PROMPTS[0], max_tokens=40, sampling=GREEDY)
+HOT: Final = Sampling(temperature=2)
+ITEMS: Final = generate("golden", 12, seed=5)
+PROMPTS: Final = [tuple(anven_messages(item)) for item in ITEMS]
+# A tool call has the longest answers: 20 to 40 tokens, a dozen before anything is left to chance.
+ASK: Final = EngineRequest(
+    messages=next(tuple(anven_messages(item)) for item in ITEMS if item.task == "tool"), max_tokens=40, sampling=GREEDY
+)
 
 
 def with_engine(
@@ -89,8 +94,7 @@ def test_a_stream_without_an_end_is_no_answer() -> None:
 
 
 def test_max_tokens_is_the_most_that_is_generated() -> None:
-    hot = replace(ASK, sampling=replace(HOT, seed=1))
-    short, long = answered(replace(hot, max_tokens=3), replace(hot, max_tokens=9))
+    short, long = answered(replace(ASK, max_tokens=3), replace(ASK, max_tokens=9))
     assert (short.output_tokens, short.finish_reason) == (3, "length")
     assert (long.output_tokens, long.finish_reason) == (9, "length")
     assert long.text.startswith(short.text)
@@ -158,10 +162,9 @@ def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
 
 @pytest.mark.parametrize("at", range(0, 12, 3))
 def test_a_stop_text_ends_the_answer_before_it(at: int) -> None:
-    hot = replace(ASK, sampling=replace(HOT, seed=2))
-    (free,) = answered(hot)
+    (free,) = answered(ASK)
     stop = free.text[at : at + 4]
-    (found,) = answered(replace(hot, stop=("\x00never", stop)))
+    (found,) = answered(replace(ASK, stop=("\x00never", stop)))
     assert found.text == free.text.partition(stop)[0]
     assert found.finish_reason == "stop"
     assert found.output_tokens < free.output_tokens
@@ -243,3 +246,25 @@ def test_a_failed_batch_shows_in_the_health_until_one_succeeds(monkeypatch: pyte
 def test_int8_answers_too() -> None:
     (found,) = answered(ASK, precision="int8")
     assert found.output_tokens
+
+
+def test_a_request_that_comes_as_the_engine_falls_idle_is_not_left_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = asyncio.Event()
+    late: list[asyncio.Task[EngineAnswer]] = []
+    next_batch = EmbeddedEngine._next_batch
+
+    def ask_when_none_is_left(engine: EmbeddedEngine) -> list[Generation]:
+        batch = next_batch(engine)
+        if not batch and not late:
+            late.append(asyncio.create_task(answer(engine, ASK)))
+            idle.set()
+        return batch
+
+    async def ask(engine: Engine) -> EngineAnswer:
+        async with asyncio.timeout(30):
+            await answer(engine, ASK)
+            await idle.wait()
+            return await late[0]
+
+    monkeypatch.setattr(EmbeddedEngine, "_next_batch", ask_when_none_is_left)
+    assert with_engine(ask).output_tokens
