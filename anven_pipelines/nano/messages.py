@@ -23,7 +23,7 @@ OPENERS: Final = {
     "golden": ("Hello team,", "Hi, I am {name}:", "Good day, {name} here:"),
     "adversarial": ("Hi hi...", "{name} >>", "Hello?!"),
 }
-WRITTEN: Final = {
+CORES: Final = {
     "refund": {
         "train": (
             "I want a refund for the {thing}",
@@ -150,30 +150,4 @@ WRITTEN: Final = {
         ),
         "adversarial": ("the {thing} arrived but does not turn on", "{thing} with a noise: warranty"),
     },
-}
-# What each intent is told by, in sentences that say little else: training only, so that a model learns the words
-# and not the templates.
-CUES: Final = {
-    "refund": ("a refund", "my money back", "the money for it", "the refund"),
-    "delivery": ("the parcel", "the courier", "the delivery", "a late parcel"),
-    "login": ("the login", "my password", "my account", "to log in"),
-    "invoice": ("the invoice", "a bill", "the tax number", "my bill"),
-    "cancel": ("to cancel it", "my contract", "an order by mistake", "to stop the order"),
-    "repair": ("a repair", "the warranty", "a broken part", "to fix it"),
-}
-FRAMES: Final = (
-    "I write about the {thing}: {cue}",
-    "my question is {cue}",
-    "{cue}, that is what I need",
-    "for the {thing} I ask for {cue}",
-    "it is {cue} since last week",
-    "what about {cue} for my {thing}",
-    "the {thing}, {cue} and nothing else",
-    "can you see to {cue}",
-    "{cue} of the {thing}, is that possible",
-)
-CORES: Final = {
-    intent: cores
-    | {"train": cores["train"] + tuple(frame.replace("{cue}", cue) for frame in FRAMES for cue in CUES[intent])}
-    for intent, cores in WRITTEN.items()
 }
