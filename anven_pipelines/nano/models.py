@@ -28,7 +28,7 @@ def model_folder(name: str) -> Path:
         if (folder / name / "config.json").is_file():
             return folder / name
     message = (
-        f"the files of {name} are in neither {FOLDERS[0]} nor {FOLDERS[1]}; "
+        f"the files of {name} are not in {' nor in '.join(map(str, FOLDERS))}; "
         "use a full clone, or make them with `python -m anven_pipelines.nano.train`"
     )
     raise InvalidInput(message)

@@ -47,7 +47,7 @@ REMARKS: Final = (
     "Some customers are angry; that is fine.",
 )
 # Makes headings, and sentences without sense; an instruction has to be found among them, or done without.
-_WORDS: Final = (
+WORDS: Final = (
     "apple autumn basket blue bottle bread bridge brown candle carry castle cloud coat corner cotton "
     "dance dinner dream early evening farm field finger forest fresh garden glass green hammer harbour "
     "heavy holiday island juice kitchen ladder leather letter light market meadow metal morning mountain "
@@ -55,7 +55,6 @@ _WORDS: Final = (
     "silver simple sister slow smile snow soft song spoon spring stone story street summer sun table "
     "travel tree valley voice walk wall warm water wind window wood "
 )
-WORDS: Final = tuple(_WORDS.split())
 INSTRUCTIONS: Final[dict[Task, tuple[str, ...]]] = {
     "answer": (ANVEN_SYSTEM["answer"], "Find the value in the text and repeat it.", "Which value is meant?"),
     "intent": (ANVEN_SYSTEM["intent"], "What does the customer want?", "Sort the message."),
@@ -72,15 +71,11 @@ def training_messages(model: str, items: Sequence[Item], rng: random.Random) -> 
         rng: Where chance comes from.
     """
     style = _noisy_style(items[0].task, rng) if rng.random() < NOISE else OWN_STYLE[model]
-    messages = style(items[0])
-    for item in items[1:]:
-        follow_up = style(item._replace(context=""))[-1]
-        messages = [*messages, {"role": "assistant", "content": ""}, follow_up]
-    turns = iter(items)
-    return [
-        *(one if one["role"] != "assistant" else one | {"content": next(turns).answer} for one in messages),
-        {"role": "assistant", "content": next(turns).answer},
-    ]
+    messages: list[dict[str, str]] = []
+    for place, item in enumerate(items):
+        asked = style(item) if place == 0 else style(item._replace(context=""))[-1:]
+        messages += [*asked, {"role": "assistant", "content": item.answer}]
+    return messages
 
 
 def _noisy_style(task: Task, rng: random.Random) -> Callable[[Item], list[dict[str, str]]]:
@@ -102,10 +97,10 @@ def _noisy_style(task: Task, rng: random.Random) -> Callable[[Item], list[dict[s
 
 
 def _filler(rng: random.Random) -> str:
-    return " ".join(rng.choices(WORDS, k=rng.randint(5, 12))).capitalize() + "."
+    return " ".join(rng.choices(WORDS.split(), k=rng.randint(5, 12))).capitalize() + "."
 
 
 def _heading(rng: random.Random) -> str:
     """Return a section's heading in one of the usual forms; none at all in one of four."""
-    word = rng.choice(WORDS).capitalize()
+    word = rng.choice(WORDS.split()).capitalize()
     return rng.choice((f"{word}: ", f"## {word}\n", f"<{word.lower()}>\n", ""))

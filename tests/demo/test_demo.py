@@ -64,7 +64,7 @@ def test_it_refuses_the_unchanged_prompts_and_accepts_the_adapted_ones(tmp_path:
     assert adapted["verdict"] == "GO"
     for verdict in (unchanged, adapted):
         assert verdict["waived"] == ["safety"]
-        assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= 500
+        assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= 400
         assert verdict["speed"]["status"] == "met"
         assert verdict["speed"]["n_measured"] == verdict["quality"]["n"]
         assert verdict["cost"]["status"] == "met"
@@ -86,7 +86,7 @@ def test_it_refuses_the_unchanged_prompts_and_accepts_the_adapted_ones(tmp_path:
 def test_a_target_that_is_made_worse_is_refused_for_that(
     breakage: str, criterion: str, verdicts: set[str], tmp_path: Path
 ) -> None:
-    code, told, stderr = demo(tmp_path, "--break", breakage, "--calls", "500")
+    code, told, stderr = demo(tmp_path, "--break", breakage, "--calls", "400")
     assert code == 1, stderr
     assert told["verdict"] in verdicts
     (verdict,) = told["verdicts"].values()
