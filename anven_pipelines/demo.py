@@ -22,7 +22,7 @@ from anven_pipelines.nano.demand import plan_traffic
 from anven_pipelines.nano.demo_world import LEGACY, SERVER_FAULTS, TARGET, migration
 from anven_pipelines.nano.gateway_logs import GatewayLog
 from anven_pipelines.nano.serving import served
-from anven_pipelines.nano.traffic import TrafficSummary, drive
+from anven_pipelines.nano.traffic import Pace, TrafficSummary, drive
 from anven_pipelines.verdict_view import show
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.sign_off import Verdict
     from anven_pipelines.nano.demo_world import Breakage
 
-CALLS_PER_SECOND: Final = 30.0  # half of what a core answers: latencies without a queue
+MOST_CALLS_PER_SECOND: Final = 30.0
+# Share of what the server answers one after another that is sent to it: latencies without much of a queue.
+LOAD: Final = 0.4
+_PROBES: Final = 30
 _HEADER: Final = """\
 # Written by `anven demo`. The server at target.url ended with it; `python -m anven_pipelines.nano.server` starts one.
 """
@@ -132,7 +135,8 @@ def show_demonstration(shown: Demonstration, console: Console) -> None:
 
 
 def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Console) -> TrafficSummary:
-    arrivals = arrival_times(calls, seconds=calls / CALLS_PER_SECOND, rhythm=Rhythm(), rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    arrivals = arrival_times(calls, seconds=calls / _calls_per_second(url), rhythm=Rhythm(), rng=rng)
     plan = plan_traffic(arrivals, split="golden", seed=seed)
     log = GatewayLog(folder / f"calls-{datetime.now(UTC).date()}.jsonl", "litellm")
     columns = (TextColumn("  "), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
@@ -154,6 +158,13 @@ def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Conso
         soft_wrap=True,
     )
     return summary
+
+
+def _calls_per_second(url: str) -> float:
+    """Return a rate that this machine serves with ease: a slow one would measure its own queue as latency."""
+    plan = plan_traffic(np.zeros(_PROBES), split="train", seed=0)
+    probes = asyncio.run(drive(plan, url=url, model=LEGACY, write=lambda _: None, pace=Pace(most_in_flight=1)))
+    return min(MOST_CALLS_PER_SECOND, LOAD * probes.sent / probes.seconds)
 
 
 def _say(console: Console, step: int, text: str) -> None:

@@ -314,7 +314,7 @@ class TestKey:
 
     def test_a_missing_key_is_named_before_anything_is_asked(self, asker: Asker) -> None:
         with ScriptedEndpoint() as endpoint:
-            with pytest.raises(InvalidInput, match="the environment variable OTHER_KEY is empty"):
+            with pytest.raises(InvalidInput, match="the environment variable OTHER_KEY is not set or empty"):
                 asker.ask(endpoint.url, requests("a"), api_key_env="OTHER_KEY")
             assert endpoint.asks == []
 

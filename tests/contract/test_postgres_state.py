@@ -47,13 +47,13 @@ class TestPostgres(StateCases):
         append(state, "1")
         state.verify()
 
-        with state._transaction() as connection:
+        with state._database._transaction() as connection:
             others = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
             assert connection.scalar(others) == 1
 
     def test_readers_do_not_wait_for_a_writer(self, state: StateStore) -> None:
         append(state, "1")
-        with state._transaction(writes=True):
+        with state._database._transaction(writes=True):
             assert len(StateStore(url=state.url).events()) == 1
 
     def test_a_database_that_does_not_exist_is_named(self, database: sa.URL) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from anven_pipelines.domain.errors import InvalidInput, TamperedLog
-from anven_pipelines.resources.state_store import StateStore, _chain_head, _events, _schema
+from anven_pipelines.resources.event_database import _chain_head, _events, _schema
+from anven_pipelines.resources.state_store import StateStore
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -54,7 +55,7 @@ def append(state: StateStore, key: str, **changes: Any) -> Event:
 
 def execute(state: StateStore, *statements: sa.Executable) -> None:
     """Write to the database behind the store's back."""
-    with state._transaction(writes=True) as connection:
+    with state._database._transaction(writes=True) as connection:
         for statement in statements:
             connection.execute(statement)
 

@@ -23,7 +23,7 @@ class TestSqlite(StateCases):
         return StateStore(url=f"sqlite:///{tmp_path}/new folder/state.db")
 
     def test_the_file_is_in_wal_mode_and_flushed_at_every_commit(self, state: StateStore) -> None:
-        with state._transaction() as connection:
+        with state._database._transaction() as connection:
             pragmas = {
                 name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
                 for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
@@ -33,7 +33,7 @@ class TestSqlite(StateCases):
 
     def test_readers_do_not_wait_for_a_writer(self, state: StateStore) -> None:
         append(state, "1")
-        with state._transaction(writes=True):
+        with state._database._transaction(writes=True):
             assert len(StateStore(url=state.url).events()) == 1
 
     def test_broken_text_is_named_not_raised(self, state: StateStore, tmp_path: Path) -> None:
