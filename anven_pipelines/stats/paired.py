@@ -12,11 +12,18 @@ from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.cluster_t import guarded_t_bound
 from anven_pipelines.stats.distributions import normal_quantile, normal_tail, root_between, t_tail
 from anven_pipelines.stats.interval import Interval
-from anven_pipelines.stats.pairs import FloatArray, Labels, Pairs, pair_up
-from anven_pipelines.stats.score import MarginEvidence, evidence_of_counts, evidence_of_sums
+from anven_pipelines.stats.pairs import FloatArray, Labels, Pairs, effective_number, pair_up
+from anven_pipelines.stats.score import (
+    MarginEvidence,
+    evidence_of_counts,
+    evidence_of_differences,
+    evidence_of_sums,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from anven_pipelines.stats.sample_size import MarginKind
 
 Direction = Literal["noninferior", "inferior"]
 
@@ -26,7 +33,7 @@ _SMALLEST_RATIO, _LARGEST_RATIO = 1e-9, 1e9
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Result of the test whether the target keeps (1 - margin) of the legacy mean.
+    """Result of the test whether the target's mean lies no further below the legacy's than the margin.
 
     `statistic` is the standardised distance from the margin, positive above it and negative below; 0 where the
     imagined pair outweighs the distance. `p_noninferior` and `p_inferior` are one-sided; both exceed one half there.
@@ -39,6 +46,7 @@ class NonInferiority:
     n_pairs: int
     n_clusters: int
     margin: float
+    kind: MarginKind
     level: float
 
     @property
@@ -62,7 +70,12 @@ class ItemsNeeded:
 
 
 def difference_interval(
-    target: FloatArray, legacy: FloatArray, *, clusters: Labels | None = None, level: float
+    target: FloatArray,
+    legacy: FloatArray,
+    *,
+    clusters: Labels | None = None,
+    weights: FloatArray | None = None,
+    level: float,
 ) -> Interval:
     """Confidence interval for mean(target - legacy).
 
@@ -74,6 +87,7 @@ def difference_interval(
         target: Scores in [0, 1], shape (n,), one per item.
         legacy: Scores in [0, 1], shape (n,), the same items in the same order.
         clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        weights: What each item stands for, such as calls of the traffic, shape (n,), above 0; None if all count once.
         level: Two-sided coverage, e.g. 0.95.
 
     Returns:
@@ -81,13 +95,15 @@ def difference_interval(
 
     Raises:
         TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters.
-        ValueError: shapes disagree, a score is NaN or outside [0, 1], or `level` is no coverage.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], a weight is not above 0, or
+            `level` is no coverage.
 
     Source:
         Tango (1998), Statistics in Medicine 17:891; Miller (2024), arXiv:2411.00640, section 2.
     """
     tail = _tail(level)
-    pairs = pair_up(target, legacy, clusters)
+    pairs = pair_up(target, legacy, clusters, weights)
+    # Weights have a mean of 1, so that they sum to the number of pairs.
     estimate = float(pairs.target.sum() - pairs.legacy.sum()) / pairs.n_pairs
     if pairs.counts:
         z, (_, gained, lost) = -normal_quantile(tail), pairs.counts
@@ -99,13 +115,19 @@ def difference_interval(
             float(guarded_t_bound(sums, pairs.sizes, tail=tail, side=-1)),
             float(guarded_t_bound(sums, pairs.sizes, tail=tail, side=1)),
         )
-        of = "" if pairs.alone else f" over {pairs.n_clusters} clusters"
-        method = f"paired t interval{of}, one imagined pair beyond each bound"
+        method = f"paired t interval{_over(pairs)}, one imagined pair beyond each bound"
     # Rounding alone may put a bound a hair on the wrong side of the estimate.
     return Interval(estimate, min(bounds[0], estimate), max(bounds[1], estimate), level, method)
 
 
-def ratio_interval(target: FloatArray, legacy: FloatArray, *, clusters: Labels | None = None, level: float) -> Interval:
+def ratio_interval(
+    target: FloatArray,
+    legacy: FloatArray,
+    *,
+    clusters: Labels | None = None,
+    weights: FloatArray | None = None,
+    level: float,
+) -> Interval:
     """Confidence interval for mean(target) / mean(legacy): the ratios that `noninferiority` refutes on neither side.
 
     `lower > 1 - margin` holds exactly where `noninferiority(..., level=(1 - level) / 2)` is proven, and
@@ -115,6 +137,7 @@ def ratio_interval(target: FloatArray, legacy: FloatArray, *, clusters: Labels |
         target: Scores in [0, 1], shape (n,), one per item.
         legacy: Scores in [0, 1], shape (n,), the same items in the same order.
         clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        weights: What each item stands for, such as calls of the traffic, shape (n,), above 0; None if all count once.
         level: Two-sided coverage, e.g. 0.90 beside a one-sided decision at 0.05.
 
     Returns:
@@ -122,13 +145,14 @@ def ratio_interval(target: FloatArray, legacy: FloatArray, *, clusters: Labels |
 
     Raises:
         TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters, or neither arm ever scored.
-        ValueError: shapes disagree, a score is NaN or outside [0, 1], or `level` is no coverage.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], a weight is not above 0, or
+            `level` is no coverage.
 
     Source:
         Tang, Tang and Chan (2003), Statistics in Medicine 22:1217, inverted by root finding.
     """
     tail = _tail(level)
-    pairs = pair_up(target, legacy, clusters)
+    pairs = pair_up(target, legacy, clusters, weights)
     target_sum, legacy_sum = float(pairs.target.sum()), float(pairs.legacy.sum())
     if target_sum == legacy_sum == 0:
         message = (
@@ -137,27 +161,38 @@ def ratio_interval(target: FloatArray, legacy: FloatArray, *, clusters: Labels |
         raise TooFewPairs(message)
     estimate = target_sum / legacy_sum if legacy_sum else math.inf
     start = estimate if 0 < estimate < math.inf else 1.0
-    lower = _crossing(lambda ratio: _p_values(pairs, ratio)[0] - tail, start=start) if target_sum else 0.0
-    upper = _crossing(lambda ratio: tail - _p_values(pairs, ratio)[1], start=start) if legacy_sum else math.inf
-    return Interval(estimate, lower, upper, level, f"inverted {_method(pairs)}")
+    lower = _crossing(lambda ratio: _p_at_ratio(pairs, ratio)[0] - tail, start=start) if target_sum else 0.0
+    upper = _crossing(lambda ratio: tail - _p_at_ratio(pairs, ratio)[1], start=start) if legacy_sum else math.inf
+    return Interval(estimate, lower, upper, level, f"inverted {_method(pairs, 'relative')}")
 
 
 def noninferiority(
-    target: FloatArray, legacy: FloatArray, *, margin: float, clusters: Labels | None = None, level: float
+    target: FloatArray,
+    legacy: FloatArray,
+    *,
+    margin: float,
+    kind: MarginKind = "relative",
+    clusters: Labels | None = None,
+    weights: FloatArray | None = None,
+    level: float,
 ) -> NonInferiority:
-    """Test mean(target) against (1 - margin) x mean(legacy), in both directions.
+    """Test mean(target) against (1 - margin) x mean(legacy), or mean(legacy) - margin, in both directions.
 
-    The total of z = target - (1 - margin) x legacy is compared with its standard error at the margin, so that the
-    legacy mean is measured like the target's and not taken as known. Independent items scored 0 or 1: the score test
-    of paired proportions. Any other scores: the same test on cluster totals with an empirical likelihood and t with
-    G - 1 degrees of freedom. Either claim must survive an imagined pair that speaks against it (half a pair for
-    non-inferiority of independent items, one pair or cluster otherwise), so no sample is infinitely sure.
+    The total of z = target - (1 - margin) x legacy, or target - legacy + margin, is compared with its standard error
+    at the margin, so that the legacy mean is measured like the target's and not taken as known. Independent items
+    scored 0 or 1: the score test of paired proportions. Any other scores, and weighted ones: the same test on cluster
+    totals with an empirical likelihood and t with G - 1 degrees of freedom. Either claim must survive an imagined pair
+    that speaks against it (half a pair for non-inferiority of independent items, one pair or cluster otherwise), so no
+    sample is infinitely sure.
 
     Args:
         target: Scores in [0, 1], shape (n,), one per item.
         legacy: Scores in [0, 1], shape (n,), the same items in the same order.
-        margin: Acceptable loss as a share of the legacy mean, in [0, 1); 0.03 keeps 97 % of it.
+        margin: Acceptable loss, in [0, 1): as a share of the legacy mean (0.03 keeps 97 % of it) or in score points.
+            With 0, `proven` says that the target is better.
+        kind: "relative" for a share of the legacy mean, "absolute" for score points.
         clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        weights: What each item stands for, such as calls of the traffic, shape (n,), above 0; None if all count once.
         level: One-sided error rate of each claim, below 0.5, e.g. 0.05.
 
     Returns:
@@ -165,24 +200,26 @@ def noninferiority(
 
     Raises:
         TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters.
-        ValueError: shapes disagree, a score is NaN or outside [0, 1], or `margin` or `level` is out of range.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], a weight is not above 0, or
+            `margin` or `level` is out of range.
 
     Source:
         Nam and Blackwelder (2002), Statistics in Medicine 21:689; Tang, Tang and Chan (2003), the same, 22:1217;
         Owen (2001), Empirical Likelihood. Error rates: docs/statistics.md.
     """
     _check_test(margin, level)
-    pairs = pair_up(target, legacy, clusters)
-    evidence = _evidence(pairs, 1 - margin)
-    p_noninferior, p_inferior = _p_values(pairs, 1 - margin)
+    pairs = pair_up(target, legacy, clusters, weights)
+    evidence = _evidence(pairs, margin, kind)
+    p_noninferior, p_inferior = _p_values(pairs, evidence)
     return NonInferiority(
         p_noninferior=p_noninferior,
         p_inferior=p_inferior,
         statistic=max(float(evidence.noninferior.score), 0.0) - max(float(evidence.inferior.score), 0.0),
-        method=_method(pairs),
+        method=_method(pairs, kind),
         n_pairs=pairs.n_pairs,
         n_clusters=pairs.n_clusters,
         margin=margin,
+        kind=kind,
         level=level,
     )
 
@@ -192,7 +229,9 @@ def items_needed(
     legacy: FloatArray,
     *,
     margin: float,
+    kind: MarginKind = "relative",
     clusters: Labels | None = None,
+    weights: FloatArray | None = None,
     level: float,
     power: float = 0.8,
 ) -> ItemsNeeded | None:
@@ -204,8 +243,10 @@ def items_needed(
     Args:
         target: Scores in [0, 1], shape (n,), one per item.
         legacy: Scores in [0, 1], shape (n,), the same items in the same order.
-        margin: Acceptable loss as a share of the legacy mean, in [0, 1).
+        margin: Acceptable loss as a share of the legacy mean or in score points, in [0, 1).
+        kind: "relative" for a share of the legacy mean, "absolute" for score points.
         clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        weights: What each item stands for, such as calls of the traffic, shape (n,), above 0; None if all count once.
         level: One-sided error rate, below 0.5.
         power: Chance to decide with that many items, above `level` and below 1.
 
@@ -215,7 +256,8 @@ def items_needed(
 
     Raises:
         TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters.
-        ValueError: shapes disagree, a score is NaN or outside [0, 1], or `margin`, `level` or `power` is out of range.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], a weight is not above 0, or
+            `margin`, `level` or `power` is out of range.
 
     Source:
         The power of a score test, with the variance at the margin for `level` and the observed one for `power`;
@@ -225,13 +267,13 @@ def items_needed(
     if not level < power < 1:
         message = f"power is {power}; a chance between the level, {level}, and 1 is needed"
         raise ValueError(message)
-    pairs = pair_up(target, legacy, clusters)
-    totals, n = pairs.target - (1 - margin) * pairs.legacy, pairs.n_pairs
+    pairs = pair_up(target, legacy, clusters, weights)
+    totals, n = _totals(pairs, margin, kind), pairs.n_pairs
     effect = float(totals.sum()) / n
     if math.isclose(effect, 0, abs_tol=1e-12):
         return None
     direction: Direction = "noninferior" if effect > 0 else "inferior"
-    evidence = getattr(_evidence(pairs, 1 - margin), direction)
+    evidence = getattr(_evidence(pairs, margin, kind), direction)
     spread = float(np.sum((totals - effect * pairs.sizes) ** 2)) * pairs.n_clusters / (pairs.n_clusters - 1)
     reach = float(
         -normal_quantile(level) * math.sqrt(evidence.variance / n) + normal_quantile(power) * math.sqrt(spread / n)
@@ -242,24 +284,47 @@ def items_needed(
     return ItemsNeeded(total, direction, power) if total <= MOST_ITEMS else None
 
 
-def _evidence(pairs: Pairs, ratio: float) -> MarginEvidence:
+def _totals(pairs: Pairs, margin: float, kind: MarginKind) -> FloatArray:
+    if kind == "relative":
+        return pairs.target - (1 - margin) * pairs.legacy
+    return pairs.target - pairs.legacy + margin * pairs.sizes
+
+
+def _evidence(pairs: Pairs, margin: float, kind: MarginKind) -> MarginEvidence:
+    if kind == "absolute":
+        return evidence_of_differences(pairs.target, pairs.legacy, pairs.sizes, margin=margin)
+    return _ratio_evidence(pairs, 1 - margin)
+
+
+def _ratio_evidence(pairs: Pairs, ratio: float) -> MarginEvidence:
     if pairs.counts:
         return evidence_of_counts(*pairs.counts, ratio=ratio)
     return evidence_of_sums(pairs.target, pairs.legacy, pairs.sizes, ratio=ratio)
 
 
-def _p_values(pairs: Pairs, ratio: float) -> tuple[float, float]:
-    evidence = _evidence(pairs, ratio)
+def _p_at_ratio(pairs: Pairs, ratio: float) -> tuple[float, float]:
+    return _p_values(pairs, _ratio_evidence(pairs, ratio))
+
+
+def _p_values(pairs: Pairs, evidence: MarginEvidence) -> tuple[float, float]:
     scores = np.array([evidence.noninferior.score, evidence.inferior.score])
     p_noninferior, p_inferior = normal_tail(scores) if pairs.counts else t_tail(scores, pairs.n_clusters - 1)
     return float(p_noninferior), float(p_inferior)
 
 
-def _method(pairs: Pairs) -> str:
+def _method(pairs: Pairs, kind: MarginKind) -> str:
+    what = "ratio" if kind == "relative" else "difference"
     if pairs.counts:
-        return "score test of the ratio of paired proportions"
-    of = "" if pairs.alone else f" over {pairs.n_clusters} clusters"
-    return f"empirical score test of the ratio of paired means{of}"
+        return f"score test of the {what} of paired proportions"
+    return f"empirical score test of the {what} of paired means{_over(pairs)}"
+
+
+def _over(pairs: Pairs) -> str:
+    """Say what the sums are over, where it is not simply the items."""
+    clusters = "" if pairs.alone else f" over {pairs.n_clusters} clusters"
+    if pairs.sizes.max() > 1 and pairs.alone:
+        return f", weighted (like {effective_number(pairs.sizes):.0f} equal items)"
+    return clusters
 
 
 def _crossing(excess: Callable[[float], float], *, start: float) -> float:

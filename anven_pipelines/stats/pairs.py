@@ -31,19 +31,16 @@ class Counts(NamedTuple):
 class Pairs:
     """Sums by cluster; a pair that stands alone is a cluster of one.
 
-    `target`, `legacy` and `sizes` have shape (n_clusters,) and hold the summed scores and the number of pairs.
-    `counts` is there where every score is 0 or 1 and every pair stands alone.
+    `target`, `legacy` and `sizes` have shape (n_clusters,) and hold the summed scores and the number of pairs; with
+    weights, the weighted sums, the weights scaled to a mean of 1. `counts` is there where every score is 0 or 1, every
+    pair stands alone and all weigh the same.
     """
 
     target: FloatArray
     legacy: FloatArray
     sizes: FloatArray
     counts: Counts | None
-
-    @property
-    def n_pairs(self) -> int:
-        """Number of pairs."""
-        return int(self.sizes.sum())
+    n_pairs: int
 
     @property
     def n_clusters(self) -> int:
@@ -56,20 +53,27 @@ class Pairs:
         return self.n_clusters == self.n_pairs
 
 
-def pair_up(target: FloatArray, legacy: FloatArray, clusters: Labels | None) -> Pairs:
+def pair_up(
+    target: FloatArray, legacy: FloatArray, clusters: Labels | None, weights: FloatArray | None = None
+) -> Pairs:
     """Check paired scores and sum them by cluster.
 
     Args:
         target: Scores in [0, 1], shape (n,), one per item.
         legacy: Scores in [0, 1], shape (n,), the same items in the same order.
         clusters: Cluster of each item, shape (n,), any type that sorts; None if items are independent.
+        weights: What each item stands for, such as calls of the traffic, shape (n,), above 0; None if all count once.
 
     Returns:
-        The sums; clusters that all hold one item count as no clusters.
+        The sums; clusters that all hold one item count as no clusters, equal weights as none.
 
     Raises:
-        ValueError: shapes disagree, a score is NaN or outside [0, 1], or a cluster is NaN.
-        TooFewPairs: fewer than MIN_PAIRS pairs, or fewer than MIN_CLUSTERS clusters.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], a cluster is NaN, or a weight is not above 0.
+        TooFewPairs: fewer than MIN_PAIRS pairs, or fewer than MIN_CLUSTERS clusters by their number or by Kish's
+            effective number, which a few heavy ones leave small.
+
+    Source:
+        Kish (1965), Survey Sampling, section 11.7, for the effective number.
     """
     target, legacy = _scores("target", target), _scores("legacy", legacy)
     if target.shape != legacy.shape:
@@ -79,16 +83,56 @@ def pair_up(target: FloatArray, legacy: FloatArray, clusters: Labels | None) -> 
         message = f"{target.size} pairs; at least {MIN_PAIRS} are needed: measure more items"
         raise TooFewPairs(message)
     labels = _labels(clusters, target.size)
-    sizes = np.bincount(labels).astype(np.float64)
+    scaled = _scaled(weights, target.size)
+    sizes = np.bincount(labels, weights=scaled).astype(np.float64)
     if sizes.size < MIN_CLUSTERS:
         message = f"{target.size} pairs in {sizes.size} clusters; {MIN_CLUSTERS} clusters are needed: measure more"
         raise TooFewPairs(message)
+    # Without weights, unequal clusters are what the error rates were measured with.
+    if scaled is not None and (effective := effective_number(sizes)) < MIN_CLUSTERS:
+        message = (
+            f"{sizes.size} clusters of such unequal weight count like {effective:.1f}; {MIN_CLUSTERS} are needed: "
+            "measure more"
+        )
+        raise TooFewPairs(message)
+    alone = sizes.size == target.size and scaled is None
     return Pairs(
-        target=np.bincount(labels, weights=target).astype(np.float64),
-        legacy=np.bincount(labels, weights=legacy).astype(np.float64),
+        target=_summed(labels, target, scaled),
+        legacy=_summed(labels, legacy, scaled),
         sizes=sizes,
-        counts=_counts(target, legacy) if sizes.size == target.size else None,
+        counts=_counts(target, legacy) if alone else None,
+        n_pairs=target.size,
     )
+
+
+def effective_number(weights: FloatArray) -> float:
+    """Return how many equally weighted items carry as much information: (sum w)^2 / sum w^2.
+
+    Args:
+        weights: Shape (n,), 0 or more, of which one is above 0.
+
+    Source:
+        Kish (1965), Survey Sampling, section 11.7.
+    """
+    return float(weights.sum()) ** 2 / float(weights @ weights)
+
+
+def _scaled(weights: FloatArray | None, n: int) -> FloatArray | None:
+    """Return weights with a mean of 1, or None where all are equal."""
+    if weights is None:
+        return None
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != (n,):
+        message = f"weights have shape {weights.shape}; one weight per pair, shape ({n},), is needed"
+        raise ValueError(message)
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        message = f"the smallest weight is {weights.min()}; finite weights above 0 are needed: leave other items out"
+        raise ValueError(message)
+    return None if np.ptp(weights) == 0 else weights / weights.mean()
+
+
+def _summed(labels: npt.NDArray[np.intp], scores: FloatArray, weights: FloatArray | None) -> FloatArray:
+    return np.bincount(labels, weights=scores if weights is None else scores * weights).astype(np.float64)
 
 
 def _scores(name: str, scores: FloatArray) -> FloatArray:

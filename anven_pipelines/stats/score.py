@@ -1,4 +1,4 @@
-"""Score tests of a ratio of paired means, on whole arrays of samples at once.
+"""Score tests of a ratio or a difference of paired means, on whole arrays of samples at once.
 
 Every test compares a total with its standard error under the hypothesis that is to be refuted, and every test first
 adds an imagined pair that speaks against the claim: a small or degenerate sample (no pair lost so far) is then never
@@ -98,12 +98,37 @@ def evidence_of_sums(target: FloatArray, legacy: FloatArray, sizes: FloatArray, 
         The score test above, with the empirical likelihood of Owen (2001), Empirical Likelihood, chapter 3, in place
         of the multinomial one and cluster totals in place of pairs. For counts the two are the same test.
     """
-    totals = target - ratio * legacy
+    return _evidence(target - ratio * legacy, sizes, lost=-ratio, gained=1.0)
+
+
+def evidence_of_differences(
+    target: FloatArray, legacy: FloatArray, sizes: FloatArray, *, margin: float
+) -> MarginEvidence:
+    """Weigh cluster sums of any scores in [0, 1] against a difference of the two means.
+
+    Args:
+        target: Summed scores by cluster, shape (..., clusters).
+        legacy: The same of the legacy.
+        sizes: Number of pairs by cluster, the same shape; 0 for a cluster that one sample of several lacks.
+        margin: Loss under the hypothesis, in score points: the target's mean is the legacy's less this.
+
+    Returns:
+        Evidence in score points, shape (...); its score is compared with the normal for independent items scored 0
+        or 1, where the test is Tango's, and else with t, clusters - 1 degrees of freedom.
+
+    Source:
+        Tango (1998), Statistics in Medicine 17:891, with the empirical likelihood as in `evidence_of_sums`.
+    """
+    return _evidence(target - legacy + margin * sizes, sizes, lost=margin - 1, gained=margin + 1)
+
+
+def _evidence(totals: FloatArray, sizes: FloatArray, *, lost: float, gained: float) -> MarginEvidence:
+    """Weigh totals with an imagined pair, or cluster, of the value that speaks against each claim."""
     typical = np.asarray((sizes**2).sum(-1) / sizes.sum(-1))
-    lost = LOST_PAIR if sizes.max() <= 1 else LOST_CLUSTER
+    weight = LOST_PAIR if sizes.max() <= 1 else LOST_CLUSTER
     return MarginEvidence(
-        _guarded(totals, -ratio * typical, weight=lost),
-        _guarded(-totals, -typical, weight=GAINED_PAIR),
+        _guarded(totals, lost * typical, weight=weight),
+        _guarded(-totals, -gained * typical, weight=GAINED_PAIR),
     )
 
 
