@@ -10,9 +10,9 @@ import numpy as np
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.cluster_t import guarded_t_bound
-from anven_pipelines.stats.distributions import normal_quantile, normal_tail, root_between, t_tail
+from anven_pipelines.stats.distributions import normal_quantile, normal_tail, root_between, t_quantile, t_tail
 from anven_pipelines.stats.interval import Interval
-from anven_pipelines.stats.pairs import FloatArray, Labels, Pairs, effective_number, pair_up
+from anven_pipelines.stats.pairs import Discordant, FloatArray, Labels, Pairs, effective_number, pair_up
 from anven_pipelines.stats.score import (
     MarginEvidence,
     evidence_of_counts,
@@ -79,9 +79,10 @@ def difference_interval(
 ) -> Interval:
     """Confidence interval for mean(target - legacy).
 
-    Tango's score interval where scores are 0 or 1 and items are independent. Otherwise a cluster-robust t interval
-    with the factor G / (G - 1) and G - 1 degrees of freedom, each bound of which counts one imagined cluster beyond
-    it: 30 equal pairs do not give an interval without width.
+    Tango's score interval where scores are 0 or 1; with clusters or weights, on as many pairs as carry the same
+    information: the pairs over the design effect, cluster-robust variance over that of independent items. Graded
+    scores: a cluster-robust t interval with the factor G / (G - 1) and G - 1 degrees of freedom, each bound of which
+    counts one imagined cluster beyond it: 30 equal pairs do not give an interval without width.
 
     Args:
         target: Scores in [0, 1], shape (n,), one per item.
@@ -99,16 +100,20 @@ def difference_interval(
             `level` is no coverage.
 
     Source:
-        Tango (1998), Statistics in Medicine 17:891; Miller (2024), arXiv:2411.00640, section 2.
+        Tango (1998), Statistics in Medicine 17:891; Rao and Scott (1992), Biometrics 48:577, and Korn and Graubard
+        (1998), Survey Methodology 24:193, for effective counts; Miller (2024), arXiv:2411.00640, section 2.
     """
     tail = _tail(level)
     pairs = pair_up(target, legacy, clusters, weights)
     # Weights have a mean of 1, so that they sum to the number of pairs.
     estimate = float(pairs.target.sum() - pairs.legacy.sum()) / pairs.n_pairs
-    if pairs.counts:
-        z, (_, gained, lost) = -normal_quantile(tail), pairs.counts
-        bounds = _tango_lower(gained, lost, pairs.n_pairs, z=z), -_tango_lower(lost, gained, pairs.n_pairs, z=z)
-        method = "Tango score interval of paired proportions"
+    if pairs.discordant:
+        effect = 1.0 if pairs.counts else _design_effect(pairs, pairs.discordant)
+        z = -float(normal_quantile(tail)) if pairs.counts else float(t_quantile(1 - tail, pairs.n_clusters - 1))
+        n, gained, lost = (each / effect for each in (pairs.n_pairs, *pairs.discordant))
+        bounds = _tango_lower(gained, lost, n, z=z), -_tango_lower(lost, gained, n, z=z)
+        like = "" if pairs.counts else f", {pairs.n_pairs} pairs with a design effect of {effect:.2f}"
+        method = f"Tango score interval of paired proportions{like}"
     else:
         sums = pairs.target - pairs.legacy
         bounds = (
@@ -341,7 +346,22 @@ def _crossing(excess: Callable[[float], float], *, start: float) -> float:
     return root_between(excess, low, high) if low < high else low
 
 
-def _tango_lower(gained: int, lost: int, n: int, *, z: float) -> float:
+def _design_effect(pairs: Pairs, discordant: Discordant) -> float:
+    """Variance of the mean difference with clusters and weights over that of as many independent, equal pairs.
+
+    Where no pair is discordant nothing says how alike the pairs of a cluster are: they are taken to be one.
+    """
+    n, gained, lost = pairs.n_pairs, *discordant
+    mean = (gained - lost) / n
+    independent = ((gained + lost) / n - mean**2) / n
+    if independent <= 0:
+        return float(pairs.sizes @ pairs.sizes) / n
+    residuals = pairs.target - pairs.legacy - mean * pairs.sizes
+    robust = pairs.n_clusters / (pairs.n_clusters - 1) * float(residuals @ residuals) / n**2
+    return max(robust / independent, 1.0)
+
+
+def _tango_lower(gained: float, lost: float, n: float, *, z: float) -> float:
     """Lower bound for (gained - lost) / n; the upper one is that of the swapped arms, negated."""
 
     def excess(difference: float) -> float:

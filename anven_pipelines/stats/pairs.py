@@ -27,19 +27,27 @@ class Counts(NamedTuple):
     lost: int
 
 
+class Discordant(NamedTuple):
+    """Pairs that only one arm got right, each counted with its weight."""
+
+    gained: float
+    lost: float
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Sums by cluster; a pair that stands alone is a cluster of one.
 
     `target`, `legacy` and `sizes` have shape (n_clusters,) and hold the summed scores and the number of pairs; with
-    weights, the weighted sums, the weights scaled to a mean of 1. `counts` is there where every score is 0 or 1, every
-    pair stands alone and all weigh the same.
+    weights, the weighted sums, the weights scaled to a mean of 1. `discordant` is there where every score is 0 or 1,
+    and `counts` where moreover every pair stands alone and all weigh the same.
     """
 
     target: FloatArray
     legacy: FloatArray
     sizes: FloatArray
     counts: Counts | None
+    discordant: Discordant | None
     n_pairs: int
 
     @property
@@ -96,11 +104,13 @@ def pair_up(
         )
         raise TooFewPairs(message)
     alone = sizes.size == target.size and scaled is None
+    binary = bool(np.isin(target, (0, 1)).all() and np.isin(legacy, (0, 1)).all())
     return Pairs(
         target=_summed(labels, target, scaled),
         legacy=_summed(labels, legacy, scaled),
         sizes=sizes,
-        counts=_counts(target, legacy) if alone else None,
+        counts=_counts(target, legacy) if binary and alone else None,
+        discordant=_discordant(target, legacy, scaled) if binary else None,
         n_pairs=target.size,
     )
 
@@ -163,8 +173,11 @@ def _labels(clusters: Labels | None, n: int) -> npt.NDArray[np.intp]:
     return np.unique(clusters, return_inverse=True)[1]
 
 
-def _counts(target: FloatArray, legacy: FloatArray) -> Counts | None:
-    if not (np.isin(target, (0, 1)).all() and np.isin(legacy, (0, 1)).all()):
-        return None
+def _counts(target: FloatArray, legacy: FloatArray) -> Counts:
     both = int((target * legacy).sum())
     return Counts(both, gained=int(target.sum()) - both, lost=int(legacy.sum()) - both)
+
+
+def _discordant(target: FloatArray, legacy: FloatArray, weights: FloatArray | None) -> Discordant:
+    weights = np.ones(target.size) if weights is None else weights
+    return Discordant(gained=float(weights[target > legacy].sum()), lost=float(weights[target < legacy].sum()))
