@@ -339,6 +339,8 @@ class SignOff(Section):
 
     quality_margin: Share = 0.03
     """Largest loss of mean score that is acceptable, as a share of the legacy mean (3 % is 0.03)."""
+    margin_kind: Literal["relative", "absolute"] = "relative"
+    """`relative`: the margin is a share of the legacy mean; `absolute`: it is in score points (3 points are 0.03)."""
     level: Annotated[float, AfterValidator(_level), Field(json_schema_extra={"exclusiveMaximum": 0.5})] = 0.05
     """One-sided error rate of the test."""
     ttft_increase: float = Field(default=0.20, ge=0)

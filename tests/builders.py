@@ -40,6 +40,8 @@ def scores_of(legacy: list[float | None], target: list[float | None], **columns:
                 "endpoint": ["chat"] * len(items),
                 "task": ["qa"] * len(items),
                 "length_band": ["short"] * len(items),
+                "weight": [1.0] * len(items),
+                "role": ["traffic"] * len(items),
                 "legacy_score": pl.Series(legacy, dtype=pl.Float64),
                 "target_score": pl.Series(target, dtype=pl.Float64),
                 "legacy_reason": [None if score is not None else "no answer logged" for score in legacy],
@@ -74,6 +76,8 @@ def golden_of(items: int, **columns: Any) -> pl.DataFrame:
                 "endpoint": ["chat"] * items,
                 "task": ["qa"] * items,
                 "length_band": ["short"] * items,
+                "weight": [1.0] * items,
+                "role": ["traffic"] * items,
             }
             | columns
         )

@@ -5,7 +5,7 @@ import io
 
 import dagster as dg
 
-from anven_pipelines.domain.evaluation import Quality, Segment
+from anven_pipelines.domain.quality import Quality, Segment
 
 # Colour-blind safe (Okabe & Ito 2008); the outcome also stands in words beside each bar.
 _COLOURS = {"not worse": "#009E73", "worse": "#D55E00", "unproven": "#56606B", "too few items": "#B8BEC5"}

@@ -50,6 +50,8 @@ GOLDEN: Final = Table(
         Column("endpoint", pl.String, "Stratum: API endpoint of the call, or `unknown`."),
         Column("task", pl.String, "Stratum: `task` of the call's tags, or `unknown`."),
         Column("length_band", pl.String, "Stratum: `short`, `medium` or `long` prompt, by fixed bounds."),
+        Column("weight", pl.Float64, "Calls of the traffic that the item stands for."),
+        Column("role", pl.String, "`traffic`, or the quota that the item was added for."),
     ),
 )
 
@@ -187,6 +189,8 @@ def _described(candidates: pl.DataFrame, golden: Golden) -> pl.DataFrame:
         .with_columns(
             length_band().fill_null("unknown").alias("length_band"),
             pl.col("application", "endpoint", "task").fill_null("unknown"),
+            pl.lit(1.0).alias("weight"),
+            pl.lit("traffic").alias("role"),
         )
         .with_columns(stratum.alias("stratum"))
     )

@@ -9,15 +9,11 @@ from anven_pipelines.domain.evaluation import (
     Arm,
     Finding,
     Missingness,
-    Quality,
-    Segment,
     arm_of,
     compare_missingness,
-    compare_quality,
-    compare_segments,
     side_by_side,
 )
-from anven_pipelines.domain.sign_off import explain_quality
+from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments, explain_quality
 from anven_pipelines.spec import EndpointTarget, Migration
 
 if TYPE_CHECKING:

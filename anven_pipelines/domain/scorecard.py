@@ -10,13 +10,10 @@ from anven_pipelines.domain.evaluation import (
     ContractReport,
     Finding,
     Missingness,
-    Quality,
-    Segment,
     compare_missingness,
-    compare_quality,
-    compare_segments,
     report_contract,
 )
+from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments
 
 if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
@@ -53,14 +50,15 @@ _UNBROKEN = "\u00a0to\u00a0"  # the UI would break every row in two
 def draw_up(scores: pl.DataFrame, migration: Migration) -> Scorecard:
     """Compare the open items; of the sealed ones only how many were measured is told."""
     opened = scores.filter(pl.col("split") == "open").sort("item_id")
-    margin, level = migration.sign_off.quality_margin, migration.sign_off.level
+    criteria = migration.sign_off
+    margin, kind, level = criteria.quality_margin, criteria.margin_kind, criteria.level
     lost = opened.filter(pl.col("target_score") < pl.col("legacy_score"))
     return Scorecard(
         workload=migration.workload,
         open_items=opened.height,
         sealed_items=scores.height - opened.height,
-        quality=None if opened.is_empty() else compare_quality(opened, margin=margin, level=level),
-        segments=compare_segments(opened, migration.golden.strata, margin=margin, level=level),
+        quality=None if opened.is_empty() else compare_quality(opened, margin=margin, kind=kind, level=level),
+        segments=compare_segments(opened, migration.golden.strata, margin=margin, kind=kind, level=level),
         missingness=compare_missingness(scores, level=level),
         contract=report_contract(opened, declared=migration.contract.json_object),
         lost_items=lost["item_id"].head(_LOST_SHOWN).to_list(),

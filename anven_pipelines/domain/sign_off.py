@@ -18,13 +18,10 @@ from anven_pipelines.domain.evaluation import (
     ContractReport,
     Finding,
     Missingness,
-    Quality,
-    Segment,
     compare_missingness,
-    compare_quality,
-    compare_segments,
     report_contract,
 )
+from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments, explain_quality
 from anven_pipelines.stats.quantiles import paired_quantile_difference
 
 if TYPE_CHECKING:
@@ -112,9 +109,10 @@ def decide(
     """
     sealed = scores.filter(pl.col("split") == "sealed").sort("item_id")
     spec = migration.sign_off
-    quality = compare_quality(sealed, margin=spec.quality_margin, level=spec.level)
-    missingness = compare_missingness(sealed, level=spec.level)
-    segments = compare_segments(sealed, migration.golden.strata, margin=spec.quality_margin, level=spec.level)
+    margin, kind, level = spec.quality_margin, spec.margin_kind, spec.level
+    quality = compare_quality(sealed, margin=margin, kind=kind, level=level)
+    missingness = compare_missingness(sealed, level=level)
+    segments = compare_segments(sealed, migration.golden.strata, margin=margin, kind=kind, level=level)
     speed = assess_speed(sealed, spec, seed=migration.golden.seed)
     safety = Safety(status="unmeasured", reason="no safety suite has been run on the target's answers")
     criteria = [
@@ -195,45 +193,6 @@ def assess_speed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> Speed:
         interval_ms=(round(increase.lower, 3), round(increase.upper, 3)),
         **facts,
     )
-
-
-def explain_quality(quality: Quality) -> str:
-    """Say in one sentence what was proven about the mean score, or what is missing to prove it."""
-    if quality.outcome == "too few items" or quality.interval is None:
-        return _explain_too_few(quality)
-    lower, upper = quality.interval
-    found = (
-        f"mean score {quality.target_mean:.2%} against {quality.legacy_mean:.2%}, difference "
-        f"{_points(quality.estimate)} ({_points(lower)} to {_points(upper)}), "
-        f"margin {quality.margin:.1%} of legacy = {_points(quality.margin_points, sign='')}"
-    )
-    if quality.outcome == "not worse":
-        return f"not worse than the margin is proven: {found}"
-    if quality.outcome == "worse":
-        return f"worse than the margin is proven: {found}"
-    if quality.n_measured < quality.n:
-        missing = f"{quality.n - quality.n_measured} of {quality.n} items are unmeasured"
-        return (
-            f"neither side is proven: {found}; {missing} and count against whatever is to be proven: "
-            "get their answers and scores first"
-        )
-    if quality.n_needed is None:
-        return f"neither side is proven and no feasible number of items would decide: {found}"
-    return (
-        f"neither side is proven: {found}; about {quality.items_still_needed:,} more items "
-        f"({quality.n_needed:,} in all) would prove {quality.needed_to_prove} at 80 % power if the difference stays"
-    )
-
-
-def _explain_too_few(quality: Quality) -> str:
-    found = f"only {quality.n_measured} of {quality.n} items were measured in both arms, too few for any test"
-    if quality.n_needed is None:
-        return f"{found}: get the missing answers and scores first"
-    return f"{found}; about {quality.n_needed:,} in all would prove equal models not worse at 80 % power"
-
-
-def _points(value: float | None, *, sign: str = "+") -> str:
-    return "unknown" if value is None else f"{100 * value:{sign}.2f} points"
 
 
 def _quality_status(quality: Quality) -> Status:

@@ -12,7 +12,7 @@ from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.cluster_t import guarded_t_bound
 from anven_pipelines.stats.distributions import normal_quantile, normal_tail, root_between, t_quantile, t_tail
 from anven_pipelines.stats.interval import Interval
-from anven_pipelines.stats.pairs import Discordant, FloatArray, Labels, Pairs, effective_number, pair_up
+from anven_pipelines.stats.pairs import FloatArray, Labels, Pairs, effective_number, pair_up
 from anven_pipelines.stats.score import (
     MarginEvidence,
     evidence_of_counts,
@@ -108,7 +108,7 @@ def difference_interval(
     # Weights have a mean of 1, so that they sum to the number of pairs.
     estimate = float(pairs.target.sum() - pairs.legacy.sum()) / pairs.n_pairs
     if pairs.discordant:
-        effect = 1.0 if pairs.counts else _design_effect(pairs, pairs.discordant)
+        effect = _design_effect(pairs)
         z = -float(normal_quantile(tail)) if pairs.counts else float(t_quantile(1 - tail, pairs.n_clusters - 1))
         n, gained, lost = (each / effect for each in (pairs.n_pairs, *pairs.discordant))
         bounds = _tango_lower(gained, lost, n, z=z), -_tango_lower(lost, gained, n, z=z)
@@ -123,6 +123,31 @@ def difference_interval(
         method = f"paired t interval{_over(pairs)}, one imagined pair beyond each bound"
     # Rounding alone may put a bound a hair on the wrong side of the estimate.
     return Interval(estimate, min(bounds[0], estimate), max(bounds[1], estimate), level, method)
+
+
+def design_effect(
+    target: FloatArray, legacy: FloatArray, *, clusters: Labels | None = None, weights: FloatArray | None = None
+) -> float:
+    """Variance of the mean difference with clusters and weights over that of as many independent, equal pairs.
+
+    Args:
+        target: Scores in [0, 1], shape (n,), one per item.
+        legacy: Scores in [0, 1], shape (n,), the same items in the same order.
+        clusters: Cluster (conversation) of each item, shape (n,); None if items are independent.
+        weights: What each item stands for, shape (n,), above 0; None if all count once.
+
+    Returns:
+        A factor of at least 1; where no pair differs nothing says how alike the pairs of a cluster are, and they are
+        taken to be one.
+
+    Raises:
+        TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters.
+        ValueError: shapes disagree, a score is NaN or outside [0, 1], or a weight is not above 0.
+
+    Source:
+        Rao and Scott (1992), Biometrics 48:577; Miller (2024), arXiv:2411.00640, section 2.
+    """
+    return _design_effect(pair_up(target, legacy, clusters, weights))
 
 
 def ratio_interval(
@@ -289,6 +314,18 @@ def items_needed(
     return ItemsNeeded(total, direction, power) if total <= MOST_ITEMS else None
 
 
+def _design_effect(pairs: Pairs) -> float:
+    n = pairs.n_pairs
+    if pairs.sizes.max() <= 1:
+        return 1.0
+    if pairs.spread <= 0:
+        return float(pairs.sizes @ pairs.sizes) / n
+    mean = float(pairs.target.sum() - pairs.legacy.sum()) / n
+    residuals = pairs.target - pairs.legacy - mean * pairs.sizes
+    robust = pairs.n_clusters / (pairs.n_clusters - 1) * float(residuals @ residuals)
+    return max(robust / (n * pairs.spread), 1.0)
+
+
 def _totals(pairs: Pairs, margin: float, kind: MarginKind) -> FloatArray:
     if kind == "relative":
         return pairs.target - (1 - margin) * pairs.legacy
@@ -344,21 +381,6 @@ def _crossing(excess: Callable[[float], float], *, start: float) -> float:
         if high > _LARGEST_RATIO:
             return math.inf
     return root_between(excess, low, high) if low < high else low
-
-
-def _design_effect(pairs: Pairs, discordant: Discordant) -> float:
-    """Variance of the mean difference with clusters and weights over that of as many independent, equal pairs.
-
-    Where no pair is discordant nothing says how alike the pairs of a cluster are: they are taken to be one.
-    """
-    n, gained, lost = pairs.n_pairs, *discordant
-    mean = (gained - lost) / n
-    independent = ((gained + lost) / n - mean**2) / n
-    if independent <= 0:
-        return float(pairs.sizes @ pairs.sizes) / n
-    residuals = pairs.target - pairs.legacy - mean * pairs.sizes
-    robust = pairs.n_clusters / (pairs.n_clusters - 1) * float(residuals @ residuals) / n**2
-    return max(robust / independent, 1.0)
 
 
 def _tango_lower(gained: float, lost: float, n: float, *, z: float) -> float:

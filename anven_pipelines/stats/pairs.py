@@ -40,7 +40,8 @@ class Pairs:
 
     `target`, `legacy` and `sizes` have shape (n_clusters,) and hold the summed scores and the number of pairs; with
     weights, the weighted sums, the weights scaled to a mean of 1. `discordant` is there where every score is 0 or 1,
-    and `counts` where moreover every pair stands alone and all weigh the same.
+    and `counts` where moreover every pair stands alone and all weigh the same. `spread` is the variance of a single
+    pair's difference, weighted.
     """
 
     target: FloatArray
@@ -48,6 +49,7 @@ class Pairs:
     sizes: FloatArray
     counts: Counts | None
     discordant: Discordant | None
+    spread: float
     n_pairs: int
 
     @property
@@ -111,6 +113,7 @@ def pair_up(
         sizes=sizes,
         counts=_counts(target, legacy) if binary and alone else None,
         discordant=_discordant(target, legacy, scaled) if binary else None,
+        spread=float(np.cov(target - legacy, aweights=scaled, ddof=0)),
         n_pairs=target.size,
     )
 

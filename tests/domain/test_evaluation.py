@@ -12,12 +12,11 @@ from anven_pipelines.domain.evaluation import (
     Arm,
     arm_of,
     compare_missingness,
-    compare_quality,
-    compare_segments,
     report_contract,
     side_by_side,
 )
 from anven_pipelines.domain.power import items_for
+from anven_pipelines.domain.quality import compare_quality, compare_segments
 from tests.builders import answers_of, golden_of, paired_scores, scores_of
 
 MARGIN = 0.03

@@ -93,6 +93,8 @@ def test_a_qualifying_call_becomes_a_golden_row_with_all_that_was_logged() -> No
         "endpoint": "/v1/chat/completions",
         "task": "arithmetic",
         "length_band": "short",
+        "weight": 1.0,
+        "role": "traffic",
         **measured,
     }
 
