@@ -27,7 +27,7 @@ def test_a_target_that_is_better_is_said_to_be() -> None:
 
 def test_an_item_weighs_as_many_calls_as_it_stands_for() -> None:
     legacy: list[float | None] = [1.0] * 400
-    target: list[float | None] = [0.0] * 20 + [1.0] * 380
+    target: list[float | None] = [0.0 if at < 20 else 1.0 for at in range(400)]
     heavy = compare_quality(scores_of(legacy, target, weight=[10.0] * 20 + [1.0] * 380), margin=MARGIN, level=LEVEL)
     assert heavy.estimate == pytest.approx(-200 / 580, abs=1e-6)
     assert heavy.target_mean == pytest.approx(380 / 580, abs=1e-6)
