@@ -42,6 +42,8 @@ SCORES = Table(
         Column("endpoint", pl.String, "Stratum: API endpoint of the call."),
         Column("task", pl.String, "Stratum: task the log names."),
         Column("length_band", pl.String, "Stratum: length of the prompt."),
+        Column("risk", pl.String, "Stratum: risk tier of the call."),
+        Column("language", pl.String, "Stratum: language of the prompt."),
         Column("legacy_score", pl.Float64, "Score of the legacy answer in [0, 1]; NULL is not measured."),
         Column("target_score", pl.Float64, "Score of the target answer in [0, 1]; NULL is not measured."),
         Column("legacy_reason", pl.String, "Why the legacy answer scored 0 or was not measured."),
