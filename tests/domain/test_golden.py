@@ -307,6 +307,80 @@ def test_facts_account_for_every_stratum() -> None:
     assert json.loads(canonical_json(facts)) == facts
 
 
+def test_near_duplicates_become_one_item_that_weighs_as_many_calls() -> None:
+    calls = [call(n, messages=PROMPT) for n in range(4)] + [call(n) for n in range(10, 16)]
+    result = frozen(calls)
+    assert sorted(result.rows["weight"]) == [1.0] * 6 + [4.0]
+    assert result.exclusions == {"near duplicate": 3}
+    assert (result.facts["available"], result.facts["calls"]) == (7, 10)
+    assert frozen(calls, migration(near_duplicates="keep")).rows["weight"].to_list() == [1.0] * 10
+
+
+def test_who_asks_and_how_the_answer_travels_make_no_other_prompt() -> None:
+    asked = ['{"temperature":0,"user":"a","seed":1}', '{"stream":true,"temperature":0}', '{"temperature":1}']
+    result = frozen([call(n, messages=PROMPT, params=params) for n, params in enumerate(asked)])
+    assert sorted(result.rows["weight"]) == [1.0, 2.0]
+
+
+def test_risk_and_language_come_from_the_tags_first() -> None:
+    spec = migration(strata=["risk", "language"]).model_copy(update={"risk": "medium"})
+    german = canonical_json([{"role": "user", "content": "Wie viel kostet das Zimmer pro Nacht mit Frühstück?"}])
+    calls = [
+        call(1, tags='{"risk":"High","language":"pt"}', messages=german),
+        call(2, messages=german),
+        call(3),
+    ]
+    rows = frozen(calls, spec).rows
+    assert rows.select("risk", "language").rows() == [("high", "pt"), ("medium", "de"), ("medium", "unknown")]
+    assert set(frozen(calls, migration(near_duplicates="keep")).rows["language"]) == {"pt", "unknown"}
+
+
+def test_quotas_add_items_that_stand_for_no_traffic() -> None:
+    edge, probe = '{"edge_case":true}', '{"adversarial":true}'
+    calls = [call(n) for n in range(50)] + [call(n, tags=edge) for n in range(50, 60)]
+    calls += [call(n, tags=probe) for n in range(60, 70)]
+    declared = log(*(call(n, model=None, application=None) for n in range(70, 75)))
+    spec = migration(size=20, holdout=0.5, quotas={"edge_case": 4, "adversarial": 12})
+    result = freeze(log(*calls), spec, needed=0, adversarial=declared)
+    by_role = result.rows.group_by("role").agg(pl.len(), pl.col("weight").sum(), (pl.col("split") == "sealed").sum())
+    assert sorted(by_role.rows()) == [
+        ("adversarial", 12, 0.0, 6),
+        ("edge_case", 4, 0.0, 2),
+        ("traffic", 20, pytest.approx(60), 10),
+    ]
+    edges = result.rows.filter(pl.col("role") == "edge_case")
+    assert all("r0050" <= name < "r0060" for name in edges["id"])
+    assert result.exclusions == {"adversarial beyond the quota": 3, "not drawn": 36}
+    assert result.facts["quotas"]["adversarial"] == {"wanted": 12, "found": 15, "drawn": 12, "sealed": 6}
+
+
+def test_adversarial_calls_are_no_traffic_even_without_a_quota() -> None:
+    result = frozen([call(1), call(2, tags='{"adversarial":true}')])
+    assert result.rows["id"].to_list() == ["r0001"]
+    assert result.exclusions == {"adversarial beyond the quota": 1}
+
+
+def test_a_conversation_that_was_burnt_is_not_sealed_again_nor_is_its_near_duplicate() -> None:
+    calls = [call(n, conversation_id=f"k{n // 2}") for n in range(40)]
+    first = frozen(calls, migration(size=20, holdout=1.0))
+    burnt = set(first.rows["cluster"])
+    assert len(burnt) == 10
+    again = freeze(log(*calls), migration(size=20, holdout=1.0), needed=0, burnt=burnt)
+    assert not burnt & set(again.rows["cluster"])
+    assert again.facts["sealed"] == 20
+    twin = call(99, messages=question(0), conversation_id="new")
+    every = freeze(log(twin, *calls), migration(holdout=1.0), needed=0, burnt=["k0"]).rows
+    assert every.filter(pl.col("cluster").is_in(["k0", "new"]))["split"].unique().to_list() == ["open"]
+    assert every.filter(pl.col("split") == "sealed").height == 38
+
+
+def test_auto_allows_for_conversations_and_weights() -> None:
+    calls = [call(n, conversation_id=f"k{n // 5}") for n in range(1_500)]
+    result = frozen(calls, migration(size="auto"), needed=600)
+    assert result.rows.height == 840  # 600 x (1 + (5 - 1) x 0.1)
+    assert "times 1.40 for conversations and weights" in result.facts["size_rule"]
+
+
 # Small alphabets make duplicates, conversations across strata and ambiguous ids likely.
 logged_calls = st.lists(
     st.fixed_dictionaries(
