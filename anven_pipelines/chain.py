@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LOG_ASSETS: Final = ("request_log", "rejected_lines")
 CHAIN_ASSETS: Final = (
+    "power_plan",
     "golden_dataset",
     "adapted_prompt",
     "legacy_answers",

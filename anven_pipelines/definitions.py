@@ -21,9 +21,8 @@ MODULES = [request_log, inventory, golden, prompts, inference, evaluation, cost,
 
 migration_job = dg.define_asset_job(
     "migration",
-    selection=dg.AssetSelection.assets("golden_dataset").downstream()
-    - dg.AssetSelection.assets("production_regression"),
-    description="A workload's chain from the golden dataset to the verdict.",
+    selection=dg.AssetSelection.assets("power_plan").downstream() - dg.AssetSelection.assets("production_regression"),
+    description="A workload's chain from the power plan to the verdict.",
 )
 
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 LogFormat = Literal["canonical", "litellm", "openai", "openai-batch", "zeroeval"]
-Stratum = Literal["application", "endpoint", "task", "length_band"]
+Stratum = Literal["application", "endpoint", "task", "length_band", "risk", "language"]
 Criterion = Literal["segments", "ttft", "cost", "safety"]
 
 _DURATION: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
@@ -321,6 +321,15 @@ class PromptAdaptation(Section):
     """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
 
 
+class Quotas(Section):
+    """Items that are drawn beside those that represent the traffic, for which they stand for nothing."""
+
+    edge_case: int = Field(default=0, ge=0)
+    """Calls tagged `edge_case: true`, then those of extreme length or of a rare stratum, that the draw left out."""
+    adversarial: int = Field(default=0, ge=0)
+    """Calls tagged `adversarial: true` and those of the files of `golden.adversarial`; never part of the traffic."""
+
+
 class Golden(Section):
     """How the frozen evaluation set is drawn."""
 
@@ -332,6 +341,20 @@ class Golden(Section):
     """Share that is sealed until sign-off; 1.0 seals everything."""
     seed: int = Field(default=2026, ge=0)
     """Seed of the draw."""
+    near_duplicates: Literal["collapse", "keep"] = "collapse"
+    """`collapse`: of calls that ask nearly the same for the same right answer one is kept, and weighs as many."""
+    similarity: float = Field(default=0.9, ge=0.8, le=1)
+    """Least Jaccard similarity of near-duplicates, over word triples without the application's template."""
+    quotas: Quotas = Quotas()
+    adversarial: Sources | None = None
+    """One or more paths or URLs of adversarial calls with the legacy model's answers, as canonical JSONL."""
+
+    @model_validator(mode="after")
+    def _adversarial_calls_are_wanted(self) -> Golden:
+        if self.adversarial is not None and not self.quotas.adversarial:
+            message = "quotas.adversarial of at least 1 is needed where golden.adversarial names files"
+            raise ValueError(message)
+        return self
 
 
 class SignOff(Section):
@@ -415,6 +438,8 @@ class Migration(Section):
     """Name of the workload and of its partition: lower-case letters, digits, `-` and `_`."""
     owner: str = Field(default="unowned", min_length=1)
     """Team that answers for the workload."""
+    risk: Literal["low", "medium", "high"] | None = None
+    """Risk tier of the workload; a `risk` in a call's tags comes first."""
     legacy: Legacy
     target: Target
     grading: list[Grader] = Field(min_length=1)

@@ -40,6 +40,8 @@ def scores_of(legacy: list[float | None], target: list[float | None], **columns:
                 "endpoint": ["chat"] * len(items),
                 "task": ["qa"] * len(items),
                 "length_band": ["short"] * len(items),
+                "risk": ["unknown"] * len(items),
+                "language": ["unknown"] * len(items),
                 "weight": [1.0] * len(items),
                 "role": ["traffic"] * len(items),
                 "legacy_score": pl.Series(legacy, dtype=pl.Float64),
@@ -76,8 +78,10 @@ def golden_of(items: int, **columns: Any) -> pl.DataFrame:
                 "endpoint": ["chat"] * items,
                 "task": ["qa"] * items,
                 "length_band": ["short"] * items,
-                "weight": [1.0] * items,
+                "risk": ["unknown"] * items,
+                "language": ["unknown"] * items,
                 "role": ["traffic"] * items,
+                "weight": [1.0] * items,
             }
             | columns
         )

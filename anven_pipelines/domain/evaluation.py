@@ -29,6 +29,8 @@ SCORES = Table(
         Column("endpoint", pl.String, "Stratum: API endpoint of the call."),
         Column("task", pl.String, "Stratum: task the log names."),
         Column("length_band", pl.String, "Stratum: length of the prompt."),
+        Column("risk", pl.String, "Stratum: risk tier of the call."),
+        Column("language", pl.String, "Stratum: language of the prompt."),
         Column("weight", pl.Float64, "Calls of the traffic that the item stands for."),
         Column("role", pl.String, "`traffic`, or the quota that the item was added for."),
         Column("legacy_score", pl.Float64, "Score of the legacy answer in [0, 1]; NULL is not measured."),

@@ -11,16 +11,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import duckdb
 import polars as pl
 
+from anven_pipelines.domain.candidates import judged
+from anven_pipelines.domain.draw import edge_cases, fill_quota, sealed, traffic_items
 from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
-from anven_pipelines.domain.request_log import REQUEST_LOG, of_applications, of_model
+from anven_pipelines.domain.near_duplicates import families
+from anven_pipelines.domain.power import design_effect
+from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.domain.table import Column, Table
-from anven_pipelines.spec import RagasGrader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from anven_pipelines.spec import Golden, Migration
 
@@ -50,16 +52,16 @@ GOLDEN: Final = Table(
         Column("endpoint", pl.String, "Stratum: API endpoint of the call, or `unknown`."),
         Column("task", pl.String, "Stratum: `task` of the call's tags, or `unknown`."),
         Column("length_band", pl.String, "Stratum: `short`, `medium` or `long` prompt, by fixed bounds."),
-        Column("weight", pl.Float64, "Calls of the traffic that the item stands for."),
-        Column("role", pl.String, "`traffic`, or the quota that the item was added for."),
+        Column(
+            "risk", pl.String, "Stratum: `risk` of the call's tags, else the workload's declared tier, or `unknown`."
+        ),
+        Column("language", pl.String, "Stratum: `language` of the tags, else detected where it is a declared stratum."),
+        Column("role", pl.String, "`traffic`: drawn to represent it; `edge_case`, `adversarial`: drawn for a quota."),
+        Column("weight", pl.Float64, "Calls of the traffic that the item stands for; 0 for what a quota added."),
     ),
 )
 
-AMBIGUOUS: Final = "ambiguous request id"
 AUTO_SIZE: Final = (500, 2_000)
-MEDIUM_FROM_TOKENS: Final = 500
-LONG_FROM_TOKENS: Final = 2_000
-CHARACTERS_PER_TOKEN: Final = 4  # rule of thumb for English; used where the log has no token count
 
 _RENAMED: Final = {
     "messages": "source_prompt",
@@ -67,32 +69,6 @@ _RENAMED: Final = {
     "params": "model_config",
     "output": "source_output",
 }
-
-# An id made up for a call without one covers what was asked and answered, and nothing of where the line stood.
-_DESCRIBED: Final = """
-WITH asked AS (
-    SELECT *, to_json([messages, params, context, output, tool_calls])::VARCHAR AS asked_and_answered FROM calls
-), identified AS (
-    SELECT * EXCLUDE (asked_and_answered),
-        coalesce(nullif(request_id, ''), 'row-' || left(sha256(asked_and_answered), 16)) AS id,
-        coalesce(nullif(conversation_id, ''), id) AS cluster,
-        sha256(asked_and_answered || coalesce(ground_truth, chr(31))) AS content
-    FROM asked
-)
-SELECT *,
-    sha256(to_json([epoch_us(ts)::VARCHAR, application, endpoint, conversation_id, tags, finish_reason,
-        input_tokens::VARCHAR, output_tokens::VARCHAR, cached_tokens::VARCHAR,
-        ttft_ms::VARCHAR, latency_ms::VARCHAR, cost_usd::VARCHAR])::VARCHAR) AS circumstances,
-    sha256($seed || ':draw:' || cluster) AS draw_key,
-    sha256($seed || ':turn:' || id) AS turn_key,
-    sha256($seed || ':seal:' || cluster) AS seal_key,
-    json_extract_string(tags, '$.task') AS task,
-    list_sum(list_transform(json_extract(messages, '$[*].content'), lambda content:
-        CASE json_type(content) WHEN 'VARCHAR' THEN length(content ->> '$') ELSE 0 END))::BIGINT AS characters,
-    list_sum(list_transform(json_extract_string(messages, '$[*].content[*].text'),
-        lambda text: length(text)))::BIGINT AS part_characters
-FROM identified
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,118 +98,80 @@ class Freeze:
             raise ValueError(message)
 
 
-def freeze(candidates: pl.DataFrame, migration: Migration, *, needed: int) -> Freeze:
+def freeze(
+    candidates: pl.DataFrame,
+    migration: Migration,
+    *,
+    needed: int,
+    burnt: Collection[str] = (),
+    adversarial: pl.DataFrame | None = None,
+) -> Freeze:
     """Draw the golden dataset from logged calls.
 
     Args:
         candidates: Calls with the columns of REQUEST_LOG, in any order.
-        migration: Names the legacy model, the size, the strata, the sealed share and the seed.
-        needed: Items the power calculation asks for; counts where `golden.size` is `auto`.
+        migration: Names the legacy model, the size, the strata, the quotas, the sealed share and the seed.
+        needed: Items the power calculation asks for if all are independent and weigh the same; counts, times the
+            design effect of what the log holds, where `golden.size` is `auto`.
+        burnt: Conversations that must not be sealed again, neither they nor their near-duplicates; they may still
+            be open items.
+        adversarial: Calls of the declared adversarial files, with the columns of REQUEST_LOG.
 
     Raises:
         EmptyGolden: no call qualifies.
-        InvalidInput: `golden.size` is larger than the number of calls that qualify.
+        InvalidInput: `golden.size` is larger than the number of distinct calls that qualify.
     """
-    calls = _deduplicated(_qualified(_described(candidates, migration.golden), migration))
-    pool = calls.filter(pl.col("exclusion").is_null())
+    golden, probing = migration.golden, REQUEST_LOG.empty() if adversarial is None else adversarial
+    calls = _collapsed(judged(candidates, probing, migration), golden, burnt)
+    items = calls.filter(pl.col("exclusion").is_null())
+    pool, probes = items.filter(~pl.col("adversarial")), items.filter("adversarial")
     exclusions = _counted(calls["exclusion"])
     if pool.is_empty():
         raise EmptyGolden(_nothing_qualifies(calls, exclusions, migration))
-    size = _size(migration, available=pool.height, needed=needed)
-    drawn = _sealed(_drawn(pool, size.items), migration.golden.holdout)
-    if pool.height > drawn.height:
-        exclusions["not drawn"] = pool.height - drawn.height
+    size = _size(migration, pool, needed=needed)
+    traffic = sealed(traffic_items(pool, size.items), golden.holdout)
+    edges = edge_cases(pool).join(traffic, on="cluster", how="anti")
+    extra = _quota_items(edges, probes.with_columns(told=True), traffic, golden)
+    _count_left_out(exclusions, pool=pool, probes=probes, traffic=traffic, extra=extra)
+    rows = pl.concat([traffic, extra], how="diagonal").rename(_RENAMED).sort("id")
     return Freeze(
-        rows=GOLDEN.conform(drawn.rename(_RENAMED).sort("id")),
+        rows=GOLDEN.conform(rows),
         exclusions=dict(sorted(exclusions.items())),
-        candidates=candidates.height,
+        candidates=candidates.height + probing.height,
         facts={
             "size_rule": size.rule,
-            "seed": migration.golden.seed,
-            "holdout": migration.golden.holdout,
+            "seed": golden.seed,
+            "holdout": golden.holdout,
             "available": pool.height,
-            "drawn": drawn.height,
-            "clusters": drawn["cluster"].n_unique(),
-            "sealed": drawn.filter(pl.col("split") == "sealed").height,
-            "open": drawn.filter(pl.col("split") == "open").height,
-            "strata": _strata_counts(pool, drawn, migration.golden.strata),
+            "calls": int(pool["calls"].sum()),
+            "drawn": traffic.height,
+            "clusters": traffic["cluster"].n_unique(),
+            "sealed": traffic.filter(pl.col("split") == "sealed").height,
+            "open": traffic.filter(pl.col("split") == "open").height,
+            "design_effect": round(design_effect(traffic.filter(pl.col("split") == "sealed")), 3),
+            "quotas": _quota_counts(edges, probes, extra, golden),
+            "strata": _strata_counts(pool, traffic, golden.strata),
         },
     )
 
 
-def length_band() -> pl.Expr:
-    """Band of a prompt: `short` below 500 tokens, `medium` below 2,000, else `long`.
+def _collapsed(calls: pl.DataFrame, golden: Golden, burnt: Collection[str]) -> pl.DataFrame:
+    """Count the calls that each qualifying one stands for, and leave out the others as near-duplicates.
 
-    Logged tokens count where the log has them, else characters of text at four to the token. The bounds do not
-    depend on the data, so a band means the same in every freeze.
+    A conversation is burnt too where it stands for a call of one that is: its answer was seen.
     """
-    tokens = pl.coalesce(pl.col("input_tokens"), pl.col("characters") / CHARACTERS_PER_TOKEN)
-    return (
-        pl.when(tokens < MEDIUM_FROM_TOKENS)
-        .then(pl.lit("short"))
-        .when(tokens < LONG_FROM_TOKENS)
-        .then(pl.lit("medium"))
-        .when(tokens.is_not_null())
-        .then(pl.lit("long"))
+    qualified = calls.filter(pl.col("exclusion").is_null())
+    told = (
+        families(qualified, threshold=golden.similarity)
+        if golden.near_duplicates == "collapse"
+        else qualified.with_columns(kept="id")
     )
-
-
-def _described(candidates: pl.DataFrame, golden: Golden) -> pl.DataFrame:
-    """Add id, cluster, content hash, keyed ranks and strata to each call."""
-    with duckdb.connect() as connection:
-        connection.register("calls", REQUEST_LOG.conform(candidates))
-        described: pl.DataFrame = connection.sql(_DESCRIBED, params={"seed": str(golden.seed)}).pl()
-    stratum = pl.struct(golden.strata).struct.json_encode() if golden.strata else pl.lit("{}")
-    return (
-        described.with_columns(pl.col("characters").fill_null(0) + pl.col("part_characters").fill_null(0))
-        .with_columns(
-            length_band().fill_null("unknown").alias("length_band"),
-            pl.col("application", "endpoint", "task").fill_null("unknown"),
-            pl.lit(1.0).alias("weight"),
-            pl.lit("traffic").alias("role"),
-        )
-        .with_columns(stratum.alias("stratum"))
-    )
-
-
-def _qualified(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
-    """Give each call that cannot stand in the golden dataset the first reason that holds.
-
-    A call without the ground truth that its graders compare with could never be measured. It is left out here, where
-    no answer has been looked at, so that leaving it out favours neither arm.
-    """
-    legacy = migration.legacy
-    compared = any(not isinstance(grader, RagasGrader) for grader in migration.grading)
-    answered = (pl.col("output").fill_null("") != "") | ~pl.col("tool_calls").fill_null("[]").is_in(["[]", "null", ""])
-    reasons = {
-        "other application": ~of_applications(legacy),
-        "other model": ~of_model(legacy).fill_null(value=False),
-        "error": pl.col("status") == "error",
-        "unanswered": pl.col("status") == "unanswered",
-        "status unknown": pl.col("status").fill_null("") != "ok",
-        "no prompt": pl.col("messages").fill_null("[]").is_in(["[]", "null", ""]),
-        "no output": ~answered,
-        "no ground truth": pl.col("ground_truth").is_null() & pl.lit(compared),
-    }
-    held = (pl.when(holds).then(pl.lit(reason)) for reason, holds in reasons.items())
-    return calls.with_columns(pl.coalesce(*held).alias("exclusion"))
-
-
-def _deduplicated(calls: pl.DataFrame) -> pl.DataFrame:
-    """Keep one of the calls that say the same under one id, and none of those that contradict each other.
-
-    A provider that logs a call twice stamps times of its own, so only what was asked, answered and labelled counts
-    as content; of equal calls the earliest stays.
-    """
-    qualified = calls.filter(pl.col("exclusion").is_null()).sort("id", "ts", "circumstances", nulls_last=True)
-    judged = qualified.with_columns(
-        pl.when(pl.col("content").n_unique().over("id") > 1)
-        .then(pl.lit(AMBIGUOUS))
-        .when(pl.int_range(pl.len()).over("id") > 0)
-        .then(pl.lit("identical duplicate"))
-        .alias("exclusion")
-    )
-    return pl.concat([judged, calls.filter(pl.col("exclusion").is_not_null())])
+    counted = told.with_columns(
+        calls=pl.len().over("kept").cast(pl.Int64),
+        burnt=pl.col("cluster").is_in(list(burnt)).any().over("kept"),
+        exclusion=pl.when(pl.col("kept") != pl.col("id")).then(pl.lit("near duplicate")),
+    ).with_columns(pl.col("burnt").any().over("cluster"))
+    return pl.concat([counted, calls.filter(pl.col("exclusion").is_not_null())], how="diagonal")
 
 
 class _Size(NamedTuple):
@@ -243,79 +181,80 @@ class _Size(NamedTuple):
     rule: str
 
 
-def _size(migration: Migration, *, available: int, needed: int) -> _Size:
+def _size(migration: Migration, pool: pl.DataFrame, *, needed: int) -> _Size:
     """Apply `golden.size`."""
+    available = pool.height
     match migration.golden.size:
         case "all":
-            return _Size(available, "all: every call that qualifies")
+            return _Size(available, "all: every distinct call that qualifies")
         case "auto":
             least, most = AUTO_SIZE
-            wanted = min(max(needed, least), most)
-            rule = f"auto: {needed} needed for the margin, held between {least} and {most}, {available} available"
+            effect = design_effect(pool.rename({"calls": "weight"}))
+            wanted = min(max(math.ceil(round(needed * effect, 9)), least), most)
+            rule = (
+                f"auto: {needed} needed for the margin, times {effect:.2f} for conversations and weights, "
+                f"held between {least} and {most}, {available} available"
+            )
             return _Size(min(available, wanted), rule)
         case int(wanted) if wanted <= available:
             return _Size(wanted, f"{wanted}: set in the migration file")
         case wanted:
             message = (
-                f"{migration.workload}: golden.size is {wanted}, but {available} logged calls qualify; "
+                f"{migration.workload}: golden.size is {wanted}, but {available} distinct logged calls qualify; "
                 f"set it to {available} or less or to `all`, or add logs"
             )
             raise InvalidInput(message)
 
 
-def _drawn(pool: pl.DataFrame, size: int) -> pl.DataFrame:
-    """Draw from each stratum in proportion, conversation after conversation.
-
-    A conversation enters with all its turns in the stratum, but for the last one, which the quota may cut.
-    """
-    sizes = pool.group_by("stratum").agg(pl.len().alias("size"), pl.col("draw_key").min().alias("tie"))
-    return (
-        pool.join(_apportioned(sizes, size), on="stratum")
-        .sort("stratum", "draw_key", "turn_key")
-        .filter(pl.int_range(pl.len()).over("stratum") < pl.col("quota"))
-        .drop("quota")
+def _quota_items(edges: pl.DataFrame, probes: pl.DataFrame, traffic: pl.DataFrame, golden: Golden) -> pl.DataFrame:
+    """Draw and seal what the quotas add; a conversation that stands in the traffic keeps its split."""
+    extra = pl.concat(
+        [
+            fill_quota(edges, golden.quotas.edge_case, role="edge_case"),
+            fill_quota(probes, golden.quotas.adversarial, role="adversarial"),
+        ],
+        how="diagonal",
     )
+    settled = extra.join(traffic.select("cluster", "split").unique(), on="cluster")
+    others = extra.join(traffic, on="cluster", how="anti").with_columns(stratum="role")
+    return pl.concat([settled, sealed(others, golden.holdout)], how="diagonal")
 
 
-def _sealed(drawn: pl.DataFrame, holdout: float) -> pl.DataFrame:
-    """Seal whole conversations until the share of each stratum is reached, never less.
+def _count_left_out(
+    exclusions: dict[str, int], *, pool: pl.DataFrame, probes: pl.DataFrame, traffic: pl.DataFrame, extra: pl.DataFrame
+) -> None:
+    """Count the items that neither the traffic nor a quota drew."""
+    of_probes = extra.filter(pl.col("role") == "adversarial").height
+    left = {
+        "not drawn": pool.height - traffic.height - (extra.height - of_probes),
+        "adversarial beyond the quota": probes.height - of_probes,
+    }
+    exclusions |= {reason: count for reason, count in left.items() if count}
 
-    The sealed items (rounded up over all strata) go to the strata by largest remainder, so that strata too small
-    for one sealed item of their own still give their share together. A conversation counts in the stratum of most
-    of its turns; the one that reaches a quota may overshoot it, because the verdict rests on the sealed items.
-    """
-    clusters = drawn.group_by("cluster").agg(
-        pl.len().alias("turns"), pl.col("stratum").mode().min(), pl.col("seal_key").first()
-    )
-    sizes = clusters.group_by("stratum").agg(pl.col("turns").sum().alias("size"), pl.col("seal_key").min().alias("tie"))
-    total = math.ceil(round(holdout * drawn.height, 9))  # 0.1 * 30 is 3.0000000000000004
-    turns_before = (pl.col("turns").cum_sum() - pl.col("turns")).over("stratum")
-    splits = (
-        clusters.join(_apportioned(sizes, total), on="stratum")
-        .sort("seal_key", "cluster")
-        .select(
-            "cluster",
-            pl.when(turns_before < pl.col("quota")).then(pl.lit("sealed")).otherwise(pl.lit("open")).alias("split"),
+
+def _quota_counts(
+    edges: pl.DataFrame, probes: pl.DataFrame, extra: pl.DataFrame, golden: Golden
+) -> dict[str, dict[str, int]]:
+    """Say of each quota what was wanted, found beside the traffic's items, drawn and sealed."""
+    return {
+        role: {
+            "wanted": wanted,
+            "found": found.height,
+            "drawn": extra.filter(pl.col("role") == role).height,
+            "sealed": extra.filter(pl.col("role") == role, pl.col("split") == "sealed").height,
+        }
+        for role, wanted, found in (
+            ("edge_case", golden.quotas.edge_case, edges),
+            ("adversarial", golden.quotas.adversarial, probes),
         )
-    )
-    return drawn.join(splits, on="cluster")
-
-
-def _apportioned(sizes: pl.DataFrame, total: int) -> pl.DataFrame:
-    """Share `total` over strata in proportion to `size` by largest remainder; the smaller `tie` goes first."""
-    product = pl.col("size").cast(pl.Int64) * total
-    whole = int(sizes["size"].sum())
-    shares = sizes.with_columns((product // whole).alias("quota"), (product % whole).alias("remainder"))
-    left = total - int(shares["quota"].sum())
-    one_more = (pl.int_range(pl.len()) < left).cast(pl.Int64)
-    return shares.sort("remainder", "tie", descending=[True, False]).select("stratum", pl.col("quota") + one_more)
+    }
 
 
 def _strata_counts(pool: pl.DataFrame, drawn: pl.DataFrame, strata: Sequence[str]) -> list[dict[str, Any]]:
-    """Count available, drawn and sealed items of each stratum."""
+    """Count available, drawn and sealed items of each stratum, and the calls they stand for."""
     counts = (
         pool.group_by("stratum", *strata)
-        .agg(pl.len().alias("available"))
+        .agg(pl.len().alias("available"), pl.col("calls").sum())
         .join(
             drawn.group_by("stratum").agg(pl.len().alias("drawn"), (pl.col("split") == "sealed").sum().alias("sealed")),
             on="stratum",
@@ -323,7 +262,7 @@ def _strata_counts(pool: pl.DataFrame, drawn: pl.DataFrame, strata: Sequence[str
         )
         .sort("stratum")
     )
-    return counts.select(*strata, "available", pl.col("drawn", "sealed").fill_null(0)).to_dicts()
+    return counts.select(*strata, "calls", "available", pl.col("drawn", "sealed").fill_null(0)).to_dicts()
 
 
 def _counted(values: pl.Series) -> dict[str, int]:

@@ -1,27 +1,195 @@
-"""How many items a sign-off needs, before anything is spent."""
+"""How many items a sign-off needs and what a number of items can certify, before anything is spent."""
 
 from __future__ import annotations
 
-from anven_pipelines.stats.sample_size import pairs_for_margin
+import math
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import polars as pl
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.grading import grade_rows
+from anven_pipelines.domain.table import Column, Table
+from anven_pipelines.spec import RagasGrader
+from anven_pipelines.stats.sample_size import margin_for_pairs, pairs_for_margin
+
+if TYPE_CHECKING:
+    from anven_pipelines.spec import Migration
+
+POWER_PLAN: Final = Table(
+    "power_plan",
+    (
+        Column("margin", pl.Float64, "Acceptable loss, as a share of the legacy mean."),
+        Column("discordance", pl.Float64, "Share of items that the arms get differently right."),
+        Column("baseline", pl.Float64, "Mean score expected of the legacy model."),
+        Column("sealed_items", pl.Int64, "Independent sealed items with which equal models pass at 80 % power."),
+        Column("items", pl.Int64, "Items to draw for them at the declared holdout."),
+        Column("declared", pl.Boolean, "Whether it is the declared margin at the planned discordance."),
+    ),
+)
 
 # Until the legacy scores are measured: four of five answers right, and one in five items judged differently between
 # the arms. The pairs of docs/gsm-recordings.md differ in 6, 14 and 18 % of the items, so this is on the cautious side.
-PLANNED_BASELINE = 0.8
-PLANNED_DISCORDANCE = 0.2
-PLANNED_POWER = 0.8
+PLANNED_BASELINE: Final = 0.8
+PLANNED_DISCORDANCE: Final = 0.2
+PLANNED_POWER: Final = 0.8
+PLANNED_CORRELATION: Final = 0.1  # of the differences within a conversation, until the verdict measures them
+MARGINS: Final = (0.01, 0.02, 0.03, 0.05, 0.1)
+DISCORDANCES: Final = (0.05, 0.1, 0.2)
+LEAST_GRADED: Final = 30
+GRADED_CALLS: Final = 2_000  # their mean is known to 2 points, while parsing them takes a second
 
 
-def items_for(*, margin: float, level: float) -> int:
-    """Return the items with which equal models pass the quality margin at 80 % power.
+class Baseline(NamedTuple):
+    """Mean score that is expected of the legacy model, and where it comes from."""
+
+    mean: float
+    source: str
+
+
+def items_for(
+    *,
+    margin: float,
+    level: float,
+    baseline: float = PLANNED_BASELINE,
+    discordance: float = PLANNED_DISCORDANCE,
+) -> int:
+    """Return the independent items with which equal models pass the quality margin at 80 % power.
 
     Args:
         margin: Acceptable loss, as a share of the legacy mean.
         level: One-sided error rate.
+        baseline: Mean score expected of the legacy model, in (0, 1].
+        discordance: Share of items that the arms get differently right, in (0, 1].
     """
     return pairs_for_margin(
-        margin=margin * PLANNED_BASELINE,
-        baseline=PLANNED_BASELINE,
+        margin=margin,
+        baseline=baseline,
+        discordance=discordance,
+        level=level,
+        power=PLANNED_POWER,
+        kind="relative",
+    )
+
+
+def certified_margin(sealed: pl.DataFrame, *, level: float, baseline: float) -> float:
+    """Return the smallest margin, as a share of the legacy mean, that equal models pass at 80 % power.
+
+    Args:
+        sealed: The sealed items of the traffic, columns `cluster` and `weight`.
+        level: One-sided error rate.
+        baseline: Mean score expected of the legacy model, in (0, 1].
+
+    Returns:
+        The margin; 1 and more says that none can be shown.
+    """
+    return margin_for_pairs(
+        pairs=sealed.height,
+        baseline=baseline,
         discordance=PLANNED_DISCORDANCE,
         level=level,
         power=PLANNED_POWER,
+        design_effect=design_effect(sealed),
+        kind="relative",
     )
+
+
+def design_effect(items: pl.DataFrame) -> float:
+    """Variance of a mean over these items over that of as many independent ones of equal weight; at least 1.
+
+    n sum(w^2) / sum(w)^2 for the weights, times 1 + (m - 1) x 0.1 for conversations of m turns as the average item
+    finds them.
+
+    Args:
+        items: Columns `cluster` and `weight`; none at all has no effect.
+
+    Source:
+        Kish (1965), Survey Sampling, sections 5.4 and 11.7; Kish (1992), Weighting for unequal Pi, J. Off. Stat. 8:183.
+    """
+    if items.is_empty():
+        return 1.0
+    weights = items["weight"].cast(pl.Float64).to_numpy()
+    turns = items.group_by("cluster").len()["len"].cast(pl.Int64).to_numpy()
+    of_weights = len(weights) * float((weights**2).sum()) / float(weights.sum()) ** 2
+    of_clusters = 1 + (float((turns**2).sum()) / len(weights) - 1) * PLANNED_CORRELATION
+    return max(1.0, of_weights) * of_clusters
+
+
+def items_to_exclude(*, margin: float, level: float) -> int:
+    """Return the sealed items below which the margin cannot be certified, however equal the models are.
+
+    Were the true loss a share `margin` of the items, n items would all be kept with probability (1 - margin)^n; only
+    where that is below the level do n items without a single loss speak against it. It takes the most favourable
+    case: no item lost, a legacy model that is always right, independent items.
+
+    Source:
+        Hanley and Lippman-Hand (1983), If nothing goes wrong, is everything all right?, JAMA 249:1743, in its exact
+        form.
+    """
+    return math.floor(math.log(level) / math.log1p(-margin)) + 1
+
+
+def require_reachable(sealed: int, migration: Migration) -> None:
+    """Refuse a margin that so many sealed items can never certify.
+
+    Raises:
+        InvalidInput: even equal models could not pass; says how many items could.
+    """
+    criteria, holdout = migration.sign_off, migration.golden.holdout
+    least = items_to_exclude(margin=criteria.quality_margin, level=criteria.level)
+    if sealed >= least:
+        return
+    loss = (
+        ""
+        if not sealed
+        else f": with not one of them lost, a loss of {1 - criteria.level ** (1 / sealed):.1%} "
+        f"would still be possible at the {criteria.level:.0%} level"
+    )
+    message = (
+        f"{migration.workload}: {sealed} sealed items can never certify a margin of {criteria.quality_margin:.1%}"
+        f"{loss}. At least {least} sealed items are needed, which are {math.ceil(least / holdout)} golden items at "
+        f"holdout {holdout:g}: add logs, raise golden.size or golden.holdout, or accept a wider "
+        "sign_off.quality_margin"
+    )
+    raise InvalidInput(message)
+
+
+def measured_baseline(calls: pl.DataFrame, migration: Migration) -> Baseline:
+    """Grade logged legacy answers, so that the plan rests on this workload's mean score.
+
+    Args:
+        calls: Calls as `candidates.judged` describes them; those that qualify for the traffic count.
+        migration: Its graders are used where none of them needs a judge.
+    """
+    if any(isinstance(grader, RagasGrader) for grader in migration.grading):
+        return Baseline(PLANNED_BASELINE, "planned: a judge is not asked before the evaluation")
+    traffic = calls.filter(pl.col("exclusion").is_null(), ~pl.col("adversarial"))
+    sample = traffic.sort("turn_key", "id").head(GRADED_CALLS)
+    answers = sample.select(item_id="id", status=pl.lit("answered"), reason=pl.lit(None, dtype=pl.String)).with_columns(
+        sample["output"].fill_null("")
+    )
+    scores = grade_rows(migration.grading, answers, sample, judged={})["score"].drop_nulls()
+    mean = float(scores.to_numpy().mean()) if len(scores) >= LEAST_GRADED else 0.0
+    if mean == 0:
+        return Baseline(PLANNED_BASELINE, f"planned: {len(scores)} logged answers could be graded")
+    return Baseline(round(mean, 6), f"{len(scores)} logged answers, graded")
+
+
+def power_plan(baseline: Baseline, migration: Migration) -> pl.DataFrame:
+    """Return POWER_PLAN: items needed over common margins and the declared one, and over shares of discordant pairs."""
+    criteria, holdout = migration.sign_off, migration.golden.holdout
+    rows = [
+        {
+            "margin": margin,
+            "discordance": discordance,
+            "baseline": baseline.mean,
+            "sealed_items": items_for(
+                margin=margin, level=criteria.level, baseline=baseline.mean, discordance=discordance
+            ),
+            "declared": margin == criteria.quality_margin and discordance == PLANNED_DISCORDANCE,
+        }
+        for margin in sorted({*MARGINS, criteria.quality_margin})
+        for discordance in DISCORDANCES
+    ]
+    plan = pl.DataFrame(rows)
+    return POWER_PLAN.conform(plan.with_columns(items=(pl.col("sealed_items") / holdout).ceil()))

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
 
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "golden_dataset": ("legacy", "golden", "grading"),
+    "power_plan": ("legacy", "golden", "grading", "sign_off"),
+    "golden_dataset": ("legacy", "golden", "grading", "risk"),
     "adapted_prompt": ("prompt",),
     "target_answers": ("target",),
     "scores": ("grading", "contract"),

@@ -42,6 +42,7 @@ ASSETS: Final = {
     "request_log",
     "rejected_lines",
     "workload_inventory",
+    "power_plan",
     "golden_dataset",
     "adapted_prompt",
     "legacy_answers",

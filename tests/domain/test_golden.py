@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,6 +21,10 @@ from anven_pipelines.spec import Judge, Migration, RagasGrader
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 PROMPT = canonical_json([{"role": "user", "content": "How much is 6 x 7?"}])
+
+
+def question(number: int) -> str:
+    return canonical_json([{"role": "user", "content": f"How much is {number} x 7?"}])
 
 
 def migration(*, applications: list[str] | None = None, **golden: Any) -> Migration:
@@ -41,7 +46,7 @@ def call(number: int, **changes: Any) -> dict[str, Any]:
         "application": "chat",
         "provider": "openai",
         "model": "gpt-4o",
-        "messages": PROMPT,
+        "messages": question(number),
         "output": "42",
         "ground_truth": "42",
         "status": "ok",
@@ -74,9 +79,9 @@ def test_a_qualifying_call_becomes_a_golden_row_with_all_that_was_logged() -> No
         "endpoint": "/v1/chat/completions",
         "tags": '{"task":"arithmetic"}',
     }
-    row = frozen([call(1, params='{"seed":1}', context='["a"]', **measured, **stated)]).rows.row(0, named=True)
+    row = frozen([call(6, params='{"seed":1}', context='["a"]', **measured, **stated)]).rows.row(0, named=True)
     assert row == {
-        "id": "r0001",
+        "id": "r0006",
         "source_prompt": PROMPT,
         "input_context": '["a"]',
         "model_config": '{"seed":1}',
@@ -87,14 +92,16 @@ def test_a_qualifying_call_becomes_a_golden_row_with_all_that_was_logged() -> No
         "automated_score": None,
         "human_score": None,
         "notes": None,
-        "cluster": "r0001",
+        "cluster": "r0006",
         "split": "sealed",
         "application": "chat",
         "endpoint": "/v1/chat/completions",
         "task": "arithmetic",
         "length_band": "short",
-        "weight": 1.0,
+        "risk": "unknown",
+        "language": "unknown",
         "role": "traffic",
+        "weight": 1.0,
         **measured,
     }
 
@@ -240,7 +247,7 @@ def test_auto_stops_at_two_thousand() -> None:
 
 
 def test_a_size_beyond_the_log_is_refused_with_both_numbers() -> None:
-    with pytest.raises(InvalidInput, match=r"golden\.size is 9, but 3 logged calls qualify"):
+    with pytest.raises(InvalidInput, match=r"golden\.size is 9, but 3 distinct logged calls qualify"):
         frozen([call(n) for n in range(3)], migration(size=9))
 
 
@@ -293,11 +300,85 @@ def test_facts_account_for_every_stratum() -> None:
     calls = [call(n, application="a" if n < 60 else "b") for n in range(100)]
     facts = frozen(calls, migration(size=50, holdout=0.2)).facts
     assert facts["strata"] == [
-        {"application": "a", "available": 60, "drawn": 30, "sealed": 6},
-        {"application": "b", "available": 40, "drawn": 20, "sealed": 4},
+        {"application": "a", "calls": 60, "available": 60, "drawn": 30, "sealed": 6},
+        {"application": "b", "calls": 40, "available": 40, "drawn": 20, "sealed": 4},
     ]
     assert (facts["available"], facts["drawn"], facts["sealed"], facts["open"]) == (100, 50, 10, 40)
     assert json.loads(canonical_json(facts)) == facts
+
+
+def test_near_duplicates_become_one_item_that_weighs_as_many_calls() -> None:
+    calls = [call(n, messages=PROMPT) for n in range(4)] + [call(n) for n in range(10, 16)]
+    result = frozen(calls)
+    assert sorted(result.rows["weight"]) == [1.0] * 6 + [4.0]
+    assert result.exclusions == {"near duplicate": 3}
+    assert (result.facts["available"], result.facts["calls"]) == (7, 10)
+    assert frozen(calls, migration(near_duplicates="keep")).rows["weight"].to_list() == [1.0] * 10
+
+
+def test_who_asks_and_how_the_answer_travels_make_no_other_prompt() -> None:
+    asked = ['{"temperature":0,"user":"a","seed":1}', '{"stream":true,"temperature":0}', '{"temperature":1}']
+    result = frozen([call(n, messages=PROMPT, params=params) for n, params in enumerate(asked)])
+    assert sorted(result.rows["weight"]) == [1.0, 2.0]
+
+
+def test_risk_and_language_come_from_the_tags_first() -> None:
+    spec = migration(strata=["risk", "language"]).model_copy(update={"risk": "medium"})
+    german = canonical_json([{"role": "user", "content": "Wie viel kostet das Zimmer pro Nacht mit Frühstück?"}])
+    calls = [
+        call(1, tags='{"risk":"High","language":"pt"}', messages=german),
+        call(2, messages=german),
+        call(3),
+    ]
+    rows = frozen(calls, spec).rows
+    assert rows.select("risk", "language").rows() == [("high", "pt"), ("medium", "de"), ("medium", "unknown")]
+    assert set(frozen(calls, migration(near_duplicates="keep")).rows["language"]) == {"pt", "unknown"}
+
+
+def test_quotas_add_items_that_stand_for_no_traffic() -> None:
+    edge, probe = '{"edge_case":true}', '{"adversarial":true}'
+    calls = [call(n) for n in range(50)] + [call(n, tags=edge) for n in range(50, 60)]
+    calls += [call(n, tags=probe) for n in range(60, 70)]
+    declared = log(*(call(n, model=None, application=None) for n in range(70, 75)))
+    spec = migration(size=20, holdout=0.5, quotas={"edge_case": 4, "adversarial": 12})
+    result = freeze(log(*calls), spec, needed=0, adversarial=declared)
+    by_role = result.rows.group_by("role").agg(pl.len(), pl.col("weight").sum(), (pl.col("split") == "sealed").sum())
+    assert sorted(by_role.rows()) == [
+        ("adversarial", 12, 0.0, 6),
+        ("edge_case", 4, 0.0, 2),
+        ("traffic", 20, pytest.approx(60), 10),
+    ]
+    edges = result.rows.filter(pl.col("role") == "edge_case")
+    assert all("r0050" <= name < "r0060" for name in edges["id"])
+    assert result.exclusions == {"adversarial beyond the quota": 3, "not drawn": 36}
+    assert result.facts["quotas"]["adversarial"] == {"wanted": 12, "found": 15, "drawn": 12, "sealed": 6}
+
+
+def test_adversarial_calls_are_no_traffic_even_without_a_quota() -> None:
+    result = frozen([call(1), call(2, tags='{"adversarial":true}')])
+    assert result.rows["id"].to_list() == ["r0001"]
+    assert result.exclusions == {"adversarial beyond the quota": 1}
+
+
+def test_a_conversation_that_was_burnt_is_not_sealed_again_nor_is_its_near_duplicate() -> None:
+    calls = [call(n, conversation_id=f"k{n // 2}") for n in range(40)]
+    first = frozen(calls, migration(size=20, holdout=1.0))
+    burnt = set(first.rows["cluster"])
+    assert len(burnt) == 10
+    again = freeze(log(*calls), migration(size=20, holdout=1.0), needed=0, burnt=burnt)
+    assert not burnt & set(again.rows["cluster"])
+    assert again.facts["sealed"] == 20
+    twin = call(99, messages=question(0), conversation_id="new")
+    every = freeze(log(twin, *calls), migration(holdout=1.0), needed=0, burnt=["k0"]).rows
+    assert every.filter(pl.col("cluster").is_in(["k0", "new"]))["split"].unique().to_list() == ["open"]
+    assert every.filter(pl.col("split") == "sealed").height == 38
+
+
+def test_auto_allows_for_conversations_and_weights() -> None:
+    calls = [call(n, conversation_id=f"k{n // 5}") for n in range(1_500)]
+    result = frozen(calls, migration(size="auto"), needed=600)
+    assert result.rows.height == 840  # 600 x (1 + (5 - 1) x 0.1)
+    assert "times 1.40 for conversations and weights" in result.facts["size_rule"]
 
 
 # Small alphabets make duplicates, conversations across strata and ambiguous ids likely.
@@ -332,7 +413,7 @@ def qualifies(entry: dict[str, Any]) -> bool:
     return bool(entry["model"] == "gpt-4o" and entry["status"] == "ok" and filled)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(logged_calls, strata, st.randoms(use_true_random=False), st.floats(0.05, 1.0))
 def test_every_call_is_kept_or_counted_and_order_and_files_change_nothing(
     calls: list[dict[str, Any]], by: list[str], random: Any, holdout: float
@@ -361,24 +442,40 @@ drawable = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(drawable, strata, st.integers(0, 99), st.data())
-def test_each_stratum_keeps_its_share_within_one_item(
+def test_each_stratum_of_single_calls_keeps_its_share_within_one_item(
     shape: list[tuple[str, str, int]], by: list[str], seed: int, data: st.DataObject
 ) -> None:
-    calls = [
-        call(n, application=app, tags=f'{{"task":"{task}"}}', conversation_id=f"k{talk}" if talk < 10 else None)
-        for n, (app, task, talk) in enumerate(shape)
-    ]
+    calls = [call(n, application=app, tags=f'{{"task":"{task}"}}') for n, (app, task, _) in enumerate(shape)]
     size = data.draw(st.integers(1, len(calls)))
     result = frozen(calls, migration(size=size, strata=by, seed=seed))
     assert result.rows.height == size
     for stratum in result.facts["strata"]:
         assert abs(stratum["drawn"] - stratum["available"] * size / len(calls)) < 1
-    assert result.rows.group_by("cluster").agg(pl.col("split").n_unique())["split"].max() == 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
+@given(drawable, strata, st.integers(0, 99), st.data())
+def test_conversations_are_drawn_and_sealed_whole(
+    shape: list[tuple[str, str, int]], by: list[str], seed: int, data: st.DataObject
+) -> None:
+    calls = [
+        call(n, application=app, tags=f'{{"task":"{task}"}}', conversation_id=f"k{talk}")
+        for n, (app, task, talk) in enumerate(shape)
+    ]
+    turns = Counter(f"k{talk}" for _, _, talk in shape)
+    size = data.draw(st.integers(1, len(calls)))
+    result = frozen(calls, migration(size=size, strata=by, seed=seed))
+    drawn = result.rows.group_by("cluster").agg(pl.len(), pl.col("split").n_unique())
+    assert dict(drawn.select("cluster", "len").iter_rows()) == {name: turns[name] for name in drawn["cluster"]}
+    assert drawn["split"].max() == 1
+    overshoot = len(result.facts["strata"]) * (max(turns.values()) - 1)
+    assert size <= result.rows.height <= size + overshoot
+    assert result.rows["weight"].sum() == pytest.approx(len(calls), abs=1e-3)
+
+
+@settings(max_examples=12, deadline=None)
 @given(drawable, strata, st.floats(0.01, 1.0), st.integers(0, 99))
 def test_the_sealed_share_is_reached_and_overshot_by_less_than_a_conversation_a_stratum(
     shape: list[tuple[str, str, int]], by: list[str], holdout: float, seed: int
@@ -394,7 +491,7 @@ def test_the_sealed_share_is_reached_and_overshot_by_less_than_a_conversation_a_
     assert result.facts["sealed"] + result.facts["open"] == len(calls)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=80), st.floats(0.01, 1.0))
 def test_single_calls_are_sealed_in_proportion_within_one_item(applications: list[str], holdout: float) -> None:
     result = frozen([call(n, application=app) for n, app in enumerate(applications)], migration(holdout=holdout))

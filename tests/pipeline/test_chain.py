@@ -84,11 +84,11 @@ def test_latency_tokens_and_cost_that_were_not_recorded_are_unmeasured_not_zero(
 
 
 def test_no_matching_answer_at_all_stops_before_anything_is_scored(place: Place) -> None:
-    place.write_log([logged_call(at) for at in range(20)])
+    place.write_log([logged_call(at) for at in range(60)])
     (place.folder / "answers.jsonl").write_text(json.dumps(recorded_answer(999, "x")) + "\n")
-    with pytest.raises(CheckFailed, match="some_answered of target_answers failed: 0 of 20 items answered"):
+    with pytest.raises(CheckFailed, match="some_answered of target_answers failed: 0 of 60 items answered"):
         place.migrate(place.declare())
-    assert any("some_answered failed: 0 of 20 items answered" in told.text for told in place.told)
+    assert any("some_answered failed: 0 of 60 items answered" in told.text for told in place.told)
     assert place.artifacts.load_manifest("scores", "support") is None
 
 
@@ -109,9 +109,9 @@ def test_a_failed_check_of_the_log_stops_the_chain(place: Place, monkeypatch: py
 
 
 def test_empty_and_broken_answers_are_told_and_stay_unmeasured(place: Place) -> None:
-    place.write_log([logged_call(at) for at in range(20)])
+    place.write_log([logged_call(at) for at in range(60)])
     (place.folder / "answers.jsonl").write_text("")
-    with pytest.raises(CheckFailed, match="0 of 20 items answered"):
+    with pytest.raises(CheckFailed, match="0 of 60 items answered"):
         place.migrate(place.declare())
     (place.folder / "answers.jsonl").write_text("{broken\n" + json.dumps(recorded_answer(3, "3")) + "\n")
     assert place.migrate(place.declare()).verdict == "INCONCLUSIVE"
@@ -177,10 +177,11 @@ def test_a_broken_migration_file_leaves_the_other_workloads_alone(place: Place) 
         ({"legacy": {"model": "legacy-model", "logs": "../nothing-*.jsonl"}}, "matches no file"),
         ({"target": {"model": "m", "engine": "recorded", "answers": "../nothing.jsonl"}}, "does not exist"),
         ({"golden": {"size": 5000}}, "5000"),
+        ({"sign_off": {"quality_margin": 0.03}}, r"60 sealed items can never certify .* At least 99 sealed items"),
     ],
 )
 def test_bad_input_gets_one_clear_error(place: Place, changes: dict[str, Any], message: str) -> None:
-    place.write_log([logged_call(at) for at in range(20)])
+    place.write_log([logged_call(at) for at in range(60)])
     write_answers(place)
     with pytest.raises(InvalidInput, match=message):
         place.migrate(place.declare(**changes))
@@ -193,7 +194,8 @@ def test_stale_inputs_are_refused(place: Place) -> None:
     place.declare(golden={"size": 100, "holdout": 1.0})
     job = place.definitions.resolve_implicit_global_asset_job_def()
     again: dict[str, Any] = {"instance": place.instance, "partition_key": "support", "raise_on_error": False}
-    assert job.execute_in_process(asset_selection=[dg.AssetKey("golden_dataset")], **again).success
+    drawn = [dg.AssetKey("power_plan"), dg.AssetKey("golden_dataset")]
+    assert job.execute_in_process(asset_selection=drawn, **again).success
     result = job.execute_in_process(asset_selection=[dg.AssetKey("scores")], **again)
     failure = next(event.step_failure_data for event in result.all_node_events if event.is_step_failure)
     assert "different versions of golden_dataset" in str(failure.error)
@@ -231,7 +233,7 @@ def test_assets_carry_what_the_ui_shows(place: Place) -> None:
     place.write_log([logged_call(at) for at in range(ITEMS)])
     write_answers(place)
     place.migrate(place.declare(golden={"size": "all", "holdout": 0.5}))
-    for asset in ("golden_dataset", "target_answers", "scores", "scorecard", "cost_model", "sign_off"):
+    for asset in ("power_plan", "golden_dataset", "target_answers", "scores", "scorecard", "cost_model", "sign_off"):
         event = place.instance.get_latest_materialization_event(dg.AssetKey(asset))
         assert event is not None
         assert event.asset_materialization is not None

@@ -88,7 +88,7 @@ def test_the_baseline_stays_frozen_when_the_chain_runs_on(place: Place) -> None:
         signed_off(place, endpoint.url)
         place.write_log([logged_call(at) for at in range(100)])
         job = place.definitions.resolve_implicit_global_asset_job_def()
-        for assets, partition in ((LOG_ASSETS, "2026-10-05"), (("golden_dataset",), "support")):
+        for assets, partition in ((LOG_ASSETS, "2026-10-05"), (("power_plan", "golden_dataset"), "support")):
             assert job.execute_in_process(
                 instance=place.instance,
                 partition_key=partition,
