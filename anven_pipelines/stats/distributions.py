@@ -37,6 +37,28 @@ def t_tail(t: FloatArray, df: float) -> FloatArray:
     return np.asarray(_special().stdtr(df, -t), dtype=np.float64)
 
 
+def beta_quantile(probability: float, a: float, b: float) -> float:
+    """Return the quantile of a beta distribution with parameters above 0."""
+    return float(_special().betaincinv(a, b, probability))
+
+
+def beta_cdf(x: FloatArray, a: float, b: float) -> FloatArray:
+    """Return P(X <= x) of a beta distribution with parameters above 0, elementwise, for x in [0, 1]."""
+    return np.asarray(_special().betainc(a, b, x), dtype=np.float64)
+
+
+def beta_density(x: FloatArray, a: float, b: float) -> FloatArray:
+    """Return the density of a beta distribution with parameters above 0, elementwise, for x in (0, 1)."""
+    special = _special()
+    return np.asarray(np.exp(special.xlogy(a - 1, x) + special.xlog1py(b - 1, -x) - special.betaln(a, b)))
+
+
+def log_binomial(n: int, k: int) -> float:
+    """Return the logarithm of the number of ways to choose k of n, for 0 <= k <= n."""
+    special = _special()
+    return float(special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1))
+
+
 def fair_coin_cdf(heads: int, tosses: int) -> float:
     """Return the probability of at most `heads` heads in `tosses` tosses of a fair coin; 0 below none."""
     return float(_special().bdtr(heads, tosses, 0.5)) if heads >= 0 else 0.0
