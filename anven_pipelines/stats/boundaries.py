@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from anven_pipelines.stats.distributions import log_beta, log_gamma, lower_gamma_share, root_between
+import numpy as np
+import numpy.typing as npt
+
+from anven_pipelines.stats.distributions import FloatArray, log_beta, log_gamma, lower_gamma_share, root_between
 
 _PRIOR_FLOOR = 1e-3  # the smallest prior weight, in trials, where the tuning asks for none
 
@@ -91,24 +94,27 @@ def beta_binomial_weight(n_opt: float, alpha: float) -> float:
     return max(n_opt / _tuning(alpha) - 1, _PRIOR_FLOOR)
 
 
-def beta_binomial_evidence(successes: float, failures: float, *, share: float, weight: float) -> float:
+def beta_binomial_evidence(
+    successes: npt.ArrayLike, failures: npt.ArrayLike, *, share: float, weight: float
+) -> FloatArray:
     """Log evidence against a success rate of `share`: it ever exceeds log(1 / alpha) with a chance of alpha at most.
 
     Args:
-        successes: Successes so far; graded scores in [0, 1] may be added up.
-        failures: Trials less `successes`.
+        successes: Successes so far, any shape.
+        failures: Trials less successes, the same shape.
         share: The success rate in question, in (0, 1).
         weight: Trials that the prior, centred on `share`, is worth.
 
     Returns:
-        Natural logarithm of a supermartingale that begins at 1.
+        Natural logarithm of a martingale that begins at 1, the same shape.
 
     Source:
         Howard et al. (2021), section 3.2 (the two-sided beta-binomial mixture), with g = share and h = 1 - share.
     """
-    prior, against = weight * share, weight * (1 - share)
-    mixture = log_beta(prior + successes, against + failures) - log_beta(prior, against)
-    return mixture - successes * math.log(share) - failures * math.log1p(-share)
+    won, lost = np.asarray(successes, dtype=np.float64), np.asarray(failures, dtype=np.float64)
+    prior = np.asarray(weight * share), np.asarray(weight * (1 - share))
+    mixture = log_beta(prior[0] + won, prior[1] + lost) - log_beta(*prior)
+    return np.asarray(mixture - won * math.log(share) - lost * math.log1p(-share))
 
 
 def plausible_counts(n: int, *, share: float, alpha: float, weight: float) -> Counts:
@@ -125,7 +131,7 @@ def plausible_counts(n: int, *, share: float, alpha: float, weight: float) -> Co
     """
 
     def excess(successes: float) -> float:
-        return beta_binomial_evidence(successes, n - successes, share=share, weight=weight) + math.log(alpha)
+        return float(beta_binomial_evidence(successes, n - successes, share=share, weight=weight)) + math.log(alpha)
 
     centre = n * share
     fewest = 0 if excess(0) <= 0 else math.ceil(root_between(excess, 0, centre))

@@ -42,9 +42,9 @@ def fair_coin_cdf(heads: int, tosses: int) -> float:
     return float(_special().bdtr(heads, tosses, 0.5)) if heads >= 0 else 0.0
 
 
-def log_beta(a: float, b: float) -> float:
-    """Return the logarithm of the beta function."""
-    return float(_special().betaln(a, b))
+def log_beta(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return the logarithm of the beta function, elementwise."""
+    return np.asarray(_special().betaln(a, b), dtype=np.float64)
 
 
 def log_gamma(a: float) -> float:

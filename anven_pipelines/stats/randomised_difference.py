@@ -18,9 +18,14 @@ import numpy.typing as npt
 
 from anven_pipelines.stats.asymptotic_sequence import AsymptoticSequence
 from anven_pipelines.stats.boundaries import gamma_exponential_bound
-from anven_pipelines.stats.confidence_sequence import N_OPT, Bounds, ConfidenceSequence, FloatArray, checked_values
-
-_TYPICAL_VARIANCE = 0.1  # of a score in [0, 1]; a wrong one costs tightness only
+from anven_pipelines.stats.confidence_sequence import (
+    N_OPT,
+    TYPICAL_VARIANCE,
+    Bounds,
+    ConfidenceSequence,
+    FloatArray,
+    checked_values,
+)
 
 
 class Effects(NamedTuple):
@@ -122,7 +127,7 @@ class RandomisedDifference(Arms):
         """Bounds at this look, within [-1, 1]."""
         if not self.n:
             return Bounds(-1.0, 1.0)
-        v_opt = self.n_opt * _TYPICAL_VARIANCE / (self.smallest_share * (1 - self.smallest_share))
+        v_opt = self.n_opt * TYPICAL_VARIANCE / (self.smallest_share * (1 - self.smallest_share))
         alpha = (1 - self.level) / 2
         reach = gamma_exponential_bound(self.squares, alpha=alpha, v_opt=v_opt, scale=1 / self.smallest_share) / self.n
         # Far ahead of the data an estimate may lie outside [-1, 1], and its bounds must not cross.

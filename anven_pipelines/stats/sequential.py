@@ -14,8 +14,14 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from anven_pipelines.stats.boundaries import beta_binomial_evidence, beta_binomial_weight
-from anven_pipelines.stats.confidence_sequence import N_OPT, Bounds, ConfidenceSequence, checked_values
+from anven_pipelines.stats.boundaries import beta_binomial_evidence, beta_binomial_weight, gamma_exponential_bound
+from anven_pipelines.stats.confidence_sequence import (
+    N_OPT,
+    TYPICAL_VARIANCE,
+    Bounds,
+    ConfidenceSequence,
+    checked_values,
+)
 from anven_pipelines.stats.distributions import root_between
 
 _BOLDEST_BET = 0.5
@@ -26,8 +32,58 @@ _NEAR_ZERO = 1e-12  # a share that counts as none
 class BoundedMean(ConfidenceSequence):
     """Empirical Bernstein confidence sequence for a mean of scores in [0, 1], graded or not.
 
-    It covers the one mean that all observations share; where the mean moves, it covers an average in which early
-    observations weigh more.
+    Where the mean moves, `current` covers the average of the means so far.
+
+    Source:
+        Howard, Ramdas, McAuliffe and Sekhon (2021), Annals of Statistics 49:1055, theorem 4, with the
+        gamma-exponential mixture.
+    """
+
+    total: float = 0.0
+    squares: float = 0.0  # of each score's distance from the mean before it
+    n_opt: int = N_OPT
+
+    def update(self, scores: npt.ArrayLike) -> Self:
+        """Return the state after one batch.
+
+        Args:
+            scores: In [0, 1], shape (k,), in the order of arrival; k may be 0.
+
+        Raises:
+            ValueError: a score is NaN or outside [0, 1], or the shape is not (k,).
+        """
+        x = checked_values(scores, low=0, high=1)
+        if not x.size:
+            return self
+        totals = self.total + np.cumsum(x)
+        before = (0.5 + totals - x) / (self.n + np.arange(1, x.size + 1))
+        squares = self.squares + float(((x - before) ** 2).sum())
+        return replace(self, n=self.n + x.size, total=float(totals[-1]), squares=squares).looked()
+
+    @property
+    def estimate(self) -> float:
+        """Mean of the scores."""
+        return self.total / self.n
+
+    def bounds(self) -> Bounds:
+        """Bounds at this look, within [0, 1]."""
+        if not self.n:
+            return Bounds(0.0, 1.0)
+        v_opt = self.n_opt * TYPICAL_VARIANCE
+        reach = gamma_exponential_bound(self.squares, alpha=(1 - self.level) / 2, v_opt=v_opt, scale=1) / self.n
+        return Bounds(max(self.estimate - reach, 0.0), min(self.estimate + reach, 1.0))
+
+    @property
+    def method(self) -> str:
+        """The method, for a report."""
+        return "empirical Bernstein confidence sequence"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteadyMean(ConfidenceSequence):
+    """Confidence sequence for the one mean that all scores in [0, 1] share: the tightest for some hundred of them.
+
+    Where the mean moves it covers an average in which early scores weigh more: use BoundedMean.
 
     Source:
         Waudby-Smith and Ramdas (2023), Journal of the Royal Statistical Society B 86:1, theorem 2 (the predictable
@@ -87,12 +143,14 @@ class BoundedMean(ConfidenceSequence):
     @property
     def method(self) -> str:
         """The method, for a report."""
-        return "empirical Bernstein confidence sequence"
+        return "predictable plug-in confidence sequence"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proportion(ConfidenceSequence):
-    """Beta-binomial confidence sequence for the share of successes.
+    """Beta-binomial confidence sequence for the one chance of success that all trials share.
+
+    Where the chance moves use BoundedMean, which takes 0 and 1 too.
 
     Source:
         Howard, Ramdas, McAuliffe and Sekhon (2021), Annals of Statistics 49:1055, section 3.2 (the two-sided
@@ -134,7 +192,7 @@ class Proportion(ConfidenceSequence):
         weight = beta_binomial_weight(self.n_opt, alpha)
 
         def excess(share: float) -> float:
-            return beta_binomial_evidence(successes, failures, share=share, weight=weight) + math.log(alpha)
+            return float(beta_binomial_evidence(successes, failures, share=share, weight=weight)) + math.log(alpha)
 
         if not successes or excess(_NEAR_ZERO) <= 0:
             return 0.0
