@@ -33,7 +33,7 @@ class Effects(NamedTuple):
 
     effects: FloatArray
     predicted: FloatArray
-    arms: dict[str, float]
+    arms: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Arms(ConfidenceSequence):
     control_n: int = 0
     control_total: float = 0.0
 
-    def _effects(self, outcomes: FloatArray, treated: npt.ArrayLike, *, share: float, default: float) -> Effects:
+    def effects_of(self, outcomes: FloatArray, treated: npt.ArrayLike, *, share: float, default: float) -> Effects:
         """Weigh each outcome, less its prediction, by the chance of its arm."""
         chosen = np.asarray(treated)
         if chosen.dtype != np.bool_ or chosen.shape != outcomes.shape:
@@ -58,7 +58,7 @@ class Arms(ConfidenceSequence):
         control_before = _means_before(outcomes, ~chosen, self.control_n, self.control_total, default)
         predicted = treated_before - control_before
         surprise = outcomes - np.where(chosen, treated_before, control_before)
-        arms: dict[str, Any] = {
+        arms = {
             "treated_n": self.treated_n + int(chosen.sum()),
             "treated_total": self.treated_total + float(outcomes[chosen].sum()),
             "control_n": self.control_n + int((~chosen).sum()),
@@ -111,7 +111,7 @@ class RandomisedDifference(Arms):
                 "sequence with a smaller smallest_share"
             )
             raise ValueError(message)
-        found = self._effects(x, treated, share=share, default=0.5)
+        found = self.effects_of(x, treated, share=share, default=0.5)
         if not x.size:
             return self
         total = self.total + float(found.effects.sum())
@@ -159,7 +159,7 @@ class AsymptoticDifference(Arms, AsymptoticSequence):
             ValueError: an outcome is NaN or infinite, shapes disagree, or `share` leaves one arm empty.
         """
         x = checked_values(outcomes)
-        found = self._effects(x, treated, share=share, default=0.0)
+        found = self.effects_of(x, treated, share=share, default=0.0)
         return replace(self._after(found.effects), **found.arms).looked() if x.size else self
 
 

@@ -17,9 +17,9 @@ ARMS = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=1,
 @pytest.mark.parametrize(("counts", "shares"), [((52, 48), (0.5, 0.5)), ((900, 70, 30), (0.9, 0.05, 0.05))])
 def test_evidence_agrees_with_scipy_s_dirichlet_multinomial(counts: tuple[int, ...], shares: tuple[float, ...]) -> None:
     found = SampleRatio(shares=shares).update(counts).log_evidence
-    alternative = stats.dirichlet_multinomial.logpmf(counts, PRIOR_WEIGHT * np.array(shares), sum(counts))
+    alternative = stats.dirichlet_multinomial.logpmf(counts, PRIOR_WEIGHT * np.array(shares), [sum(counts)])
     null = stats.multinomial.logpmf(counts, sum(counts), shares)
-    assert found == pytest.approx(float(alternative - null), abs=1e-8)
+    assert found == pytest.approx(float(np.squeeze(alternative - null)), abs=1e-8)
 
 
 def test_one_assignment_is_no_evidence_and_a_second_is_worked_by_hand() -> None:

@@ -169,7 +169,7 @@ def wrong_at_any_look(state: BoundedMean | SteadyMean | Proportion, batches: Flo
 
 def test_looking_after_every_batch_errs_no_more_often_than_the_level_and_the_t_test_does() -> None:
     rng, streams, share = np.random.default_rng(11), 60, 0.08
-    kinds = (BoundedMean(), SteadyMean(), Proportion())
+    kinds: tuple[BoundedMean | SteadyMean | Proportion, ...] = (BoundedMean(), SteadyMean(), Proportion())
     wrong, naive = [0, 0, 0], 0
     for _ in range(streams):
         batches = (rng.random((10, 80)) < share).astype(np.float64)
