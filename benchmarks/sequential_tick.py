@@ -141,11 +141,18 @@ def tick_figures(rng: np.random.Generator, *, ticks: int) -> dict[str, float]:
 
 def tick(kept: list[str], batch: Batch) -> list[str]:
     """Read the states, take the batch, ask for what a controller asks, write the states."""
-    kinds = (RandomisedDifference, RandomisedDifference, QuantileSequence, QuantileSequence, SampleRatio)
-    states = States(*(kind.from_json(text) for kind, text in zip(kinds, kept, strict=True))).updated(batch)  # type: ignore[arg-type]
-    p95 = states.target_p95.current(), states.legacy_p95.current()
-    asked = (states.errors.current(), states.quality.running(), difference_of(*p95), states.sample_ratio.p_value)
-    return [state.to_json() for state in states] if asked else []
+    errors, quality, target, legacy, ratio = kept
+    states = States(
+        RandomisedDifference.from_json(errors),
+        RandomisedDifference.from_json(quality),
+        QuantileSequence.from_json(target),
+        QuantileSequence.from_json(legacy),
+        SampleRatio.from_json(ratio),
+    ).updated(batch)
+    for asked in (states.errors.current, states.quality.current, states.errors.running, states.quality.running):
+        asked()
+    difference_of(states.target_p95.current(), states.legacy_p95.current())
+    return [state.to_json() for state in states]
 
 
 def alarm_figures(rng: np.random.Generator, *, ramps: int) -> dict[str, float]:
