@@ -64,6 +64,21 @@ def fair_coin_cdf(heads: int, tosses: int) -> float:
     return float(_special().bdtr(heads, tosses, 0.5)) if heads >= 0 else 0.0
 
 
+def log_beta(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return the logarithm of the beta function, elementwise."""
+    return np.asarray(_special().betaln(a, b), dtype=np.float64)
+
+
+def log_gamma(a: float) -> float:
+    """Return the logarithm of the gamma function."""
+    return float(_special().gammaln(a))
+
+
+def lower_gamma_share(a: float, x: float) -> float:
+    """Return P(X <= x) of the gamma distribution with shape `a` and scale 1."""
+    return float(_special().gammainc(a, x))
+
+
 def root_between(function: Callable[[float], float], low: float, high: float) -> float:
     """Return where a function that changes its sign between `low` and `high` is zero (Brent 1973)."""
     from scipy import optimize  # noqa: PLC0415 - see the module docstring
