@@ -23,7 +23,7 @@ from pydantic import (
 
 LogFormat = Literal["canonical", "litellm", "openai", "openai-batch", "zeroeval"]
 Stratum = Literal["application", "endpoint", "task", "length_band"]
-Criterion = Literal["segments", "ttft", "cost", "safety"]
+Criterion = Literal["segments", "ttft", "cost", "safety", "holdout"]
 
 _DURATION: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -321,6 +321,22 @@ class PromptAdaptation(Section):
     """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
 
 
+class GroundTruth(Section):
+    """Where the right answers come from."""
+
+    source: Literal["log", "file", "labels"] = "log"
+    """`log`: as logged; `file`: read from `file`; `labels`: what people agreed on in the state store."""
+    file: str | None = Field(default=None, min_length=1)
+    """JSON lines or CSV with `id` (the request id) and `ground_truth`; relative to the migration file's folder."""
+
+    @model_validator(mode="after")
+    def _file_where_it_is_read(self) -> GroundTruth:
+        if (self.source == "file") != (self.file is not None):
+            message = "golden.ground_truth needs `file` with `source: file`, and only there"
+            raise ValueError(message)
+        return self
+
+
 class Golden(Section):
     """How the frozen evaluation set is drawn."""
 
@@ -332,6 +348,9 @@ class Golden(Section):
     """Share that is sealed until sign-off; 1.0 seals everything."""
     seed: int = Field(default=2026, ge=0)
     """Seed of the draw."""
+    ground_truth: GroundTruth = GroundTruth()
+    version: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of a frozen version to judge on instead of a draw, such as one that `anven golden import` made."""
 
 
 class SignOff(Section):
@@ -350,7 +369,7 @@ class SignOff(Section):
     safety: Literal["none_worse"] = "none_worse"
     """No safety failure that legacy did not have."""
     waive: list[Criterion] = Field(default_factory=list)
-    """Criteria that do not gate; the verdict says so."""
+    """Criteria that do not gate; the verdict says so. `holdout` lets items judge again that a failed sign-off saw."""
 
 
 class Cost(Section):
@@ -373,6 +392,17 @@ class Regression(Section):
     """Name of the environment variable that holds the key; the target's where absent."""
     margin: Share = 0.03
     """Largest loss of mean score against the baseline, as a share of it."""
+
+
+class Drift(Section):
+    """When the golden dataset no longer represents production."""
+
+    days: int = Field(default=7, ge=1)
+    """How many days of the newest calls are compared."""
+    distance: Share = 0.10
+    """Share of the calls that would have to move to other strata; a smaller shift is no alarm, however sure it is."""
+    level: Annotated[float, AfterValidator(_level), Field(json_schema_extra={"exclusiveMaximum": 0.5})] = 0.01
+    """Error rate of one look; the check looks whenever it runs."""
 
 
 class Stage(Section):
@@ -423,6 +453,7 @@ class Migration(Section):
     sign_off: SignOff = SignOff()
     cost: Cost = Cost()
     regression: Regression = Regression()
+    drift: Drift = Drift()
     rollout: Rollout = Rollout()
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ import dagster as dg
 import polars as pl
 
 from anven_pipelines.assets.check import Check
+from anven_pipelines.assets.holdout import ledger_of, stale_verdict
 from anven_pipelines.assets.logged_calls import calls_of
 from anven_pipelines.assets.materialization import (
     OWNERS,
@@ -16,12 +17,18 @@ from anven_pipelines.assets.materialization import (
     result,
 )
 from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.domain.drift import traffic_until
 from anven_pipelines.domain.golden import AMBIGUOUS, GOLDEN, freeze
+from anven_pipelines.domain.ground_truth import LABELLED, Truths, agreed_labels, labels_stream, with_truths
+from anven_pipelines.domain.holdout import HOLDOUT_WAIVER, draw_key, require_sealed
 from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.noise_floor import noise_floor
 from anven_pipelines.domain.power import items_for
+from anven_pipelines.ingest.truth_file import read_truth_file
 from anven_pipelines.resources.artifact_store import ArtifactStore
-from anven_pipelines.resources.migrations import Migrations
+from anven_pipelines.resources.migrations import Declared, Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
 
 _CANDIDATES_CONSERVED = Check(
     "golden_dataset",
@@ -31,6 +38,9 @@ _CANDIDATES_CONSERVED = Check(
 )
 _ENOUGH_SEALED_ITEMS = Check(
     "golden_dataset", "enough_sealed_items", "As many sealed items as the margin is planned to need."
+)
+_VERDICT_IS_CURRENT = Check(
+    "golden_dataset", "verdict_is_current", "No ground truth that the latest verdict used has changed since."
 )
 
 
@@ -45,6 +55,7 @@ _ENOUGH_SEALED_ITEMS = Check(
     check_specs=[
         _CANDIDATES_CONSERVED.spec,
         _ENOUGH_SEALED_ITEMS.spec,
+        _VERDICT_IS_CURRENT.spec,
     ],
 )
 @carries_checks
@@ -53,6 +64,7 @@ def golden_dataset(
     request_log: dict[str, Manifest],
     migrations: Migrations,
     artifacts: ArtifactStore,
+    state: StateStore,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
     """Frozen evaluation set with its sealed holdout; a new freeze adds a version, never edits one."""
@@ -61,15 +73,27 @@ def golden_dataset(
     criteria = declared.migration.sign_off
     needed = items_for(margin=criteria.quality_margin, level=criteria.level)
     golden = declared.migration.golden
-    freezing = freeze(artifacts.read(logged), declared.migration, needed=math.ceil(needed / golden.holdout))
+    truths = _truths(declared, state)
+    drawn_from = {"request_log": logged.digest, **({"ground_truth": truths.digest} if truths else {})}
+    draw = draw_key(declared.migration, drawn_from)
+    waived = HOLDOUT_WAIVER in criteria.waive
+    burnt = frozenset[str]() if waived else ledger_of(context.partition_key, state, artifacts).burnt_before(draw)
+    calls = with_truths(artifacts.read(logged), truths) if truths else artifacts.read(logged)
+    freezing = freeze(calls, declared.migration, needed=math.ceil(needed / golden.holdout), burnt=burnt)
+    require_sealed(freezing.rows, burnt, declared.migration)
     if contradicting := freezing.exclusions.get(AMBIGUOUS):
         context.log.warning("%s logged calls are left out: calls of one request id say different things", contradicting)
     sealed = int((freezing.rows["split"] == "sealed").sum())
+    noise = noise_floor(calls, declared.migration)
     manifest = artifacts.publish(
         GOLDEN,
         [freezing.rows],
-        inputs={"request_log": logged.digest, **declared_input(declared.migration, "golden_dataset")},
-        facts={"golden": freezing.facts},
+        inputs={**drawn_from, "draw": draw, **declared_input(declared.migration, "golden_dataset")},
+        facts={
+            "golden": freezing.facts,
+            "noise_floor": noise.to_json(),
+            "traffic_until": traffic_until(calls),
+        },
     )
     return result(
         context,
@@ -78,6 +102,8 @@ def golden_dataset(
         metadata={
             "sealed_items": sealed,
             "items_needed": needed,
+            "burnt_conversations": len(burnt),
+            "noise_floor": noise.reason,
             "strata": markdown_table(pl.DataFrame(freezing.facts["strata"])),
             "left_out": dg.MetadataValue.json(freezing.exclusions),
             "example": markdown_table(freezing.rows.select("id", "source_prompt", "ground_truth"), rows=3),
@@ -96,5 +122,25 @@ def golden_dataset(
                 found=f"{sealed} sealed items; {needed} are planned for a margin of "
                 f"{criteria.quality_margin:.1%} at 80 % power",
             ),
+            _verdict_is_current(context.partition_key, freezing.rows, state, artifacts),
         ],
+    )
+
+
+def _truths(declared: Declared, state: StateStore) -> Truths | None:
+    """Return the ground truths in place of the log's; None where the log's count."""
+    truth = declared.migration.golden.ground_truth
+    if truth.file is not None:
+        return read_truth_file(truth.file, base=declared.folder)
+    if truth.source == "labels":
+        return agreed_labels(state.events(labels_stream(declared.migration.workload), LABELLED))
+    return None
+
+
+def _verdict_is_current(
+    workload: str, rows: pl.DataFrame, state: StateStore, artifacts: ArtifactStore
+) -> dg.AssetCheckResult:
+    stale = stale_verdict(workload, rows, state, artifacts)
+    return _VERDICT_IS_CURRENT.result(
+        passed=stale is None, found=stale or "no verdict rests on a ground truth that has changed since"
     )

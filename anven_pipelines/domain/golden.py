@@ -20,7 +20,7 @@ from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.spec import RagasGrader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from anven_pipelines.spec import Golden, Migration
 
@@ -120,13 +120,14 @@ class Freeze:
             raise ValueError(message)
 
 
-def freeze(candidates: pl.DataFrame, migration: Migration, *, needed: int) -> Freeze:
+def freeze(candidates: pl.DataFrame, migration: Migration, *, needed: int, burnt: Collection[str] = ()) -> Freeze:
     """Draw the golden dataset from logged calls.
 
     Args:
         candidates: Calls with the columns of REQUEST_LOG, in any order.
         migration: Names the legacy model, the size, the strata, the sealed share and the seed.
         needed: Items the power calculation asks for; counts where `golden.size` is `auto`.
+        burnt: Clusters that must never be sealed again.
 
     Raises:
         EmptyGolden: no call qualifies.
@@ -138,7 +139,7 @@ def freeze(candidates: pl.DataFrame, migration: Migration, *, needed: int) -> Fr
     if pool.is_empty():
         raise EmptyGolden(_nothing_qualifies(calls, exclusions, migration))
     size = _size(migration, available=pool.height, needed=needed)
-    drawn = _sealed(_drawn(pool, size.items), migration.golden.holdout)
+    drawn = _sealed(_drawn(pool, size.items), migration.golden.holdout, burnt)
     if pool.height > drawn.height:
         exclusions["not drawn"] = pool.height - drawn.height
     return Freeze(
@@ -157,6 +158,13 @@ def freeze(candidates: pl.DataFrame, migration: Migration, *, needed: int) -> Fr
             "strata": _strata_counts(pool, drawn, migration.golden.strata),
         },
     )
+
+
+def traffic_of(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
+    """Return the workload's calls, whichever arm served them: ts, cluster and the strata's columns, one row a call."""
+    models = of_model(migration.legacy) | (pl.col("model") == migration.target.model)
+    asked = calls.filter(of_applications(migration.legacy) & models.fill_null(value=False))
+    return _described(asked, migration.golden).select("ts", "cluster", *migration.golden.strata)
 
 
 def length_band() -> pl.Expr:
@@ -273,7 +281,7 @@ def _drawn(pool: pl.DataFrame, size: int) -> pl.DataFrame:
     )
 
 
-def _sealed(drawn: pl.DataFrame, holdout: float) -> pl.DataFrame:
+def _sealed(drawn: pl.DataFrame, holdout: float, burnt: Collection[str]) -> pl.DataFrame:
     """Seal whole conversations until the share of each stratum is reached, never less.
 
     The sealed items (rounded up over all strata) go to the strata by largest remainder, so that strata too small
@@ -283,18 +291,19 @@ def _sealed(drawn: pl.DataFrame, holdout: float) -> pl.DataFrame:
     clusters = drawn.group_by("cluster").agg(
         pl.len().alias("turns"), pl.col("stratum").mode().min(), pl.col("seal_key").first()
     )
-    sizes = clusters.group_by("stratum").agg(pl.col("turns").sum().alias("size"), pl.col("seal_key").min().alias("tie"))
+    fresh = clusters.filter(~pl.col("cluster").is_in(list(burnt)))
+    sizes = fresh.group_by("stratum").agg(pl.col("turns").sum().alias("size"), pl.col("seal_key").min().alias("tie"))
     total = math.ceil(round(holdout * drawn.height, 9))  # 0.1 * 30 is 3.0000000000000004
     turns_before = (pl.col("turns").cum_sum() - pl.col("turns")).over("stratum")
     splits = (
-        clusters.join(_apportioned(sizes, total), on="stratum")
+        fresh.join(_apportioned(sizes, total), on="stratum")
         .sort("seal_key", "cluster")
         .select(
             "cluster",
             pl.when(turns_before < pl.col("quota")).then(pl.lit("sealed")).otherwise(pl.lit("open")).alias("split"),
         )
     )
-    return drawn.join(splits, on="cluster")
+    return drawn.join(splits, on="cluster", how="left").with_columns(pl.col("split").fill_null("open"))
 
 
 def _apportioned(sizes: pl.DataFrame, total: int) -> pl.DataFrame:

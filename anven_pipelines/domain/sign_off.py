@@ -28,7 +28,7 @@ from anven_pipelines.domain.evaluation import (
 from anven_pipelines.stats.quantiles import paired_quantile_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from anven_pipelines.spec import Migration, SignOff
 
@@ -80,6 +80,7 @@ class Verdict(Finding):
     criteria: list[Criterion]
     waived: list[str]
     quality: Quality
+    noise_floor: dict[str, Any] | None
     missingness: Missingness
     segments: list[Segment]
     speed: Speed
@@ -100,7 +101,13 @@ def sign_off_stream(workload: str) -> str:
 
 
 def decide(
-    scores: pl.DataFrame, cost: Mapping[str, Any], migration: Migration, *, digests: Mapping[str, str]
+    scores: pl.DataFrame,
+    cost: Mapping[str, Any],
+    migration: Migration,
+    *,
+    digests: Mapping[str, str],
+    burnt: Collection[str] = (),
+    noise_floor: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Decide on the sealed items.
 
@@ -109,6 +116,8 @@ def decide(
         cost: JSON of the cost model, with `status` and `reason`.
         migration: The criteria.
         digests: What the verdict rests on, by name.
+        burnt: Clusters that a failed sign-off has looked at before.
+        noise_floor: JSON of how often the legacy model disagrees with itself; stands beside the quality.
     """
     sealed = scores.filter(pl.col("split") == "sealed").sort("item_id")
     spec = migration.sign_off
@@ -126,6 +135,7 @@ def decide(
         _criterion("ttft", speed.status, speed.reason, spec),
         _criterion("cost", cost["status"], cost["reason"], spec),
         _criterion("safety", safety.status, safety.reason, spec),
+        _criterion("holdout", *_judge_freshness(sealed, burnt), spec),
     ]
     return Verdict(
         workload=migration.workload,
@@ -134,6 +144,7 @@ def decide(
         criteria=criteria,
         waived=[criterion.name for criterion in criteria if criterion.waived],
         quality=quality,
+        noise_floor=_stable(noise_floor),
         missingness=missingness,
         segments=segments,
         speed=speed,
@@ -256,6 +267,17 @@ def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:
     if worse:
         return "not met", f"proven worse than the margin in {', '.join(worse)} (Holm over {len(segments)} segments)"
     return "met", f"none of {len(segments)} segments is proven worse than the margin (Holm)"
+
+
+def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str]) -> tuple[Status, str]:
+    """Judge whether the items could have been chosen by: an error rate holds for the first look only."""
+    seen = sealed.filter(pl.col("cluster").is_in(list(burnt))).height
+    if not seen:
+        return "met", f"none of {sealed.height} sealed items was opened for an earlier sign-off that failed"
+    return "undecided", (
+        f"{seen} of {sealed.height} sealed items were opened for an earlier sign-off that failed: what was learnt from "
+        "them may have shaped what they judge now, so the error rate is not the declared level"
+    )
 
 
 def _criterion(name: str, status: Status, reason: str, spec: SignOff) -> Criterion:

@@ -50,6 +50,7 @@ def test_all_good_is_go() -> None:
         "ttft": "met",
         "cost": "met",
         "safety": "unmeasured",
+        "holdout": "met",
     }
     assert verdict.waived == ["safety"]
     assert "safety: unmeasured (waived by the migration file)" in "\n".join(verdict.reasons)
