@@ -1,6 +1,7 @@
 """The frozen evaluation set of a workload."""
 
 import math
+from typing import NamedTuple
 
 import dagster as dg
 import polars as pl
@@ -18,7 +19,8 @@ from anven_pipelines.assets.materialization import (
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.drift import traffic_until
-from anven_pipelines.domain.golden import AMBIGUOUS, GOLDEN, freeze
+from anven_pipelines.domain.golden import AMBIGUOUS, GOLDEN, Freeze, freeze
+from anven_pipelines.domain.errors import MissingInput
 from anven_pipelines.domain.ground_truth import LABELLED, Truths, agreed_labels, labels_stream, with_truths
 from anven_pipelines.domain.holdout import HOLDOUT_WAIVER, draw_key, require_sealed
 from anven_pipelines.domain.manifest import Manifest
@@ -73,37 +75,24 @@ def golden_dataset(
     criteria = declared.migration.sign_off
     needed = items_for(margin=criteria.quality_margin, level=criteria.level)
     golden = declared.migration.golden
-    truths = _truths(declared, state)
-    drawn_from = {"request_log": logged.digest, **({"ground_truth": truths.digest} if truths else {})}
-    draw = draw_key(declared.migration, drawn_from)
-    waived = HOLDOUT_WAIVER in criteria.waive
-    burnt = frozenset[str]() if waived else ledger_of(context.partition_key, state, artifacts).burnt_before(draw)
-    calls = with_truths(artifacts.read(logged), truths) if truths else artifacts.read(logged)
-    freezing = freeze(calls, declared.migration, needed=math.ceil(needed / golden.holdout), burnt=burnt)
-    require_sealed(freezing.rows, burnt, declared.migration)
+    frozen = (
+        _pinned(golden.version, declared, artifacts)
+        if golden.version
+        else _drawn(declared, logged, needed, state, artifacts)
+    )
+    freezing = frozen.freezing
     if contradicting := freezing.exclusions.get(AMBIGUOUS):
         context.log.warning("%s logged calls are left out: calls of one request id say different things", contradicting)
     sealed = int((freezing.rows["split"] == "sealed").sum())
-    noise = noise_floor(calls, declared.migration)
-    manifest = artifacts.publish(
-        GOLDEN,
-        [freezing.rows],
-        inputs={**drawn_from, "draw": draw, **declared_input(declared.migration, "golden_dataset")},
-        facts={
-            "golden": freezing.facts,
-            "noise_floor": noise.to_json(),
-            "traffic_until": traffic_until(calls),
-        },
-    )
     return result(
         context,
-        manifest,
+        frozen.manifest,
         tracking=tracking,
         metadata={
             "sealed_items": sealed,
             "items_needed": needed,
-            "burnt_conversations": len(burnt),
-            "noise_floor": noise.reason,
+            "burnt_conversations": frozen.burnt,
+            "noise_floor": (frozen.manifest.facts.get("noise_floor") or {}).get("reason", "not measured"),
             "strata": markdown_table(pl.DataFrame(freezing.facts["strata"])),
             "left_out": dg.MetadataValue.json(freezing.exclusions),
             "example": markdown_table(freezing.rows.select("id", "source_prompt", "ground_truth"), rows=3),
@@ -113,8 +102,8 @@ def golden_dataset(
         metrics={"items": freezing.rows.height, "sealed_items": sealed},
         checks=[
             _CANDIDATES_CONSERVED.result(
-                passed=logged.rows == freezing.rows.height + sum(freezing.exclusions.values()),
-                found=f"{logged.rows} logged calls = {freezing.rows.height} items + "
+                passed=frozen.candidates == freezing.rows.height + sum(freezing.exclusions.values()),
+                found=f"{frozen.candidates} candidates = {freezing.rows.height} items + "
                 f"{sum(freezing.exclusions.values())} left out",
             ),
             _ENOUGH_SEALED_ITEMS.result(
@@ -125,6 +114,58 @@ def golden_dataset(
             _verdict_is_current(context.partition_key, freezing.rows, state, artifacts),
         ],
     )
+
+
+class _Frozen(NamedTuple):
+    """A version and how it came about."""
+
+    manifest: Manifest
+    freezing: Freeze
+    candidates: int
+    burnt: int
+
+
+def _drawn(declared: Declared, logged: Manifest, needed: int, state: StateStore, artifacts: ArtifactStore) -> _Frozen:
+    """Draw a version from the logged calls; it seals nothing that a failed sign-off has looked at."""
+    migration, truths = declared.migration, _truths(declared, state)
+    drawn_from = {"request_log": logged.digest, **({"ground_truth": truths.digest} if truths else {})}
+    draw = draw_key(migration, drawn_from)
+    waived = HOLDOUT_WAIVER in migration.sign_off.waive
+    burnt = frozenset[str]() if waived else ledger_of(migration.workload, state, artifacts).burnt_before(draw)
+    calls = with_truths(artifacts.read(logged), truths) if truths else artifacts.read(logged)
+    freezing = freeze(calls, migration, needed=math.ceil(needed / migration.golden.holdout), burnt=burnt)
+    require_sealed(freezing.rows, burnt, migration)
+    manifest = artifacts.publish(
+        GOLDEN,
+        [freezing.rows],
+        inputs={**drawn_from, "draw": draw, **declared_input(migration, "golden_dataset")},
+        facts={
+            "golden": freezing.facts,
+            "noise_floor": noise_floor(calls, migration).to_json(),
+            "traffic_until": traffic_until(calls),
+        },
+    )
+    return _Frozen(manifest, freezing, logged.rows, len(burnt))
+
+
+def _pinned(version: str, declared: Declared, artifacts: ArtifactStore) -> _Frozen:
+    """Take the version that the migration file names, such as an imported one.
+
+    Raises:
+        MissingInput: the workload never had it.
+    """
+    migration = declared.migration
+    stored = artifacts.load_manifest("golden_dataset", migration.workload, digest=version)
+    if stored is None:
+        message = (
+            f"{declared.file}: golden.version {version} is no version of {migration.workload!r} in {artifacts.url}; "
+            "`anven golden import` prints the one it makes"
+        )
+        raise MissingInput(message)
+    rows = artifacts.read(stored)
+    inputs = {"draw": draw_key(migration, {}), **declared_input(migration, "golden_dataset")}
+    freezing = Freeze(rows=rows, exclusions={}, candidates=rows.height, facts={"strata": [], "version": version})
+    return _Frozen(stored.model_copy(update={"inputs": inputs}), freezing, rows.height, 0)
 
 
 def _truths(declared: Declared, state: StateStore) -> Truths | None:

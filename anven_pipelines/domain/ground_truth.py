@@ -131,7 +131,7 @@ def _truths(found: dict[str, str]) -> Truths:
 
 
 def _json_records(text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield number, json.loads(line)
