@@ -19,8 +19,8 @@ from anven_pipelines.assets.materialization import (
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.drift import traffic_until
-from anven_pipelines.domain.golden import AMBIGUOUS, GOLDEN, Freeze, freeze
 from anven_pipelines.domain.errors import MissingInput
+from anven_pipelines.domain.golden import AMBIGUOUS, GOLDEN, Freeze, freeze
 from anven_pipelines.domain.ground_truth import LABELLED, Truths, agreed_labels, labels_stream, with_truths
 from anven_pipelines.domain.holdout import HOLDOUT_WAIVER, draw_key, require_sealed
 from anven_pipelines.domain.manifest import Manifest

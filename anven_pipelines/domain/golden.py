@@ -16,7 +16,7 @@ import polars as pl
 
 from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
 from anven_pipelines.domain.request_log import REQUEST_LOG, of_applications, of_model
-from anven_pipelines.domain.table import Column, Table
+from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
 from anven_pipelines.spec import RagasGrader
 
 if TYPE_CHECKING:
@@ -164,7 +164,9 @@ def traffic_of(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
     """Return the workload's calls, whichever arm served them: ts, cluster and the strata's columns, one row a call."""
     models = of_model(migration.legacy) | (pl.col("model") == migration.target.model)
     asked = calls.filter(of_applications(migration.legacy) & models.fill_null(value=False))
-    return _described(asked, migration.golden).select("ts", "cluster", *migration.golden.strata)
+    return _described(asked, migration.golden).select(
+        pl.col("ts").cast(UTC_TIMESTAMP), "cluster", *migration.golden.strata
+    )
 
 
 def length_band() -> pl.Expr:

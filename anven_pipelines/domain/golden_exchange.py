@@ -39,7 +39,7 @@ class Record(NamedTuple):
 
 
 def json_records(text: str) -> list[Record]:
-    """Read JSON lines; a line that is no JSON has no fields. Only a line feed ends a line: JSON text may hold others."""
+    """Read JSON lines; one that is no JSON has no fields. Only a line feed ends a line: JSON text may hold others."""
     return [Record(at, _parsed(line)) for at, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
