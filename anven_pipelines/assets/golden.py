@@ -83,6 +83,12 @@ def golden_dataset(
     freezing = frozen.freezing
     if contradicting := freezing.exclusions.get(AMBIGUOUS):
         context.log.warning("%s logged calls are left out: calls of one request id say different things", contradicting)
+    if frozen.disputed:
+        context.log.warning(
+            "%s items have no truth, as people label them differently: %s ...",
+            len(frozen.disputed),
+            ", ".join(frozen.disputed[:5]),
+        )
     sealed = int((freezing.rows["split"] == "sealed").sum())
     return result(
         context,
@@ -123,6 +129,7 @@ class _Frozen(NamedTuple):
     freezing: Freeze
     candidates: int
     burnt: int
+    disputed: tuple[str, ...] = ()
 
 
 def _drawn(declared: Declared, logged: Manifest, needed: int, state: StateStore, artifacts: ArtifactStore) -> _Frozen:
@@ -145,7 +152,7 @@ def _drawn(declared: Declared, logged: Manifest, needed: int, state: StateStore,
             "traffic_until": traffic_until(calls),
         },
     )
-    return _Frozen(manifest, freezing, logged.rows, len(burnt))
+    return _Frozen(manifest, freezing, logged.rows, len(burnt), truths.disputed if truths else ())
 
 
 def _pinned(version: str, declared: Declared, artifacts: ArtifactStore) -> _Frozen:

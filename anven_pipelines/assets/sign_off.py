@@ -23,7 +23,7 @@ from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.holdout import OPENED, Ledger, holdout_stream, limits_digest
 from anven_pipelines.domain.manifest import Manifest, require_same
-from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, Verdict, decide, sign_off_stream
+from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, Verdict, decide, explain_burnt, sign_off_stream
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -140,7 +140,8 @@ def _in_short(verdict: Verdict) -> str:
     open_gates = [f"{each.name} is {each.status}: {each.reason}" for each in gating if each.status != "met"]
     said = open_gates or [f"{', '.join(each.name for each in gating)} are met"]
     waived = [f"waived by the migration file: {', '.join(verdict.waived)}"] if verdict.waived else []
-    return f"{verdict.verdict}. {'; '.join([*said, *waived])}"
+    burnt = [next_step] if (next_step := explain_burnt(verdict)) else []
+    return f"{verdict.verdict}. {'; '.join([*said, *waived, *burnt])}"
 
 
 def _looks(ledger: Ledger) -> dg.MetadataValue:

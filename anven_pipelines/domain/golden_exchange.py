@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SPLITS: Final = ("open", "sealed")
-_JSON: Final = {"source_prompt": list, "input_context": object, "model_config": dict, "tool_calls": list}
+_JSON: Final[Mapping[str, type]] = {
+    "source_prompt": list,
+    "input_context": object,
+    "model_config": dict,
+    "tool_calls": list,
+}
 _STRATA: Final = ("application", "endpoint", "task", "length_band")
 _SCORES: Final = ("automated_score", "human_score")
 _INPUTS: Final = ("id", "source_prompt", "input_context", "model_config")
@@ -194,7 +199,8 @@ def _json_text(name: str, value: Any) -> str:  # noqa: ANN401 - as it was read
     """Return JSON text; text that stands in place of plain JSON is kept as it is, so that digests stay."""
     parsed = _parsed(value) if isinstance(value, str) else value
     if parsed is None or not isinstance(parsed, _JSON[name]):
-        kind = {list: "a JSON list", dict: "a JSON object"}.get(_JSON[name], "JSON")
+        kinds: dict[type, str] = {list: "a JSON list", dict: "a JSON object"}
+        kind = kinds.get(_JSON[name], "JSON")
         message = f"{name} is {str(value)[:60]!r}; {kind} is needed"
         raise ValueError(message)
     return value if isinstance(value, str) else canonical_json(value)

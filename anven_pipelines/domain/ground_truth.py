@@ -88,8 +88,14 @@ def with_truths(calls: pl.DataFrame, truths: Truths) -> pl.DataFrame:
     """Put the truths in place of what the log says; a call without one has none.
 
     Raises:
-        InvalidInput: no truth belongs to a logged call.
+        InvalidInput: there is no truth, or none belongs to a logged call.
     """
+    if truths.rows.is_empty():
+        message = (
+            f"there is no ground truth yet, and people disagree on {len(truths.disputed)} items; add labels, or set "
+            "golden.ground_truth.source to log or file"
+        )
+        raise InvalidInput(message)
     joined = calls.drop("ground_truth").join(
         truths.rows, left_on="request_id", right_on="id", how="left", maintain_order="left"
     )

@@ -236,6 +236,15 @@ def explain_quality(quality: Quality) -> str:
     )
 
 
+def explain_burnt(verdict: Verdict) -> str | None:
+    """Say what a verdict that is not GO means for the items that it saw; None after GO."""
+    if verdict.verdict == "GO":
+        return None
+    needed = verdict.quality.n_needed
+    new = f"about {needed:,} new ones" if needed else "new ones"
+    return f"the sealed items are burnt: an attempt with other answers, prompts or limits needs {new}"
+
+
 def _explain_too_few(quality: Quality) -> str:
     found = f"only {quality.n_measured} of {quality.n} items were measured in both arms, too few for any test"
     if quality.n_needed is None:

@@ -90,6 +90,11 @@ def test_truths_of_another_log_are_refused() -> None:
         with_truths(calls(), read_truths("id,ground_truth\nz,1\n", name="t.csv"))
 
 
+def test_no_truth_at_all_says_what_to_do() -> None:
+    with pytest.raises(InvalidInput, match="no ground truth yet, and people disagree on 0 items; add labels"):
+        with_truths(calls(), agreed_labels([]))
+
+
 def test_a_verdict_is_stale_where_a_truth_it_used_has_changed() -> None:
     signed, (verdict,) = golden_of(3), events("sign_off/w", {"verdict": "GO", "run": "0123456789"})
     corrected = golden_of(4, ground_truth=["0", "one", None, "3"])
