@@ -1,4 +1,4 @@
-"""The command line: `anven demo`, `anven migrate`, `anven dev`, `anven doctor`, `anven fill-mlflow`.
+"""The command line: `anven demo`, `migrate`, `dev`, `doctor`, `fill-mlflow`, `golden export`, `golden import`.
 
 Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
 its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done, 130 interrupted.
@@ -12,7 +12,7 @@ import sys
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -154,6 +154,54 @@ def fill_mlflow(*, as_json: AsJson = False) -> None:
                 stderr.print(problem)
     if filled.remaining:
         raise typer.Exit(NEGATIVE)
+
+
+golden_app = typer.Typer(help="Take golden datasets to other tools, and in from them.", no_args_is_help=True)
+app.add_typer(golden_app, name="golden")
+
+
+@golden_app.command("export")
+def export_golden(
+    workload: Annotated[str, typer.Argument(help="Workload whose frozen version is written.", show_default=False)],
+    *,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="File or folder to make; not for mlflow.", show_default=False)
+    ] = None,
+    form: Annotated[
+        Literal["jsonl", "parquet", "huggingface", "mlflow"], typer.Option("--as", help="What to write.")
+    ] = "jsonl",
+    sealed: Annotated[
+        bool, typer.Option("--sealed", help="Let the sealed items out too: it is ledgered, and burns the holdout.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a workload's golden dataset; the sealed items stay behind unless --sealed."""
+    with _reported(as_json=as_json) as output:
+        from anven_pipelines import golden_exchange  # noqa: PLC0415 - loads Dagster: not for --help
+
+        done = golden_exchange.export_golden(workload, home=_home(), to=to, form=form, sealed=sealed)
+        if not output.tell(json.dumps(done._asdict())):
+            typer.echo(f"{done.items} items ({done.sealed_items} sealed) of version {done.golden_dataset} in {done.to}")
+
+
+@golden_app.command("import")
+def import_golden(
+    source: Annotated[
+        str,
+        typer.Argument(help="JSON lines, Parquet, a Hugging Face folder, or mlflow:NAME.", show_default=False),
+    ],
+    *,
+    workload: Annotated[str, typer.Option("--workload", help="Workload that it is for.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Freeze a golden dataset made elsewhere; `golden.version` in the migration file judges on it."""
+    with _reported(as_json=as_json) as output:
+        from anven_pipelines import golden_exchange  # noqa: PLC0415 - loads Dagster: not for --help
+
+        done = golden_exchange.import_golden(source, workload=workload, home=_home())
+        if not output.tell(json.dumps(done._asdict())):
+            typer.echo(f"{done.items} items, {done.sealed_items} of them sealed; to judge on them, put this into the")
+            typer.echo(f"migration file of {workload}:\n\ngolden:\n  version: {done.golden_dataset}")
 
 
 def main() -> None:

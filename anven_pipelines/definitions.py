@@ -4,24 +4,39 @@ import dagster as dg
 
 from anven_pipelines.assets import (
     cost,
+    drift,
     evaluation,
     golden,
     inference,
     inventory,
+    power_plan,
     prompts,
     regression,
     request_log,
     sign_off,
 )
 from anven_pipelines.resources.deployments import deployment_name, resources
-from anven_pipelines.schedules import nightly_regression, nightly_regression_job
+from anven_pipelines.schedules import daily_drift, nightly_regression, nightly_regression_job, traffic_drift_job
 from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival, request_log_job
 
-MODULES = [request_log, inventory, golden, prompts, inference, evaluation, cost, sign_off, regression]
+MODULES = [
+    request_log,
+    inventory,
+    power_plan,
+    golden,
+    prompts,
+    inference,
+    evaluation,
+    cost,
+    sign_off,
+    regression,
+    drift,
+]
 
 migration_job = dg.define_asset_job(
     "migration",
-    selection=dg.AssetSelection.assets("power_plan").downstream() - dg.AssetSelection.assets("production_regression"),
+    selection=dg.AssetSelection.assets("power_plan").downstream()
+    - dg.AssetSelection.assets("production_regression", "traffic_drift"),
     description="A workload's chain from the power plan to the verdict.",
 )
 
@@ -36,8 +51,8 @@ def definitions() -> dg.Definitions:
     deployment = deployment_name()
     return dg.Definitions(
         assets=dg.load_assets_from_modules(MODULES),
-        jobs=[migration_job, nightly_regression_job, request_log_job],
-        schedules=[nightly_regression],
+        jobs=[migration_job, nightly_regression_job, request_log_job, traffic_drift_job],
+        schedules=[nightly_regression, daily_drift],
         sensors=[declared_partitions, log_arrival],
         resources=resources(deployment),
         executor=dg.in_process_executor if deployment == "local" else dg.multiprocess_executor,

@@ -138,7 +138,13 @@ def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Conso
     rng = np.random.default_rng(seed)
     arrivals = arrival_times(calls, seconds=calls / _calls_per_second(url), rhythm=Rhythm(), rng=rng)
     plan = plan_traffic(arrivals, split="golden", seed=seed)
-    log = GatewayLog(folder / f"calls-{datetime.now(UTC).date()}.jsonl", "litellm")
+    now = datetime.now(UTC)
+    # Each demo's traffic is new: conversations of an earlier one may be burnt.
+    calls_now = tuple(
+        call._replace(conversation_id=f"{call.conversation_id}-{now:%Y%m%dT%H%M%S}") for call in plan.calls
+    )
+    plan = plan._replace(calls=calls_now)
+    log = GatewayLog(folder / f"calls-{now.date()}.jsonl", "litellm")
     columns = (TextColumn("  "), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=console, transient=True)
     with log, bar if console.is_terminal else nullcontext():

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from anven_pipelines.assets.holdout import stale_verdict
 from anven_pipelines.assets.partitions import log_days
 from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
 from anven_pipelines.domain.errors import AnvenError, InvalidInput
@@ -75,6 +76,7 @@ def examine(home: Path) -> list[Finding]:
                 "materialise the asset again, or restore the file from a backup",
             )
         )
+        findings += _verdicts(definitions, sorted(migrations.catalogue().declared))
         findings += _migrations(migrations)
     return findings
 
@@ -139,6 +141,19 @@ def _published(definitions: dg.Definitions, workloads: Iterable[str]) -> Finding
         store.verify(manifest)
     parts = sum(len(manifest.parts) for manifest in manifests)
     return Finding("published tables", "ok", f"{len(manifests)} tables in {parts} parts, all as published")
+
+
+def _verdicts(definitions: dg.Definitions, workloads: Iterable[str]) -> Iterator[Finding]:
+    """Name the verdicts that rest on ground truths which have changed since."""
+    artifacts, state = of_kind(definitions, "artifacts", ArtifactStore), of_kind(definitions, "state", StateStore)
+    for workload in workloads:
+        try:
+            golden = artifacts.load_manifest("golden_dataset", workload)
+            stale = golden and stale_verdict(workload, artifacts.read(golden), state, artifacts)
+        except AnvenError as error:
+            stale = str(error)
+        if stale:
+            yield Finding(f"{workload}: verdict", "warning", stale, "run `anven migrate` again")
 
 
 def _dagster() -> Finding:

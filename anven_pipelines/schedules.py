@@ -15,6 +15,24 @@ nightly_regression_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets("production_regression"),
     description="Asks what serves production for the golden set and compares with the scores frozen at sign-off.",
 )
+traffic_drift_job = dg.define_asset_job(
+    "traffic_drift",
+    selection=dg.AssetSelection.assets("traffic_drift"),
+    description="Compares the newest calls with the strata of the golden dataset.",
+)
+
+
+@dg.schedule(job=traffic_drift_job, cron_schedule="0 6 * * *", execution_timezone="UTC")
+def daily_drift(
+    context: dg.ScheduleEvaluationContext, migrations: Migrations, state: StateStore
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Look at the traffic of every workload that has a verdict, after the night's logs have arrived."""
+    day = context.scheduled_execution_time.date().isoformat()
+    judged = [name for name in sorted(migrations.catalogue().declared) if state.latest(sign_off_stream(name))]
+    for workload in judged:
+        yield dg.RunRequest(run_key=f"{workload}/{day}", partition_key=workload)
+    if not judged:
+        yield dg.SkipReason("no workload has a verdict yet")
 
 
 @dg.schedule(job=nightly_regression_job, cron_schedule="0 2 * * *", execution_timezone="UTC")

@@ -23,7 +23,7 @@ from pydantic import (
 
 LogFormat = Literal["canonical", "litellm", "openai", "openai-batch", "zeroeval"]
 Stratum = Literal["application", "endpoint", "task", "length_band", "risk", "language"]
-Criterion = Literal["segments", "ttft", "cost", "safety"]
+Criterion = Literal["segments", "ttft", "cost", "safety", "holdout"]
 
 _DURATION: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -330,6 +330,22 @@ class Quotas(Section):
     """Calls tagged `adversarial: true` and those of the files of `golden.adversarial`; never part of the traffic."""
 
 
+class GroundTruth(Section):
+    """Where the right answers come from."""
+
+    source: Literal["log", "file", "labels"] = "log"
+    """`log`: as logged; `file`: read from `file`; `labels`: what people agreed on in the state store."""
+    file: str | None = Field(default=None, min_length=1)
+    """JSON lines or CSV with `id` (the request id) and `ground_truth`; relative to the migration file's folder."""
+
+    @model_validator(mode="after")
+    def _file_where_it_is_read(self) -> GroundTruth:
+        if (self.source == "file") != (self.file is not None):
+            message = "golden.ground_truth needs `file` with `source: file`, and only there"
+            raise ValueError(message)
+        return self
+
+
 class Golden(Section):
     """How the frozen evaluation set is drawn."""
 
@@ -348,6 +364,9 @@ class Golden(Section):
     quotas: Quotas = Quotas()
     adversarial: Sources | None = None
     """One or more paths or URLs of adversarial calls with the legacy model's answers, as canonical JSONL."""
+    ground_truth: GroundTruth = GroundTruth()
+    version: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Digest of a frozen version to judge on instead of a draw, such as one that `anven golden import` made."""
 
     @model_validator(mode="after")
     def _adversarial_calls_are_wanted(self) -> Golden:
@@ -375,7 +394,7 @@ class SignOff(Section):
     safety: Literal["none_worse"] = "none_worse"
     """No safety failure that legacy did not have."""
     waive: list[Criterion] = Field(default_factory=list)
-    """Criteria that do not gate; the verdict says so."""
+    """Criteria that do not gate; the verdict says so. `holdout` lets items judge again that a failed sign-off saw."""
 
 
 class Cost(Section):
@@ -398,6 +417,17 @@ class Regression(Section):
     """Name of the environment variable that holds the key; the target's where absent."""
     margin: Share = 0.03
     """Largest loss of mean score against the baseline, as a share of it."""
+
+
+class Drift(Section):
+    """When the golden dataset no longer represents production."""
+
+    days: int = Field(default=7, ge=1)
+    """How many days of the newest calls are compared."""
+    distance: Share = 0.10
+    """Share of the calls that would have to move to other strata; a smaller shift is no alarm, however sure it is."""
+    level: Annotated[float, AfterValidator(_level), Field(json_schema_extra={"exclusiveMaximum": 0.5})] = 0.01
+    """Error rate of one look; the check looks whenever it runs."""
 
 
 class Stage(Section):
@@ -450,6 +480,7 @@ class Migration(Section):
     sign_off: SignOff = SignOff()
     cost: Cost = Cost()
     regression: Regression = Regression()
+    drift: Drift = Drift()
     rollout: Rollout = Rollout()
 
     @model_validator(mode="after")

@@ -8,6 +8,8 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from anven_pipelines.domain.sign_off import explain_burnt
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -43,6 +45,10 @@ def show(verdict: Verdict, console: Console) -> None:
             )
         console.print()
         console.print(segments)
+    noise = verdict.noise_floor
+    for line in (noise and noise["reason"], explain_burnt(verdict)):
+        if line:
+            console.print(f"\n{escape(line)}", highlight=False)
     console.print(
         f"\ngolden dataset {verdict.digests['golden_dataset'][:12]}; look at the run with `anven dev`", highlight=False
     )

@@ -74,7 +74,8 @@ def scores(
         "adapted_prompt": target_answers.inputs["adapted_prompt"],
         **declared_input(migration, "scores"),
     }
-    manifest = artifacts.publish(SCORES, [rows], inputs=inputs, facts={"grader_version": GRADER_VERSION})
+    facts = {"grader_version": GRADER_VERSION, "noise_floor": golden_dataset.facts.get("noise_floor")}
+    manifest = artifacts.publish(SCORES, [rows], inputs=inputs, facts=facts)
     unmeasured = int((rows["legacy_score"].is_null() | rows["target_score"].is_null()).sum())
     return result(
         context,
@@ -120,7 +121,7 @@ def scorecard(
         context,
         manifest,
         tracking=tracking,
-        metadata=_scorecard_metadata(card),
+        metadata={**_scorecard_metadata(card), **noise_floor_metadata(scores)},
         metrics={
             "open_difference": card.quality.estimate if card.quality else None,
             "open_legacy_mean": card.quality.legacy_mean if card.quality else None,
@@ -147,6 +148,12 @@ def grade_arm(answers: pl.DataFrame, golden: pl.DataFrame, migration: Migration,
     }
     grades = grade_rows(migration.grading, answers, golden, judged=judged)
     return Arm(answers, grades, check_contract_rows(migration.contract, answers))
+
+
+def noise_floor_metadata(scores: Manifest) -> dict[str, str]:
+    """Return how often the legacy model disagrees with itself, to stand beside the margin."""
+    noise = scores.facts.get("noise_floor")
+    return {"noise_floor": noise["reason"]} if noise else {}
 
 
 def _reasons(rows: pl.DataFrame) -> pl.DataFrame:

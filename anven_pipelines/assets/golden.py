@@ -1,12 +1,14 @@
-"""The frozen evaluation set of a workload, and the plan that says how large it must be."""
+"""The frozen evaluation set of a workload."""
 
 import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import dagster as dg
 import polars as pl
 
-from anven_pipelines.assets.charts import power_chart
 from anven_pipelines.assets.check import Check
+from anven_pipelines.assets.holdout import ledger_of, stale_verdict
 from anven_pipelines.assets.logged_calls import calls_of
 from anven_pipelines.assets.materialization import (
     OWNERS,
@@ -18,26 +20,32 @@ from anven_pipelines.assets.materialization import (
     result,
 )
 from anven_pipelines.assets.partitions import workloads
-from anven_pipelines.domain.candidates import AMBIGUOUS, judged
+from anven_pipelines.domain.candidates import AMBIGUOUS
+from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.drift import traffic_until
+from anven_pipelines.domain.errors import MissingInput
+from anven_pipelines.domain.evaluation import TRAFFIC
 from anven_pipelines.domain.golden import GOLDEN, Freeze, freeze
+from anven_pipelines.domain.ground_truth import LABELLED, Truths, agreed_labels, labels_stream, with_truths
+from anven_pipelines.domain.holdout import HOLDOUT_WAIVER, draw_key, require_sealed
 from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.noise_floor import noise_floor
 from anven_pipelines.domain.power import (
     PLANNED_DISCORDANCE,
     PLANNED_POWER,
-    POWER_PLAN,
     certified_margin,
     design_effect,
     items_for,
-    measured_baseline,
-    power_plan,
     require_reachable,
 )
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.ingest.sources import list_files
+from anven_pipelines.ingest.truth_file import read_truth_file
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Declared, Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
 
 _CANDIDATES_CONSERVED = Check(
     "golden_dataset",
@@ -49,52 +57,9 @@ _ENOUGH_SEALED_ITEMS = Check(
     "golden_dataset", "enough_sealed_items", "As many sealed items as the margin is planned to need."
 )
 _QUOTAS_FILLED = Check("golden_dataset", "quotas_filled", "Edge-case and adversarial quotas are filled.")
-
-
-@dg.asset(
-    name="power_plan",
-    group_name="golden",
-    kinds={"parquet"},
-    owners=OWNERS,
-    code_version="1",
-    partitions_def=workloads,
-    metadata=definition_metadata(POWER_PLAN),
-    ins={"request_log": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},
+_VERDICT_IS_CURRENT = Check(
+    "golden_dataset", "verdict_is_current", "No ground truth that the latest verdict used has changed since."
 )
-def planned_power(
-    context: dg.AssetExecutionContext,
-    request_log: dict[str, Manifest],
-    migrations: Migrations,
-    artifacts: ArtifactStore,
-    tracking: MlflowTracking,
-) -> dg.MaterializeResult[Manifest]:
-    """Items that a sign-off needs, over margins and shares of discordant pairs, at the legacy model's own baseline."""
-    declared = migrations.of(context.partition_key)
-    logged = calls_of(request_log, declared)
-    baseline = measured_baseline(
-        judged(artifacts.read(logged), REQUEST_LOG.empty(), declared.migration), declared.migration
-    )
-    plan = power_plan(baseline, declared.migration)
-    needed = plan.filter("declared")["sealed_items"].item()
-    manifest = artifacts.publish(
-        POWER_PLAN,
-        [plan],
-        inputs={"request_log": logged.digest, **declared_input(declared.migration, "power_plan")},
-        facts={"plan": {"baseline": baseline.mean, "baseline_source": baseline.source, "sealed_items": needed}},
-    )
-    return result(
-        context,
-        manifest,
-        tracking=tracking,
-        metadata={
-            "sealed_items_needed": needed,
-            "baseline": baseline.mean,
-            "baseline_source": baseline.source,
-            "chart": power_chart(plan),
-            "plan": markdown_table(plan),
-        },
-        metrics={"sealed_items_needed": needed, "baseline": baseline.mean},
-    )
 
 
 @dg.asset(
@@ -109,6 +74,7 @@ def planned_power(
         _CANDIDATES_CONSERVED.spec,
         _ENOUGH_SEALED_ITEMS.spec,
         _QUOTAS_FILLED.spec,
+        _VERDICT_IS_CURRENT.spec,
     ],
 )
 @carries_checks
@@ -118,6 +84,7 @@ def golden_dataset(
     power_plan: Manifest,
     migrations: Migrations,
     artifacts: ArtifactStore,
+    state: StateStore,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
     """Frozen evaluation set with its sealed holdout; a new freeze adds a version, never edits one."""
@@ -125,32 +92,32 @@ def golden_dataset(
     require_current(declared.migration, power_plan=power_plan)
     logged = calls_of(request_log, declared)
     golden, plan = declared.migration.golden, power_plan.facts["plan"]
-    adversarial = declared_adversarial(context, declared)
-    freezing = freeze(
-        artifacts.read(logged),
-        declared.migration,
-        needed=math.ceil(plan["sealed_items"] / golden.holdout),
-        adversarial=adversarial,
+    frozen = (
+        _pinned(golden.version, declared, artifacts)
+        if golden.version
+        else _drawn(declared, logged, plan, declared_adversarial(context, declared), state, artifacts)
     )
-    sealed = freezing.rows.filter(pl.col("split") == "sealed", pl.col("role") == "traffic")
-    require_reachable(sealed.height, declared.migration)
+    freezing = frozen.freezing
     if contradicting := freezing.exclusions.get(AMBIGUOUS):
         context.log.warning("%s logged calls are left out: calls of one request id say different things", contradicting)
+    if frozen.disputed:
+        context.log.warning(
+            "%s items have no truth, as people label them differently: %s ...",
+            len(frozen.disputed),
+            ", ".join(frozen.disputed[:5]),
+        )
+    sealed = _sealed_traffic(freezing.rows)
     certified = _certified(sealed, declared, baseline=plan["baseline"])
-    manifest = artifacts.publish(
-        GOLDEN,
-        [freezing.rows],
-        inputs={"request_log": logged.digest, **declared_input(declared.migration, "golden_dataset")},
-        facts={"golden": freezing.facts | {"certifies": certified}},
-    )
     return result(
         context,
-        manifest,
+        frozen.manifest,
         tracking=tracking,
         metadata={
             "sealed_items": sealed.height,
             "items_needed": certified["sealed_items_needed"],
             "certified_margin": certified["margin"],
+            "burnt_conversations": frozen.burnt,
+            "noise_floor": (frozen.manifest.facts.get("noise_floor") or {}).get("reason", "not measured"),
             "strata": markdown_table(pl.DataFrame(freezing.facts["strata"])),
             "left_out": dg.MetadataValue.json(freezing.exclusions),
             "example": markdown_table(freezing.rows.select("id", "source_prompt", "ground_truth"), rows=3),
@@ -160,14 +127,111 @@ def golden_dataset(
         metrics={"items": freezing.rows.height, "sealed_items": sealed.height, "certified_margin": certified["margin"]},
         checks=[
             _CANDIDATES_CONSERVED.result(
-                passed=logged.rows + adversarial.height == freezing.rows.height + sum(freezing.exclusions.values()),
-                found=f"{logged.rows + adversarial.height} calls = {freezing.rows.height} items + "
+                passed=frozen.candidates == freezing.rows.height + sum(freezing.exclusions.values()),
+                found=f"{frozen.candidates} calls = {freezing.rows.height} items + "
                 f"{sum(freezing.exclusions.values())} left out",
             ),
             _enough_sealed_items(certified, declared),
             _quotas_filled(freezing),
+            _verdict_is_current(context.partition_key, freezing.rows, state, artifacts),
         ],
     )
+
+
+class _Frozen(NamedTuple):
+    """A version and how it came about."""
+
+    manifest: Manifest
+    freezing: Freeze
+    candidates: int
+    burnt: int
+    disputed: tuple[str, ...] = ()
+
+
+def _drawn(
+    declared: Declared,
+    logged: Manifest,
+    plan: Mapping[str, Any],
+    adversarial: pl.DataFrame,
+    state: StateStore,
+    artifacts: ArtifactStore,
+) -> _Frozen:
+    """Draw a version from the logged calls; it seals nothing that a failed sign-off has looked at."""
+    migration, truths = declared.migration, _truths(declared, state)
+    drawn_from = {
+        "request_log": logged.digest,
+        **({"ground_truth": truths.digest} if truths else {}),
+        **({"adversarial": digest_of(adversarial.write_ndjson())} if adversarial.height else {}),
+    }
+    draw = draw_key(migration, drawn_from)
+    waived = HOLDOUT_WAIVER in migration.sign_off.waive
+    burnt = frozenset[str]() if waived else ledger_of(migration.workload, state, artifacts).burnt_before(draw)
+    calls = with_truths(artifacts.read(logged), truths) if truths else artifacts.read(logged)
+    freezing = freeze(
+        calls,
+        migration,
+        needed=math.ceil(plan["sealed_items"] / migration.golden.holdout),
+        burnt=burnt,
+        adversarial=adversarial,
+    )
+    require_sealed(freezing.rows, burnt, migration)
+    sealed = _sealed_traffic(freezing.rows)
+    require_reachable(sealed.height, migration)
+    manifest = artifacts.publish(
+        GOLDEN,
+        [freezing.rows],
+        inputs={**drawn_from, "draw": draw, **declared_input(migration, "golden_dataset")},
+        facts={
+            "golden": freezing.facts | {"certifies": _certified(sealed, declared, baseline=plan["baseline"])},
+            "noise_floor": noise_floor(calls, migration).to_json(),
+            "traffic_until": traffic_until(calls),
+        },
+    )
+    return _Frozen(manifest, freezing, logged.rows + adversarial.height, len(burnt), truths.disputed if truths else ())
+
+
+def _pinned(version: str, declared: Declared, artifacts: ArtifactStore) -> _Frozen:
+    """Take the version that the migration file names, such as an imported one.
+
+    Raises:
+        MissingInput: the workload never had it.
+    """
+    migration = declared.migration
+    stored = artifacts.load_manifest("golden_dataset", migration.workload, digest=version)
+    if stored is None:
+        message = (
+            f"{declared.file}: golden.version {version} is no version of {migration.workload!r} in {artifacts.url}; "
+            "`anven golden import` prints the one it makes"
+        )
+        raise MissingInput(message)
+    rows = artifacts.read(stored)
+    inputs = {"draw": draw_key(migration, {}), **declared_input(migration, "golden_dataset")}
+    freezing = Freeze(rows=rows, exclusions={}, candidates=rows.height, facts={"strata": [], "version": version})
+    return _Frozen(stored.model_copy(update={"inputs": inputs}), freezing, rows.height, 0)
+
+
+def _truths(declared: Declared, state: StateStore) -> Truths | None:
+    """Return the ground truths in place of the log's; None where the log's count."""
+    truth = declared.migration.golden.ground_truth
+    if truth.file is not None:
+        return read_truth_file(truth.file, base=declared.folder)
+    if truth.source == "labels":
+        return agreed_labels(state.events(labels_stream(declared.migration.workload), LABELLED))
+    return None
+
+
+def _verdict_is_current(
+    workload: str, rows: pl.DataFrame, state: StateStore, artifacts: ArtifactStore
+) -> dg.AssetCheckResult:
+    stale = stale_verdict(workload, rows, state, artifacts)
+    return _VERDICT_IS_CURRENT.result(
+        passed=stale is None, found=stale or "no verdict rests on a ground truth that has changed since"
+    )
+
+
+def _sealed_traffic(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return the sealed items that stand for the traffic: those that the verdict's estimate rests on."""
+    return rows.filter(pl.col("split") == "sealed", pl.col("role") == TRAFFIC)
 
 
 def declared_adversarial(context: dg.AssetExecutionContext, declared: Declared) -> pl.DataFrame:
@@ -214,7 +278,7 @@ def _enough_sealed_items(certified: dict[str, float], declared: Declared) -> dg.
 
 
 def _quotas_filled(freezing: Freeze) -> dg.AssetCheckResult:
-    quotas = freezing.facts["quotas"]
+    quotas = freezing.facts.get("quotas", {})
     return _QUOTAS_FILLED.result(
         passed=all(each["drawn"] >= each["wanted"] for each in quotas.values()),
         found="; ".join(

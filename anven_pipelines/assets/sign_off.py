@@ -7,6 +7,8 @@ import dagster as dg
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.check import Check
+from anven_pipelines.assets.evaluation import noise_floor_metadata
+from anven_pipelines.assets.holdout import ledger_of
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     MIGRATION,
@@ -19,8 +21,9 @@ from anven_pipelines.assets.materialization import (
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.holdout import OPENED, Ledger, holdout_stream, limits_digest
 from anven_pipelines.domain.manifest import Manifest, require_same
-from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, Verdict, decide, sign_off_stream
+from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, Verdict, decide, explain_burnt, sign_off_stream
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -64,21 +67,42 @@ def sign_off(
         "criteria": digest_of(migration.model_dump(mode="json", include={"sign_off", "golden"})),
         "grading": scores.inputs[MIGRATION],
         "grader_version": str(scores.facts["grader_version"]),
+        "limits": limits_digest(migration),
     }
     state.require_intact()
     run, now = context.run.run_id, datetime.now(UTC)
-    state.append(
-        stream=f"holdout/{workload}",
-        kind="opened",
+    opening = state.append(
+        stream=holdout_stream(workload),
+        kind=OPENED,
         key=f"{run}/{digest_of(digests)}",
-        payload={"run": run, **digests},
+        payload={
+            "run": run,
+            **digests,
+            **{name: digest for name, digest in golden_dataset.inputs.items() if name == "draw"},
+            "waived": sorted(migration.sign_off.waive),
+        },
         now=now,
     )
-    verdict = decide(artifacts.read(scores), cost_model.facts["cost"], migration, digests=digests)
+    ledger = ledger_of(workload, state, artifacts)
+    burnt = ledger.require_admitted(opening)
+    verdict = decide(
+        artifacts.read(scores),
+        cost_model.facts["cost"],
+        migration,
+        digests=digests,
+        burnt=burnt,
+        noise_floor=scores.facts.get("noise_floor"),
+    )
     document = verdict.to_json()
     manifest = publish_document(artifacts, document, inputs=digests)
     artifacts.write_json(f"verdicts/{workload}/{manifest.digest}.json", json.loads(document))
-    signed = {"run": run, "verdict": verdict.verdict, "verdict_digest": manifest.digest, **digests}
+    signed = {
+        "run": run,
+        "verdict": verdict.verdict,
+        "verdict_digest": manifest.digest,
+        "statuses": {each.name: each.status for each in verdict.criteria},
+        **digests,
+    }
     state.append(
         stream=sign_off_stream(workload),
         kind=SIGNED_OFF if verdict.verdict == "GO" else REFUSED,
@@ -90,7 +114,7 @@ def sign_off(
         context,
         manifest,
         tracking=tracking,
-        metadata=_metadata(verdict),
+        metadata={**_metadata(verdict), **noise_floor_metadata(scores), "looks": _looks(ledger)},
         params={
             "verdict": verdict.verdict,
             "quality_margin": migration.sign_off.quality_margin,
@@ -116,7 +140,14 @@ def _in_short(verdict: Verdict) -> str:
     open_gates = [f"{each.name} is {each.status}: {each.reason}" for each in gating if each.status != "met"]
     said = open_gates or [f"{', '.join(each.name for each in gating)} are met"]
     waived = [f"waived by the migration file: {', '.join(verdict.waived)}"] if verdict.waived else []
-    return f"{verdict.verdict}. {'; '.join([*said, *waived])}"
+    burnt = [next_step] if (next_step := explain_burnt(verdict)) else []
+    return f"{verdict.verdict}. {'; '.join([*said, *waived, *burnt])}"
+
+
+def _looks(ledger: Ledger) -> dg.MetadataValue:
+    """List who opened the workload's holdouts before, the newest last; each failed one raises the chance of luck."""
+    looks = ledger.looks()
+    return dg.MetadataValue.md("\n".join(f"- {look}, golden dataset {look.golden[:12]}" for look in looks[-20:]))
 
 
 def _criteria(verdict: Verdict) -> dg.MarkdownMetadataValue:

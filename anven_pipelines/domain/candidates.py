@@ -9,6 +9,7 @@ import polars as pl
 
 from anven_pipelines.domain.language import UNKNOWN, languages
 from anven_pipelines.domain.request_log import REQUEST_LOG, of_applications, of_model
+from anven_pipelines.domain.table import UTC_TIMESTAMP
 from anven_pipelines.spec import RagasGrader
 
 if TYPE_CHECKING:
@@ -76,6 +77,14 @@ def judged(logged: pl.DataFrame, adversarial: pl.DataFrame, migration: Migration
         ]
     )
     return _deduplicated(_qualified(_described(calls, migration), migration))
+
+
+def strata_of(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
+    """Return the workload's calls, whichever arm served them: ts, cluster and the strata's columns, one row a call."""
+    models = of_model(migration.legacy) | (pl.col("model") == migration.target.model)
+    asked = calls.filter(of_applications(migration.legacy) & models.fill_null(value=False))
+    described = _described(REQUEST_LOG.conform(asked).with_columns(declared=pl.lit(value=False)), migration)
+    return described.select(pl.col("ts").cast(UTC_TIMESTAMP), "cluster", *migration.golden.strata)
 
 
 def length_band() -> pl.Expr:

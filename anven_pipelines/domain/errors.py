@@ -5,7 +5,8 @@ AnvenError
 │   ├── InvalidMigration      a migration file breaks its schema; carries every problem found
 │   ├── UnknownWorkload       no migration file declares the workload
 │   ├── UnreadableSource      a log or answers file cannot be opened or is not of its declared format
-│   └── EmptyGolden           no logged call qualifies for the golden dataset
+│   ├── EmptyGolden           no logged call qualifies for the golden dataset
+│   └── BurntHoldout          sealed items were looked at before, by a sign-off that failed
 ├── MissingInput              an upstream asset has not been materialised
 ├── StaleInput                two inputs of one step come from different upstream versions
 ├── CorruptArtifact           stored bytes do not match the digest they were published under
@@ -63,6 +64,10 @@ class UnreadableSource(InvalidInput):
 
 class EmptyGolden(InvalidInput):
     """No logged call qualifies for the golden dataset."""
+
+
+class BurntHoldout(InvalidInput):
+    """Sealed items were looked at before, by a sign-off that failed."""
 
 
 class MissingInput(AnvenError):

@@ -25,7 +25,7 @@ from anven_pipelines.domain.quality import Quality, Segment, compare_quality, co
 from anven_pipelines.stats.quantiles import paired_quantile_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from anven_pipelines.spec import Migration, SignOff
 
@@ -77,6 +77,7 @@ class Verdict(Finding):
     criteria: list[Criterion]
     waived: list[str]
     quality: Quality
+    noise_floor: dict[str, Any] | None
     missingness: Missingness
     segments: list[Segment]
     speed: Speed
@@ -97,7 +98,13 @@ def sign_off_stream(workload: str) -> str:
 
 
 def decide(
-    scores: pl.DataFrame, cost: Mapping[str, Any], migration: Migration, *, digests: Mapping[str, str]
+    scores: pl.DataFrame,
+    cost: Mapping[str, Any],
+    migration: Migration,
+    *,
+    digests: Mapping[str, str],
+    burnt: Collection[str] = (),
+    noise_floor: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Decide on the sealed items.
 
@@ -106,6 +113,8 @@ def decide(
         cost: JSON of the cost model, with `status` and `reason`.
         migration: The criteria.
         digests: What the verdict rests on, by name.
+        burnt: Clusters that a failed sign-off has looked at before.
+        noise_floor: JSON of how often the legacy model disagrees with itself; stands beside the quality.
     """
     sealed = scores.filter(pl.col("split") == "sealed").sort("item_id")
     spec = migration.sign_off
@@ -124,6 +133,7 @@ def decide(
         _criterion("ttft", speed.status, speed.reason, spec),
         _criterion("cost", cost["status"], cost["reason"], spec),
         _criterion("safety", safety.status, safety.reason, spec),
+        _criterion("holdout", *_judge_freshness(sealed, burnt), spec),
     ]
     return Verdict(
         workload=migration.workload,
@@ -132,6 +142,7 @@ def decide(
         criteria=criteria,
         waived=[criterion.name for criterion in criteria if criterion.waived],
         quality=quality,
+        noise_floor=_stable(noise_floor),
         missingness=missingness,
         segments=segments,
         speed=speed,
@@ -195,6 +206,15 @@ def assess_speed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> Speed:
     )
 
 
+def explain_burnt(verdict: Verdict) -> str | None:
+    """Say what a verdict that is not GO means for the items that it saw; None after GO."""
+    if verdict.verdict == "GO":
+        return None
+    needed = verdict.quality.n_needed
+    new = f"about {needed:,} new ones" if needed else "new ones"
+    return f"the sealed items are burnt: an attempt with other answers, prompts or limits needs {new}"
+
+
 def _quality_status(quality: Quality) -> Status:
     statuses: dict[str, Status] = {"not worse": "met", "worse": "not met", "too few items": "unmeasured"}
     return statuses.get(quality.outcome, "undecided")
@@ -215,6 +235,17 @@ def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:
     if worse:
         return "not met", f"proven worse than the margin in {', '.join(worse)} (Holm over {len(segments)} segments)"
     return "met", f"none of {len(segments)} segments is proven worse than the margin (Holm)"
+
+
+def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str]) -> tuple[Status, str]:
+    """Judge whether the items could have been chosen by: an error rate holds for the first look only."""
+    seen = sealed.filter(pl.col("cluster").is_in(list(burnt))).height
+    if not seen:
+        return "met", f"none of {sealed.height} sealed items was opened for an earlier sign-off that failed"
+    return "undecided", (
+        f"{seen} of {sealed.height} sealed items were opened for an earlier sign-off that failed: what was learnt from "
+        "them may have shaped what they judge now, so the error rate is not the declared level"
+    )
 
 
 def _criterion(name: str, status: Status, reason: str, spec: SignOff) -> Criterion:

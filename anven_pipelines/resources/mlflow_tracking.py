@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import dagster as dg
@@ -36,11 +36,11 @@ from anven_pipelines.resources.environment import keep_private
 from anven_pipelines.resources.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import EvaluationDataset, Run
 
 Result = TypeVar("Result")
 
@@ -158,6 +158,48 @@ class MlflowTracking(dg.ConfigurableResource[None]):
         except Exception as error:  # noqa: BLE001 - whatever ails MLflow, the step has done its work and goes on
             return self._public(f"MLflow at {self.tracking_uri} does not answer: {_reason(error)}")
         return None
+
+    def write_dataset(
+        self, name: str, experiment: str, records: list[dict[str, Any]], *, tags: Mapping[str, str]
+    ) -> str:
+        """Make an evaluation dataset, or complete the one of that name; return its id.
+
+        Raises:
+            UnavailableService: MLflow did not take it.
+        """
+        return self._with_datasets(
+            lambda client: _write_dataset(client, name, self._experiment(experiment), records, tags)
+        )
+
+    def read_dataset(self, name: str) -> list[dict[str, Any]]:
+        """Return the records of the evaluation dataset of a name, in the order of their ids.
+
+        Raises:
+            InvalidInput: there is none, or several.
+            UnavailableService: MLflow did not answer.
+        """
+        return self._with_datasets(lambda client: _read_dataset(client, name))
+
+    def _experiment(self, name: str) -> str:
+        return _experiment_id(self._client(), name, self._artifact_folder())
+
+    def _with_datasets(self, use: Callable[[MlflowClient], Result]) -> Result:
+        """Run with MLflow's global address set, which is where its datasets look for their store."""
+        if down := self.problem():
+            raise UnavailableService(down)
+        import mlflow  # noqa: PLC0415 - loaded by now
+
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.tracking_uri)
+        try:
+            return use(self._client())
+        except InvalidInput:
+            raise
+        except Exception as error:
+            message = f"MLflow at {self.tracking_uri} did not take or give the dataset: {_reason(error)}"
+            raise UnavailableService(self._public(message)) from error
+        finally:
+            mlflow.set_tracking_uri(before)
 
     def run_url(self, experiment_id: str, run_id: str) -> str | None:
         """Return the run's page in MLflow's UI; None if no UI is known, as with a bare SQLite file."""
@@ -296,6 +338,29 @@ def _experiment_id(client: MlflowClient, name: str, folder: str | None) -> str:
         if found := client.get_experiment_by_name(name):  # another process was faster
             return found.experiment_id
         raise
+
+
+def _write_dataset(
+    client: MlflowClient, name: str, experiment_id: str, records: list[dict[str, Any]], tags: Mapping[str, str]
+) -> str:
+    found = _datasets_named(client, name)
+    dataset = found[0] if found else client.create_dataset(name, experiment_id=experiment_id, tags=dict(tags))
+    dataset.merge_records(records)
+    return str(dataset.dataset_id)
+
+
+def _read_dataset(client: MlflowClient, name: str) -> list[dict[str, Any]]:
+    found = _datasets_named(client, name)
+    if len(found) != 1:
+        message = f"MLflow has {len(found)} evaluation datasets named {name!r}; one is needed"
+        raise InvalidInput(message)
+    records = [record.to_dict() for record in found[0].records]
+    return sorted(records, key=lambda record: str(record["inputs"].get("id")))
+
+
+def _datasets_named(client: MlflowClient, name: str) -> list[EvaluationDataset]:
+    quoted = name.replace("'", "\\'")
+    return [each for each in client.search_datasets(filter_string=f"name = '{quoted}'") if each.name == name]
 
 
 def _run_of(client: MlflowClient, experiment_id: str, step: StepRecord) -> Run:

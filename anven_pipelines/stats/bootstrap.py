@@ -8,7 +8,7 @@ import numpy.typing as npt
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.distributions import normal_quantile, normal_tail
 from anven_pipelines.stats.interval import Interval
-from anven_pipelines.stats.pairs import FloatArray, Labels, Pairs, pair_up
+from anven_pipelines.stats.pairs import FloatArray, Labels, pair_up
 
 MIN_RESAMPLES = 1000  # the 2.5 % quantile of fewer rests on a handful of draws
 _BATCH = 50_000  # clusters drawn at once: what is picked stays in the processor's cache
@@ -47,7 +47,7 @@ def bootstrap_difference(
         Efron (1987), Journal of the American Statistical Association 82:171; clusters: Davison and Hinkley (1997),
         Bootstrap Methods and their Application, section 3.8.
     """
-    pairs = _weighted_pairs(target, legacy, clusters, weights)
+    pairs = pair_up(target, legacy, clusters, weights)
     return _bca(pairs.target - pairs.legacy, pairs.sizes, level=level, rng=rng, resamples=resamples)
 
 
@@ -82,26 +82,8 @@ def bootstrap_ratio(
     Source:
         As `bootstrap_difference`.
     """
-    pairs = _weighted_pairs(target, legacy, clusters, weights)
+    pairs = pair_up(target, legacy, clusters, weights)
     return _bca(pairs.target, pairs.legacy, level=level, rng=rng, resamples=resamples)
-
-
-def _weighted_pairs(
-    target: FloatArray, legacy: FloatArray, clusters: Labels | None, weights: FloatArray | None
-) -> Pairs:
-    """Sum scores and weights by cluster; `sizes` are the summed weights."""
-    pairs = pair_up(target, legacy, clusters)
-    if weights is None:
-        return pairs
-    weights = np.asarray(weights, dtype=np.float64)
-    if weights.shape != np.shape(target) or not (np.isfinite(weights) & (weights > 0)).all():
-        message = f"weights of shape {weights.shape} for {np.shape(target)} scores; one finite weight above 0 is needed"
-        message += " for each"
-        raise ValueError(message)
-    # At most 1, so that weighted scores are still scores.
-    share = weights / weights.max()
-    weighted, sizes = pair_up(share * target, share * legacy, clusters), pair_up(share, share, clusters).target
-    return Pairs(weighted.target, weighted.legacy, sizes, counts=None)
 
 
 def _bca(
@@ -122,7 +104,8 @@ def _bca(
     jackknife = (numerator.sum() - numerator) / (denominator.sum() - denominator)
     if np.ptp(jackknife) <= 1e-12 * max(1.0, abs(estimate)):  # rounding of equal sums
         message = f"all {numerator.size} clusters are alike, which a bootstrap takes for certainty; measure more items"
-        raise TooFewPairs(f"{message}, or use paired.difference_interval or paired.ratio_interval")
+        message += ", or use paired.difference_interval or paired.ratio_interval"
+        raise TooFewPairs(message)
     bounds = np.quantile(draws, _bca_probabilities(draws, estimate, jackknife, level))
     method = f"BCa bootstrap over {numerator.size} clusters, {resamples} resamples"
     return Interval(estimate, min(float(bounds[0]), estimate), max(float(bounds[1]), estimate), level, method)

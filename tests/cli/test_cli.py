@@ -28,7 +28,9 @@ def anven(*words: str, folder: Path, **environment: str) -> subprocess.Completed
     )
 
 
-@pytest.mark.parametrize("command", [[], ["migrate"], ["dev"], ["doctor"], ["fill-mlflow"]])
+@pytest.mark.parametrize(
+    "command", [[], ["migrate"], ["dev"], ["doctor"], ["fill-mlflow"], ["golden", "export"], ["golden", "import"]]
+)
 def test_every_command_explains_itself_without_making_anything(command: list[str], tmp_path: Path) -> None:
     done = anven(*command, "--help", folder=tmp_path)
     assert done.returncode == 0
@@ -123,6 +125,18 @@ def test_what_is_left_out_is_told_and_what_was_changed_behind_its_back_is_found(
     done = anven("migrate", str(file), "--json", folder=tmp_path)
     assert done.returncode == 3
     assert json.loads(done.stdout)["error"]["kind"] == "TamperedLog"
+
+
+def test_golden_export_and_import_are_one_json_object_and_exit_with_two_on_bad_input(tmp_path: Path) -> None:
+    done = anven("golden", "export", "support", "--to", "x.jsonl", "--json", folder=tmp_path)
+    assert done.returncode == 3
+    assert "has no golden dataset" in json.loads(done.stdout)["error"]["message"]
+    done = anven("golden", "export", "support", "--as", "mlflow", "--to", "x.jsonl", "--json", folder=tmp_path)
+    assert done.returncode == 2
+    assert "mlflow has a place of its own" in json.loads(done.stdout)["error"]["message"]
+    done = anven("golden", "import", "x.jsonl", "--workload", "support", "--json", folder=tmp_path)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["kind"] == "UnknownWorkload"
 
 
 def test_doctor_finds_everything_in_order_in_an_empty_folder_and_says_what_to_do_next(tmp_path: Path) -> None:

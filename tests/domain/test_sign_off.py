@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anven_pipelines.domain.sign_off import Criterion, Verdict, combine, decide
+from anven_pipelines.domain.sign_off import Criterion, Verdict, combine, decide, explain_burnt
 from tests.builders import a_migration, paired_scores, scores_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def test_all_good_is_go() -> None:
         "ttft": "met",
         "cost": "met",
         "safety": "unmeasured",
+        "holdout": "met",
     }
     assert verdict.waived == ["safety"]
     assert "safety: unmeasured (waived by the migration file)" in "\n".join(verdict.reasons)
@@ -132,3 +133,26 @@ def test_unknown_never_gives_go_and_proven_harm_always_gives_no_go(statuses: lis
     outcome = combine(criteria)
     assert (outcome == "NO-GO") == ("not met" in gating)
     assert (outcome == "GO") == (bool(gating) and set(gating) == {"met"})
+
+
+def test_items_that_a_failed_sign_off_has_seen_need_a_waiver_that_the_verdict_tells() -> None:
+    scores = good_scores()
+    burnt = scores["cluster"].head(3).to_list()
+    strict = decide(scores, CHEAPER, everything_gates(), digests=DIGESTS, burnt=burnt)
+    waiver = a_migration(sign_off={"quality_margin": 0.03, "waive": ["safety", "holdout"]})
+    waived = decide(scores, CHEAPER, waiver, digests=DIGESTS, burnt=burnt)
+    assert (strict.verdict, waived.verdict) == ("INCONCLUSIVE", "GO")
+    assert "holdout: undecided (waived by the migration file): 3 of 1000 sealed items" in "\n".join(waived.reasons)
+
+
+def test_a_verdict_that_is_not_go_says_what_the_next_attempt_needs() -> None:
+    assert explain_burnt(verdict_on(good_scores())) is None
+    undecided = verdict_on(good_scores(150), a_migration(sign_off={"quality_margin": 0.03, "waive": ["safety"]}))
+    assert f"needs about {undecided.quality.n_needed:,} new ones" in str(explain_burnt(undecided))
+
+
+def test_the_noise_floor_stands_beside_the_quality() -> None:
+    noise = {"status": "measured", "disagreement": 0.1 + 0.2}
+    verdict = decide(good_scores(), CHEAPER, everything_gates(), digests=DIGESTS, noise_floor=noise)
+    assert verdict.noise_floor == {"status": "measured", "disagreement": 0.3}
+    assert verdict_on(good_scores()).noise_floor is None

@@ -61,6 +61,7 @@ def test_definitions_load_in_a_fresh_interpreter_without_settings_and_without_wh
         "scores",
         "sign_off",
         "target_answers",
+        "traffic_drift",
         "workload_inventory",
     ]
     assert list(tmp_path.iterdir()) == []

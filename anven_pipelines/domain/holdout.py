@@ -1,0 +1,257 @@
+"""The sealed holdout's life: who opened which version, which clusters are burnt, and who may look again.
+
+All is derived from two append-only streams: `holdout/<workload>`, in which each look is written before anything is
+read, and `sign_off/<workload>`, in which its outcome follows. A look without an outcome was interrupted after the seal
+was broken and counts as one that failed. Whether a look was admitted depends only on what stood in the ledger before
+it, so two runs at once get the same answer as one after the other: the first may look, the second may not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.errors import BurntHoldout
+from anven_pipelines.domain.workload import HOW_IT_IS_ASKED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    import polars as pl
+
+    from anven_pipelines.domain.events import Event
+    from anven_pipelines.spec import Migration
+
+OPENED: Final = "opened"
+EXPORTED: Final = "exported"
+HOLDOUT_WAIVER: Final = "holdout"
+MEASURED: Final = (
+    "golden_dataset",
+    "adapted_prompt",
+    "legacy_answers",
+    "target_answers",
+    "scores",
+    "grading",
+    "grader_version",
+    "limits",
+)
+"""Digests that make a look what it is; a price or a waiver does not make it another look."""
+
+_DECIDES_AN_ATTEMPT: Final = {"legacy", "target", "grading", "contract", "prompt", "golden"}
+
+Outcome = Literal["GO", "NO-GO", "INCONCLUSIVE", "no verdict"]
+
+
+def holdout_stream(workload: str) -> str:
+    """Return the state stream in which each opening of a workload's holdout stands."""
+    return f"holdout/{workload}"
+
+
+def limits_digest(migration: Migration) -> str:
+    """Return the digest of the limits that the verdict is held against; waivers are no limits."""
+    return digest_of(migration.model_dump(mode="json", include={"sign_off"}, exclude={"sign_off": {"waive"}}))
+
+
+def draw_key(migration: Migration, inputs: Mapping[str, str]) -> str:
+    """Name a draw of the golden dataset by all that is declared for the attempt which it is drawn for.
+
+    The same declaration over the same inputs draws the same dataset again, so that its verdict can be reproduced. Any
+    other prompt, target, limit, log or seed is another attempt and gets items that no failed one has looked at.
+
+    Args:
+        migration: As declared now.
+        inputs: What the dataset is drawn from, such as `request_log`, to its digest.
+    """
+    sections = migration.model_dump(mode="json", include=_DECIDES_AN_ATTEMPT)
+    # Where the logs lie does not matter: their digest is among the inputs.
+    changes_nothing = {"legacy": {"price", "logs"}, "target": HOW_IT_IS_ASKED | {"price"}}
+    declared = {
+        name: {field: each for field, each in section.items() if field not in changes_nothing[name]}
+        if name in changes_nothing
+        else section
+        for name, section in sections.items()
+    }
+    return digest_of([declared, limits_digest(migration), dict(inputs)])
+
+
+def require_sealed(rows: pl.DataFrame, burnt: Collection[str], migration: Migration) -> None:
+    """Refuse a draw that has nothing left to seal, before anything is spent on it.
+
+    Raises:
+        BurntHoldout: every item was opened for a sign-off that failed.
+    """
+    if not (rows["split"] == "sealed").any():
+        message = (
+            f"{migration.workload}: all {rows.height} items of the draw belong to the {len(burnt)} conversations that "
+            "were opened for a sign-off that failed; add logs, or let them judge again with "
+            "`sign_off.waive: [holdout]`, and the verdict says so"
+        )
+        raise BurntHoldout(message)
+
+
+class Look(NamedTuple):
+    """One opening of a holdout, and what became of it.
+
+    Attributes:
+        seq: Number of its event: the order in which the looks were asked for.
+        day: UTC, as it stands in the ledger.
+        run: Dagster run that opened it; None where a command did.
+        golden: Digest of the golden dataset whose sealed items it opened.
+        draw: Key of that dataset's draw; None where it was opened otherwise than by a sign-off.
+        measurement: Digest over `MEASURED`: looks that share it see the same scores against the same limits.
+        waived: Criteria that were waived.
+        outcome: The verdict that followed.
+        statuses: Status of each criterion in that verdict.
+    """
+
+    seq: int
+    day: str
+    run: str | None
+    golden: str
+    draw: str | None
+    measurement: str
+    waived: frozenset[str]
+    outcome: Outcome = "no verdict"
+    statuses: Mapping[str, str] = {}
+
+    @property
+    def burns(self) -> bool:
+        """Whether what it saw may never be sealed again."""
+        return self.outcome != "GO"
+
+    def __str__(self) -> str:
+        """Write it as `run 1a2b3c4d on 2026-11-21 (NO-GO)`."""
+        by = f"run {self.run[:8]}" if self.run else "an export"
+        return f"{by} on {self.day} ({self.outcome})"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All looks at one workload's holdouts.
+
+    Attributes:
+        opened: Events of the holdout's stream, oldest first.
+        verdicts: Events of the sign-off's stream, oldest first.
+        sealed_of: Gives the sealed clusters of a golden dataset by its digest.
+    """
+
+    opened: Sequence[Event]
+    verdicts: Sequence[Event]
+    sealed_of: Callable[[str], frozenset[str]]
+
+    def looks(self, *, before: int | None = None) -> list[Look]:
+        """Return the looks that were admitted, as they stood before an event's number; None is now."""
+        admitted: list[Look] = []
+        for event in self.opened:  # whether a look was admitted depends on those before it
+            if before is not None and event.seq >= before:
+                break
+            look = _look(event)
+            if self._refusal(look, self._resolved(admitted, before=look.seq)) is None:
+                admitted.append(look)
+        return self._resolved(admitted, before=before)
+
+    def burnt_before(self, draw: str) -> frozenset[str]:
+        """Return the clusters that a draw must not seal: those burnt before it was first opened, or until now.
+
+        What was burnt later does not count, so that a draw can be repeated and its verdict reproduced.
+        """
+        first = next((look.seq for look in self.looks() if look.draw == draw), None)
+        return self._burnt_by(self.looks(before=first))
+
+    def require_admitted(self, event: Event) -> frozenset[str]:
+        """Let a look that was just written into the ledger happen, or refuse it.
+
+        Returns:
+            Clusters that were burnt before its measurement was first made: none, unless the migration file waives it.
+
+        Raises:
+            BurntHoldout: an earlier look burnt sealed items of its dataset, or its waivers were chosen after a look.
+        """
+        look, earlier = _look(event), self.looks(before=event.seq)
+        if (reason := self._refusal(look, earlier)) is not None:
+            raise BurntHoldout(reason)
+        first = min((each.seq for each in earlier if each.measurement == look.measurement), default=event.seq)
+        return self._burnt_by(self.looks(before=first)) & self.sealed_of(look.golden)
+
+    def _refusal(self, look: Look, earlier: Sequence[Look]) -> str | None:
+        """Say why a look is not admitted after the earlier ones; None where it is."""
+        if look.measurement == EXPORTED:
+            return None
+        if same := [each for each in earlier if each.measurement == look.measurement]:
+            return _explain_late_waivers(look, same)
+        if HOLDOUT_WAIVER in look.waived:
+            return None
+        sealed = self.sealed_of(look.golden)
+        burnt = [each for each in earlier if each.burns and sealed & self.sealed_of(each.golden)]
+        return _explain_burnt(burnt[0]) if burnt else None
+
+    def _resolved(self, looks: Iterable[Look], *, before: int | None) -> list[Look]:
+        """Give each look the verdict that followed it in its own run, else the next one on the same measurement."""
+        return [self._with_verdict(look, before) for look in looks]
+
+    def _with_verdict(self, look: Look, before: int | None) -> Look:
+        following = [
+            event
+            for event in self._verdicts.get(look.measurement, ())
+            if look.seq < event.seq and (before is None or event.seq < before)
+        ]
+        if not following:
+            return look
+        payload = next((each.payload for each in following if each.payload["run"] == look.run), following[0].payload)
+        return look._replace(outcome=payload["verdict"], statuses=payload.get("statuses", {}))
+
+    @cached_property
+    def _verdicts(self) -> dict[str, list[Event]]:
+        """The verdicts by what they measured."""
+        found: dict[str, list[Event]] = {}
+        for event in self.verdicts:
+            found.setdefault(_measurement(event.payload), []).append(event)
+        return found
+
+    def _burnt_by(self, looks: Iterable[Look]) -> frozenset[str]:
+        return frozenset().union(*(self.sealed_of(golden) for golden in {look.golden for look in looks if look.burns}))
+
+
+def _look(event: Event) -> Look:
+    payload, exported = event.payload, event.kind == EXPORTED
+    return Look(
+        seq=event.seq,
+        day=event.ts_text[:10],
+        run=payload.get("run"),
+        golden=payload["golden_dataset"],
+        draw=payload.get("draw"),
+        measurement=EXPORTED if exported else _measurement(payload),
+        waived=frozenset(payload.get("waived", ())),
+    )
+
+
+def _measurement(payload: Mapping[str, object]) -> str:
+    return digest_of([payload.get(name) for name in MEASURED])
+
+
+def _explain_late_waivers(look: Look, same: Sequence[Look]) -> str | None:
+    """Refuse to waive, after a failed look, what that look found wanting; what nobody measured may be waived late."""
+    unmeasured = {name for each in same for name, status in each.statuses.items() if status == "unmeasured"}
+    late = sorted(look.waived - same[0].waived - unmeasured - {HOLDOUT_WAIVER})
+    if not late or not any(each.burns for each in same):
+        return None
+    return (
+        f"sign_off.waive names {', '.join(late)}, which {same[0]} did not waive and has measured; a criterion can be "
+        f"waived before the holdout is opened or where it was unmeasured. Take it out of sign_off.waive again, or "
+        f"{_HOW_TO_GO_ON}"
+    )
+
+
+def _explain_burnt(burnt: Look) -> str:
+    return (
+        f"sealed items of golden dataset {burnt.golden[:12]} were opened by {burnt}, so they cannot judge other "
+        f"answers, prompts or limits; {_HOW_TO_GO_ON}"
+    )
+
+
+_HOW_TO_GO_ON: Final = (
+    "add logs or set golden.seed to another number, and golden_dataset seals items that nobody has looked at. Where "
+    "none are left, `sign_off.waive: [holdout]` reuses them, and the verdict says so"
+)

@@ -1,0 +1,236 @@
+"""The sealed holdout's life: what burns it, who may look again, and what the next draw leaves out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anven_pipelines.domain.errors import BurntHoldout
+from anven_pipelines.domain.events import GENESIS, Event, Head, follow
+from anven_pipelines.domain.holdout import (
+    EXPORTED,
+    OPENED,
+    Ledger,
+    draw_key,
+    holdout_stream,
+    limits_digest,
+    require_sealed,
+)
+from anven_pipelines.domain.sign_off import sign_off_stream
+from tests.builders import a_migration
+
+NOW = datetime(2026, 11, 21, tzinfo=UTC)
+SEALED = {"first": frozenset("ab"), "second": frozenset("cd"), "overlapping": frozenset("bc")}
+
+
+class Measured(NamedTuple):
+    golden: str
+    answers: str
+
+
+@dataclass
+class Book:
+    """A ledger that is written as assets write it."""
+
+    events: list[Event] = field(default_factory=list)
+    verdicts: list[Event] = field(default_factory=list)
+    head: Head = GENESIS
+
+    def _append(self, to: list[Event], stream: str, kind: str, payload: dict[str, Any]) -> Event:
+        event = follow(self.head, stream=stream, kind=kind, key=f"{self.head.seq}", payload=payload, now=NOW)
+        self.head = Head(event.seq, event.hash)
+        to.append(event)
+        return event
+
+    def open(self, golden: str = "first", answers: str = "m1", *, draw: str = "d1", **payload: Any) -> Event:
+        looked_at = {"run": "run-00001", "golden_dataset": golden, "scores": answers, "limits": "l", "draw": draw}
+        return self._append(self.events, holdout_stream("w"), OPENED, looked_at | payload)
+
+    def conclude(self, opening: Event, verdict: str, **statuses: str) -> None:
+        payload = opening.payload | {"verdict": verdict, "statuses": statuses}
+        self._append(self.verdicts, sign_off_stream("w"), "refused", payload)
+
+    def export(self, golden: str = "first") -> Event:
+        return self._append(self.events, holdout_stream("w"), EXPORTED, {"golden_dataset": golden, "to": "file"})
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.events, self.verdicts, SEALED.__getitem__)
+
+
+def test_a_first_look_is_admitted_and_nothing_was_burnt_before_it() -> None:
+    book = Book()
+    assert book.ledger.require_admitted(book.open()) == frozenset()
+    assert book.ledger.burnt_before("d1") == frozenset()
+
+
+@pytest.mark.parametrize("verdict", ["NO-GO", "INCONCLUSIVE"])
+def test_a_failed_look_burns_what_it_saw_for_every_other_draw(verdict: str) -> None:
+    book = Book()
+    book.conclude(book.open(), verdict)
+    assert book.ledger.burnt_before("d2") == {"a", "b"}
+    assert book.ledger.burnt_before("d1") == frozenset(), "the same declaration draws the same dataset again"
+    assert [str(look) for look in book.ledger.looks()] == [f"run run-0000 on 2026-11-21 ({verdict})"]
+
+
+def test_go_burns_nothing_and_other_answers_may_be_judged() -> None:
+    book = Book()
+    book.conclude(book.open(), "GO")
+    assert book.ledger.require_admitted(book.open(answers="m2")) == frozenset()
+    assert book.ledger.burnt_before("d2") == {"a", "b"}, "the second look has no verdict yet"
+
+
+def test_the_same_measurement_may_be_repeated_after_it_failed() -> None:
+    book = Book()
+    book.conclude(book.open(), "NO-GO")
+    assert book.ledger.require_admitted(book.open(run="run-00002")) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scores": "m2"},
+        {"adapted_prompt": "p2"},
+        {"target_answers": "t2"},
+        {"grading": "g2"},
+        {"limits": "l2"},
+        {"golden_dataset": "overlapping"},
+    ],
+)
+def test_anything_else_on_burnt_items_is_refused_with_what_to_do(change: dict[str, str]) -> None:
+    book = Book()
+    book.conclude(book.open(), "NO-GO")
+    with pytest.raises(BurntHoldout, match=r"opened by run run-0000 on 2026-11-21 \(NO-GO\).*golden.seed.*waive"):
+        book.ledger.require_admitted(book.open(**change))
+
+
+def test_items_that_nobody_has_looked_at_may_judge() -> None:
+    book = Book()
+    book.conclude(book.open(), "NO-GO")
+    assert book.ledger.require_admitted(book.open("second", "m2", draw="d2")) == frozenset()
+
+
+def test_a_run_that_was_killed_between_opening_and_verdict_has_opened_it() -> None:
+    book = Book()
+    book.open()
+    assert book.ledger.burnt_before("d2") == {"a", "b"}
+    with pytest.raises(BurntHoldout, match="no verdict"):
+        book.ledger.require_admitted(book.open(answers="m2"))
+    again = book.open(run="run-00002")
+    assert book.ledger.require_admitted(again) == frozenset()
+    book.conclude(again, "GO")
+    assert book.ledger.burnt_before("d3") == frozenset(), "what was finished with GO is not burnt"
+
+
+def test_of_two_runs_at_once_the_first_in_the_ledger_looks() -> None:
+    book = Book()
+    first, second = book.open(), book.open(answers="m2")
+    assert book.ledger.require_admitted(first) == frozenset()
+    with pytest.raises(BurntHoldout):
+        book.ledger.require_admitted(second)
+    book.conclude(first, "GO")
+    with pytest.raises(BurntHoldout):
+        book.ledger.require_admitted(second)
+    assert len(book.ledger.looks()) == 1, "a refused look has seen nothing"
+
+
+def test_a_waived_holdout_is_admitted_and_its_burnt_clusters_are_told() -> None:
+    book = Book()
+    book.conclude(book.open(), "NO-GO")
+    waived = book.open("overlapping", "m2", draw="d2", waived=["holdout"])
+    assert book.ledger.require_admitted(waived) == {"b"}
+    book.conclude(waived, "GO")
+    again = book.open("overlapping", "m2", draw="d2", waived=["holdout"])
+    assert book.ledger.require_admitted(again) == {"b"}, "the verdict must reproduce"
+
+
+def test_what_nobody_measured_may_be_waived_late_and_what_failed_may_not() -> None:
+    book = Book()
+    book.conclude(book.open(), "INCONCLUSIVE", safety="unmeasured", ttft="not met")
+    assert book.ledger.require_admitted(book.open(waived=["safety"])) == frozenset()
+    with pytest.raises(BurntHoldout, match="waive names ttft"):
+        book.ledger.require_admitted(book.open(waived=["safety", "ttft"]))
+
+
+def test_an_export_of_sealed_items_burns_them_for_new_verdicts_and_not_for_those_that_stand() -> None:
+    book = Book()
+    book.conclude(book.open(), "GO")
+    book.export()
+    assert book.ledger.require_admitted(book.open()) == frozenset()
+    with pytest.raises(BurntHoldout, match="an export"):
+        book.ledger.require_admitted(book.open(answers="m2"))
+    assert book.ledger.burnt_before("d2") == {"a", "b"}
+
+
+def test_a_draw_exported_before_its_first_sign_off_is_drawn_anew() -> None:
+    book = Book()
+    book.export()
+    assert book.ledger.burnt_before("d1") == {"a", "b"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(sorted(SEALED)),
+            st.sampled_from("xyz"),
+            st.sampled_from(["GO", "NO-GO", "INCONCLUSIVE", None]),
+        ),
+        max_size=12,
+    )
+)
+def test_no_admitted_first_look_ever_rests_on_burnt_items(steps: list[tuple[str, str, str | None]]) -> None:
+    """Replays any history: a new measurement that gets through shares no cluster with an earlier failed look."""
+    book, refused, pending, seen = Book(), set[Measured](), set[Measured](), set[Measured]()
+    for golden, answers, verdict in steps:
+        measured = Measured(golden, answers)
+        failed = frozenset[str]().union(*(SEALED[each.golden] for each in refused | pending))
+        opening = book.open(golden, answers)
+        if measured not in seen and SEALED[golden] & failed:
+            with pytest.raises(BurntHoldout):
+                book.ledger.require_admitted(opening)
+            continue
+        book.ledger.require_admitted(opening)
+        seen.add(measured)
+        pending.add(measured)
+        if verdict is not None:
+            book.conclude(opening, verdict)
+            pending.discard(measured)
+            refused |= {measured} if verdict != "GO" else set()
+
+
+def test_a_draw_is_named_by_what_decides_the_attempt_and_by_nothing_else() -> None:
+    inputs, plain = {"request_log": "r"}, a_migration()
+    same = [
+        a_migration(owner="other"),
+        a_migration(sign_off={"quality_margin": 0.03, "waive": ["holdout"]}),
+        a_migration(legacy={"model": "legacy-model", "logs": "elsewhere.jsonl"}),
+        a_migration(cost={"one_off_usd": 5}),
+    ]
+    other = [
+        a_migration(golden={"size": "all", "holdout": 1.0, "seed": 7}),
+        a_migration(sign_off={"quality_margin": 0.05, "waive": ["ttft", "cost", "safety"]}),
+        a_migration(grading=[{"kind": "exact"}]),
+        a_migration(target={"model": "m2", "engine": "recorded", "answers": "answers.jsonl"}),
+        a_migration(prompt={"rewrites": [{"user": ".*", "messages": [{"role": "user", "content": "x"}]}]}),
+    ]
+    assert {draw_key(each, inputs) for each in same} == {draw_key(plain, inputs)}
+    assert len({draw_key(each, inputs) for each in [plain, *other]} | {draw_key(plain, {"request_log": "s"})}) == 7
+
+
+def test_a_waiver_is_no_limit_and_a_margin_is() -> None:
+    plain = a_migration(sign_off={"quality_margin": 0.03})
+    assert limits_digest(plain) == limits_digest(a_migration(sign_off={"quality_margin": 0.03, "waive": ["ttft"]}))
+    assert limits_digest(plain) != limits_digest(a_migration(sign_off={"quality_margin": 0.04}))
+
+
+def test_a_draw_with_nothing_left_to_seal_says_what_to_do() -> None:
+    rows = pl.DataFrame({"split": ["open", "open"]})
+    with pytest.raises(BurntHoldout, match=r"all 2 items .* 2 conversations .* add logs"):
+        require_sealed(rows, {"a", "b"}, a_migration())
+    require_sealed(rows.with_columns(split=pl.lit("sealed")), {"a", "b"}, a_migration())
