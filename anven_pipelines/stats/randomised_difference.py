@@ -46,7 +46,20 @@ class Arms(ConfidenceSequence):
     control_total: float = 0.0
 
     def effects_of(self, outcomes: FloatArray, treated: npt.ArrayLike, *, share: float, default: float) -> Effects:
-        """Weigh each outcome, less its prediction, by the chance of its arm."""
+        """Weigh each outcome, less its prediction, by the chance of its arm.
+
+        Args:
+            outcomes: Finite, shape (k,), in the order of arrival.
+            treated: Whether each was assigned to the treated arm, booleans, shape (k,).
+            share: Chance of the treated arm.
+            default: What an arm without outcomes is predicted to give.
+
+        Returns:
+            Effects in the unit of the outcomes, shape (k,): each has the true effect as its mean, given all before.
+
+        Raises:
+            ValueError: `treated` is not boolean or of another shape, or `share` leaves one arm empty.
+        """
         chosen = np.asarray(treated)
         if chosen.dtype != np.bool_ or chosen.shape != outcomes.shape:
             message = f"treated has shape {chosen.shape}, type {chosen.dtype}; {outcomes.shape} booleans are needed"
