@@ -132,7 +132,7 @@ def _weighted(drawn: pl.DataFrame, clusters: pl.DataFrame) -> pl.DataFrame:
     weighted = drawn.join(there, on="home").with_columns(
         weight=raw * pl.col("calls_there") / raw.sum().over("home"), role=pl.lit("traffic")
     )
-    scale = clusters["calls"].sum() / float(weighted["weight"].sum())  # above 1 where a stratum got no item at all
+    scale = int(clusters["calls"].sum()) / float(weighted["weight"].sum())  # above 1 where a stratum got no item at all
     return weighted.with_columns((pl.col("weight") * scale).round(DECIMALS)).drop("home", "inclusion", "calls_there")
 
 
