@@ -350,7 +350,10 @@ class Golden(Section):
     """How the frozen evaluation set is drawn."""
 
     size: Size = "auto"
-    """`auto`: enough for the margin at 80 % power, between 500 and 2,000; `all`: every candidate; or a number."""
+    """`auto`: enough for the margin at 80 % power, between 500 and 2,000; `all`: every candidate; or a number.
+
+    Conversations stay whole, so the last one of a stratum may add some items.
+    """
     strata: list[Stratum] = ["application"]
     """Each combination keeps its share of the traffic; results are reported per value."""
     holdout: float = Field(default=0.25, gt=0, le=1)

@@ -105,7 +105,7 @@ def test_the_example_of_the_documentation_is_read() -> None:
             "rising shares are needed",
         ),
         ({"rollout": {"stages": [{"share": 0.5, "soak": "2 days"}]}}, "such as 500ms, 30s, 15m, 24h or 2d"),
-        ({"surprise": 1}, "surprise is unknown; known here: workload, owner, legacy"),
+        ({"surprise": 1}, "surprise is unknown; known here: workload, owner, risk, legacy"),
     ],
 )
 def test_one_mistake_gets_one_clear_line(change: dict[str, Any], message: str) -> None:

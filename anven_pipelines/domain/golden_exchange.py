@@ -15,6 +15,7 @@ import polars as pl
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.evaluation import STRATA, TRAFFIC
 from anven_pipelines.domain.golden import GOLDEN
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _JSON: Final[Mapping[str, type]] = {
     "model_config": dict,
     "tool_calls": list,
 }
-_STRATA: Final = ("application", "endpoint", "task", "length_band")
 _SCORES: Final = ("automated_score", "human_score")
 _INPUTS: Final = ("id", "source_prompt", "input_context", "model_config")
 _OUTPUTS: Final = ("source_output", "tool_calls", "finish_reason")
@@ -172,7 +172,8 @@ def _row(fields: Any, ids: Mapping[str, int], *, split_is_told: bool) -> dict[st
     if split_is_told and row.get("split") not in SPLITS:
         message = f"split is {row.get('split')!r}; open or sealed is needed in every row, or in none"
         raise ValueError(message)
-    return {"cluster": row["id"], **dict.fromkeys(_STRATA, "unknown"), **row}
+    # What says nothing else is one call of the traffic.
+    return {"cluster": row["id"], **dict.fromkeys(STRATA, "unknown"), "weight": 1.0, "role": TRAFFIC, **row}
 
 
 def _value(name: str, value: Any) -> Any:  # noqa: ANN401 - as it was read

@@ -75,7 +75,7 @@ def test_unchanged_traffic_raises_few_alarms_and_a_shift_is_found() -> None:
 
 
 def test_the_freeze_is_compared_by_what_it_was_drawn_from_else_by_its_items() -> None:
-    facts = {"golden": {"strata": [{"application": "a", "available": 7, "drawn": 3, "sealed": 3}]}}
+    facts = {"golden": {"strata": [{"application": "a", "calls": 7, "available": 5, "drawn": 3, "sealed": 3}]}}
     assert frozen_traffic(golden_of(2), facts, STRATA).rows() == [("a", 7)]
     assert frozen_traffic(golden_of(2), {}, STRATA).rows() == [("helpdesk", 1), ("helpdesk", 1)]
     assert frozen_traffic(golden_of(2), facts, ["task"]).rows() == [("qa", 1), ("qa", 1)]

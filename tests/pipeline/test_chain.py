@@ -229,6 +229,17 @@ def test_an_edit_of_the_migration_file_makes_what_rests_on_it_stale(
     assert sections in str(failure.error)
 
 
+def test_a_declared_file_of_adversarial_calls_fills_its_quota(place: Place) -> None:
+    place.write_log([logged_call(at) for at in range(100)])
+    place.write_log([logged_call(at, model=None) for at in range(100, 110)], "probes.jsonl")
+    write_answers(place)
+    golden = {"size": "all", "holdout": 1.0, "quotas": {"adversarial": 6}, "adversarial": "../probes.jsonl"}
+    place.migrate(place.declare(golden=golden))
+    rows = place.artifacts.read(manifest_of(place, "golden_dataset"))
+    assert dict(rows["role"].value_counts().iter_rows()) == {"traffic": 100, "adversarial": 6}
+    assert rows["weight"].sum() == 100
+
+
 def test_assets_carry_what_the_ui_shows(place: Place) -> None:
     place.write_log([logged_call(at) for at in range(ITEMS)])
     write_answers(place)
