@@ -32,7 +32,8 @@ def fill(place: Place) -> None:
 def materialize(place: Place, asset: str, partition: str = "support") -> dg.ExecuteInProcessResult:
     place.instance.add_dynamic_partitions("workload", ["support"])
     place.instance.add_dynamic_partitions("log_day", ["2026-10-05"])
-    assets = ["request_log", "rejected_lines"] if asset == "request_log" else [asset]
+    together = {"request_log": ["rejected_lines"], "golden_dataset": ["power_plan"]}
+    assets = [asset, *together.get(asset, [])]
     return place.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=place.instance,
         partition_key=partition,
@@ -81,7 +82,7 @@ def test_the_noise_floor_stands_beside_the_margin_and_drift_is_told(place: Place
     assert "differ in score in 25.0% of pairs" in verdict.noise_floor["reason"]
     assert found(materialize(place, "traffic_drift"), "still_represents_traffic") == (
         False,
-        "too few calls to tell: 0 since the freeze, 80 at it",
+        f"too few calls to tell: 0 since the freeze, {ITEMS + 20} at it",
     )
     later = {"ts": "2026-10-06T08:00:00Z", "application": "other"}
     new = [logged_call(at, request_id=f"new-{at}", **later) for at in range(100)]
