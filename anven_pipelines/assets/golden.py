@@ -249,9 +249,13 @@ def _certified(sealed: pl.DataFrame, declared: Declared, *, baseline: float) -> 
     """State the margin that the sealed items can certify at 80 % power, and what the declared one would need."""
     criteria = declared.migration.sign_off
     effect = design_effect(sealed)
-    independent = items_for(margin=criteria.quality_margin, level=criteria.level, baseline=baseline)
+    independent = items_for(
+        margin=criteria.quality_margin, level=criteria.level, baseline=baseline, kind=criteria.margin_kind
+    )
     return {
-        "margin": round(certified_margin(sealed, level=criteria.level, baseline=baseline), 6),
+        "margin": round(
+            certified_margin(sealed, level=criteria.level, baseline=baseline, kind=criteria.margin_kind), 6
+        ),
         "sealed_items": sealed.height,
         "sealed_items_needed": math.ceil(round(independent * effect, 6)),
         "design_effect": round(effect, 6),

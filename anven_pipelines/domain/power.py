@@ -15,11 +15,12 @@ from anven_pipelines.stats.sample_size import margin_for_pairs, pairs_for_margin
 
 if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
+    from anven_pipelines.stats.sample_size import MarginKind
 
 POWER_PLAN: Final = Table(
     "power_plan",
     (
-        Column("margin", pl.Float64, "Acceptable loss, as a share of the legacy mean."),
+        Column("margin", pl.Float64, "Acceptable loss, of the kind that the migration file declares."),
         Column("discordance", pl.Float64, "Share of items that the arms get differently right."),
         Column("baseline", pl.Float64, "Mean score expected of the legacy model."),
         Column("sealed_items", pl.Int64, "Independent sealed items with which equal models pass at 80 % power."),
@@ -53,32 +54,36 @@ def items_for(
     level: float,
     baseline: float = PLANNED_BASELINE,
     discordance: float = PLANNED_DISCORDANCE,
+    kind: MarginKind = "relative",
 ) -> int:
     """Return the independent items with which equal models pass the quality margin at 80 % power.
 
     Args:
-        margin: Acceptable loss, as a share of the legacy mean.
+        margin: Acceptable loss, as a share of the legacy mean or in score points.
         level: One-sided error rate.
         baseline: Mean score expected of the legacy model, in (0, 1].
         discordance: Share of items that the arms get differently right, in (0, 1].
+        kind: Which of the two the margin is.
     """
     return pairs_for_margin(
-        margin=margin,
+        # Of a mean no more can be lost than it is.
+        margin=min(margin, baseline) if kind == "absolute" else margin,
         baseline=baseline,
         discordance=discordance,
         level=level,
         power=PLANNED_POWER,
-        kind="relative",
+        kind=kind,
     )
 
 
-def certified_margin(sealed: pl.DataFrame, *, level: float, baseline: float) -> float:
-    """Return the smallest margin, as a share of the legacy mean, that equal models pass at 80 % power.
+def certified_margin(sealed: pl.DataFrame, *, level: float, baseline: float, kind: MarginKind = "relative") -> float:
+    """Return the smallest margin that equal models pass at 80 % power.
 
     Args:
         sealed: The sealed items of the traffic, columns `cluster` and `weight`.
         level: One-sided error rate.
         baseline: Mean score expected of the legacy model, in (0, 1].
+        kind: "relative" for a share of the legacy mean, "absolute" for score points.
 
     Returns:
         The margin; 1 and more says that none can be shown.
@@ -90,7 +95,7 @@ def certified_margin(sealed: pl.DataFrame, *, level: float, baseline: float) -> 
         level=level,
         power=PLANNED_POWER,
         design_effect=design_effect(sealed),
-        kind="relative",
+        kind=kind,
     )
 
 
@@ -184,7 +189,11 @@ def power_plan(baseline: Baseline, migration: Migration) -> pl.DataFrame:
             "discordance": discordance,
             "baseline": baseline.mean,
             "sealed_items": items_for(
-                margin=margin, level=criteria.level, baseline=baseline.mean, discordance=discordance
+                margin=margin,
+                level=criteria.level,
+                baseline=baseline.mean,
+                discordance=discordance,
+                kind=criteria.margin_kind,
             ),
             "declared": margin == criteria.quality_margin and discordance == PLANNED_DISCORDANCE,
         }

@@ -15,7 +15,7 @@ import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.evaluation import TRAFFIC, Finding, cluster_codes, rounded
-from anven_pipelines.domain.power import PLANNED_BASELINE, PLANNED_POWER, items_for
+from anven_pipelines.domain.power import PLANNED_POWER, items_for
 from anven_pipelines.stats.multiplicity import holm
 from anven_pipelines.stats.paired import (
     NonInferiority,
@@ -401,7 +401,7 @@ def _needed(
 
 def _planned(n: int, *, margin: float, level: float, kind: MarginKind) -> dict[str, Any]:
     """Say what equal models would need, where too few items are there to tell how these two differ."""
-    total = items_for(margin=margin if kind == "relative" else margin / PLANNED_BASELINE, level=level)
+    total = items_for(margin=margin, level=level, kind=kind)
     return {
         "n_needed": total,
         "items_still_needed": max(total - n, 0),
