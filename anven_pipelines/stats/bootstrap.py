@@ -122,7 +122,8 @@ def _bca(
     jackknife = (numerator.sum() - numerator) / (denominator.sum() - denominator)
     if np.ptp(jackknife) <= 1e-12 * max(1.0, abs(estimate)):  # rounding of equal sums
         message = f"all {numerator.size} clusters are alike, which a bootstrap takes for certainty; measure more items"
-        raise TooFewPairs(f"{message}, or use paired.difference_interval or paired.ratio_interval")
+        message += ", or use paired.difference_interval or paired.ratio_interval"
+        raise TooFewPairs(message)
     bounds = np.quantile(draws, _bca_probabilities(draws, estimate, jackknife, level))
     method = f"BCa bootstrap over {numerator.size} clusters, {resamples} resamples"
     return Interval(estimate, min(float(bounds[0]), estimate), max(float(bounds[1]), estimate), level, method)

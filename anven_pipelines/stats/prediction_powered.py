@@ -20,7 +20,8 @@ MIN_LABELS = 20  # below, the tuned interval covers 2 points less than it says a
 class Judged(NamedTuple):
     """Scores of one arm in [0, 1].
 
-    `human` and `judge` have shape (n,): the labelled items in one order. `judge_only` has shape (N,): the other items.
+    `human` and `judge` have shape (n,): the labelled items in one order. `judge_only` has shape (N,): the other items,
+    or all of them where the labelled ones were drawn with different chances, for the others then resemble them not.
     """
 
     human: FloatArray
