@@ -60,9 +60,9 @@ def test_a_judge_without_information_leaves_the_mean_of_the_labels() -> None:
 
 
 def test_labels_worked_by_hand() -> None:
-    # lambda = 0.25 / (1.1 x variance of all 220 judge scores) is cut to 1; the corrections are 0.
-    human = np.tile([0.0, 1.0], 10)
-    rest = np.tile([0.0, 1.0, 1.0, 1.0], 50)
+    # lambda = 0.25 / (1.1 x variance of all 440 judge scores) is cut to 1; the corrections are 0.
+    human = np.tile([0.0, 1.0], 20)
+    rest = np.tile([0.0, 1.0, 1.0, 1.0], 100)
     tuning = 0.25 / (1.1 * np.r_[human, rest].var(ddof=1))
     found = prediction_powered_mean(Judged(human, human, rest), level=0.9)
     assert tuning > 1
@@ -119,8 +119,8 @@ def test_what_would_mislead_is_refused(arm: Judged, change: dict[str, Any], word
 
 
 def test_few_labels_and_arms_on_other_items_are_refused() -> None:
-    short = Judged(ARM.human[:19], ARM.judge[:19], ARM.judge_only)
-    with pytest.raises(TooFewPairs, match=f"19 labelled .* at least {MIN_LABELS}"):
+    short = Judged(ARM.human[:39], ARM.judge[:39], ARM.judge_only)
+    with pytest.raises(TooFewPairs, match=f"39 labelled .* at least {MIN_LABELS}"):
         prediction_powered_mean(short, level=0.95)
     with pytest.raises(ValueError, match="the same items are needed in both"):
         prediction_powered_difference(TARGET, LEGACY._replace(judge_only=LEGACY.judge_only[:-1]), level=0.95)
