@@ -55,10 +55,10 @@ def paired_row(n: int) -> Row:
     counts, mean = np.c_[tables, n - tables.sum(1)], (tables[:, 0] - tables[:, 1]) / n
     reach = Z * np.sqrt((tables.sum(1) / n - mean**2) / (n - 1))
     bounds = {"CLT": (mean - reach, mean + reach)}
-    for prior, name in ((0.5, "credible"), (1.0, "credible, flat prior")):
+    for prior, name in ((1.0, "credible"), (0.5, "credible, Jeffreys prior")):
         found = [_with_prior(prior, int(gained), int(lost), n) for gained, lost in tables]
         bounds[name] = np.array([one.lower for one in found]), np.array([one.upper for one in found])
-    worst = dict.fromkeys(("credible", "credible, flat prior", "CLT"), 1.0)
+    worst = dict.fromkeys(("credible", "credible, Jeffreys prior", "CLT"), 1.0)
     for up, down in DISCORDANT:
         chance = np.asarray(stats.multinomial.pmf(counts, n, [up, down, 1 - up - down]))
         for name, (lower, upper) in bounds.items():

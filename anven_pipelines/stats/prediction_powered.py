@@ -14,7 +14,7 @@ from anven_pipelines.stats.interval import Interval
 if TYPE_CHECKING:
     from anven_pipelines.stats.pairs import FloatArray
 
-MIN_LABELS = 40  # below, less than 92 % are covered at 95 %: benchmarks/estimators.py
+MIN_LABELS = 40  # with so many, 92 % are covered at a nominal 95 % in the worst case: benchmarks/estimators.py
 
 
 class Judged(NamedTuple):

@@ -20,7 +20,7 @@ def test_the_posterior_agrees_with_quadrature_the_other_way_round(
     gained: int, lost: int, n: int, difference: float
 ) -> None:
     # Ours integrates over the share of discordant pairs; here it is the part of them that is gained.
-    share, part = stats.beta(gained + lost + 1, n - gained - lost + 1), stats.beta(gained + 0.5, lost + 0.5)
+    share, part = stats.beta(gained + lost + 2, n - gained - lost + 2), stats.beta(gained + 1, lost + 1)
 
     def above(angle: float) -> float:
         """Density of the part times the chance that share x (2 part - 1) exceeds |difference| on its side."""
@@ -37,7 +37,7 @@ def test_the_posterior_agrees_with_quadrature_the_other_way_round(
 
 
 def test_it_agrees_with_dirichlet_draws() -> None:
-    shares = np.random.default_rng(1).dirichlet([9.5, 30.5, 62], size=400_000)
+    shares = np.random.default_rng(1).dirichlet([10, 31, 63], size=400_000)
     drawn = np.quantile(shares[:, 0] - shares[:, 1], [0.025, 0.975])
     found = interval_of_table(9, 30, 100, level=0.95)
     assert (found.lower, found.upper) == pytest.approx(tuple(drawn), abs=1e-3)
