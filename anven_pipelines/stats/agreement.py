@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 IntArray = npt.NDArray[np.int64]
 Weighting = Literal["unweighted", "linear", "quadratic"]
 
-MIN_RATED = 20  # below, the interval covers less than 90 %: benchmarks/estimators.py
+MIN_RATED = 20  # 20 to 100 items: 90 to 93 % are covered at a nominal 95 % in the worst case: benchmarks/estimators.py
 
 
 class Share(NamedTuple):

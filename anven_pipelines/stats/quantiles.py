@@ -103,7 +103,7 @@ def unpaired_quantile_difference(
     """
     arms = np.asarray(target, dtype=np.float64), np.asarray(legacy, dtype=np.float64)
     for arm in arms:
-        _check(arm, arm, quantile=quantile, level=level, resamples=resamples)
+        _check(arm, arm, quantile=quantile, level=level, resamples=resamples, what="values in an arm")
     draws = np.subtract(*(_quantiles_of_resamples(np.sort(arm), quantile, rng, resamples) for arm in arms))
     estimate = float(np.quantile(arms[0], quantile) - np.quantile(arms[1], quantile))
     lower, upper = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
@@ -124,7 +124,9 @@ def _quantiles_of_resamples(
     return np.asarray(lower + (quantile * (n - 1) - below) * (upper - lower))
 
 
-def _check(target: FloatArray, legacy: FloatArray, *, quantile: float, level: float, resamples: int) -> None:
+def _check(
+    target: FloatArray, legacy: FloatArray, *, quantile: float, level: float, resamples: int, what: str = "pairs"
+) -> None:
     if target.ndim != 1 or target.shape != legacy.shape:
         message = f"target has shape {target.shape}, legacy {legacy.shape}; the same items, shape (n,), are needed"
         raise ValueError(message)
@@ -140,5 +142,7 @@ def _check(target: FloatArray, legacy: FloatArray, *, quantile: float, level: fl
     share = min(quantile, 1 - quantile)
     if target.size * share < MIN_TAIL - 1e-9:
         needed = int(np.ceil(MIN_TAIL / share - 1e-9))
-        message = f"{target.size} pairs for the {quantile:g} quantile; at least {needed} are needed: measure more items"
+        message = (
+            f"{target.size} {what} for the {quantile:g} quantile; at least {needed} are needed: measure more items"
+        )
         raise TooFewPairs(message)

@@ -8,9 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
-from anven_pipelines.stats.proportions import clopper_pearson_interval, mcnemar_exact, wilson_interval
+from anven_pipelines.stats.proportions import (
+    clopper_pearson_interval,
+    failure_bound,
+    mcnemar_exact,
+    trials_without_failure,
+    unpaired_difference_interval,
+    wilson_interval,
+)
 
 COUNTS = st.integers(0, 300)
 
@@ -91,3 +98,50 @@ def test_impossible_counts_are_refused(successes: int, n: int, level: float, wor
 def test_negative_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="-1 lost and 3 gained"):
         mcnemar_exact(-1, 3)
+
+
+def test_no_failure_leaves_about_three_over_n_possible() -> None:
+    assert failure_bound(0, 300, level=0.95) == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert failure_bound(0, 300, level=0.95) == pytest.approx(3 / 300, rel=0.01)
+    assert failure_bound(5, 5, level=0.95) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_failure_bound_agrees_with_scipy(counts: tuple[int, int]) -> None:
+    theirs = stats.binomtest(*counts, alternative="less").proportion_ci(0.95, method="exact").high
+    assert failure_bound(*counts, level=0.95) == pytest.approx(theirs, abs=1e-9)
+
+
+@given(st.floats(1e-4, 0.9), st.floats(0.5, 0.999))
+def test_that_many_trials_without_failure_are_just_enough(rate: float, level: float) -> None:
+    n = trials_without_failure(rate, level=level)
+    assert failure_bound(0, n, level=level) <= rate * (1 + 1e-6)
+    assert n == 1 or failure_bound(0, n - 1, level=level) > rate * (1 - 1e-6)
+
+
+def test_a_difference_of_independent_shares_is_newcombes() -> None:
+    # Newcombe (1998), table II, method 10: 56/70 and 48/80.
+    found = unpaired_difference_interval(56, 70, 48, 80, level=0.95)
+    assert (found.lower, found.upper) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    *[st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))] * 2, st.sampled_from([0.9, 0.95])
+)
+def test_it_agrees_with_statsmodels(target: tuple[int, int], legacy: tuple[int, int], level: float) -> None:
+    found = unpaired_difference_interval(*target, *legacy, level=level)
+    theirs = confint_proportions_2indep(*target, *legacy, method="newcomb", alpha=1 - level)
+    assert (found.lower, found.upper) == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rate", "level", "words"), [(0.0, 0.95, "rate is 0.0"), (0.1, 1.0, "level is 1.0")])
+def test_a_bound_that_no_trial_can_prove_is_refused(rate: float, level: float, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        trials_without_failure(rate, level=level)
+
+
+def test_more_failures_than_trials_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 failures in 2 trials"):
+        failure_bound(3, 2, level=0.95)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from anven_pipelines.domain.errors import TooFewPairs
-from anven_pipelines.stats.quantiles import paired_quantile_difference
+from anven_pipelines.stats.quantiles import paired_quantile_difference, unpaired_quantile_difference
 
 RNG = np.random.default_rng(1)
 LEGACY = RNG.lognormal(6, 0.4, size=400)
@@ -83,3 +83,46 @@ def test_too_short_a_tail_is_refused(n: int, quantile: float, needed: int) -> No
 def test_what_would_mislead_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         interval(**change)
+
+
+def unpaired(target: Any = TARGET, legacy: Any = LEGACY, **change: Any) -> Any:
+    options: dict[str, Any] = {"quantile": 0.95, "level": 0.9, "rng": np.random.default_rng(7), "resamples": 20_000}
+    return unpaired_quantile_difference(target, legacy, **(options | change))
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.95, 0.987])
+def test_ranks_drawn_are_resamples_drawn(quantile: float) -> None:
+    rng = np.random.default_rng(9)
+    target, legacy = TARGET, LEGACY[:390]
+    arms = [
+        np.quantile(arm[rng.integers(0, arm.size, size=(20_000, arm.size))], quantile, axis=1)
+        for arm in (target, legacy)
+    ]
+    drawn = arms[0] - arms[1]
+    found = unpaired(target, legacy, quantile=quantile)
+    assert found.estimate == pytest.approx(np.quantile(target, quantile) - np.quantile(legacy, quantile))
+    assert (found.lower, found.upper) == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=0.02 * np.ptp(drawn))
+
+
+def test_unpaired_bounds_miss_about_as_rarely_as_they_say() -> None:
+    rng, misses = np.random.default_rng(3), np.zeros(2)
+    truth = (math.exp(0.1) - 1) * math.exp(0.5 * 1.644854)
+    for _ in range(400):
+        target, legacy = np.exp(0.1 + 0.5 * rng.normal(size=300)), np.exp(0.5 * rng.normal(size=200))
+        found = unpaired(target, legacy, rng=rng, resamples=1000)
+        misses += [found.upper < truth, found.lower > truth]
+    assert (misses / 400 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400) + 0.02).all()
+
+
+def test_a_million_requests_are_compared_at_once() -> None:
+    target, legacy = np.arange(1_000_000.0), np.arange(500_000.0) * 2
+    found = unpaired(target + 50, legacy, quantile=0.99)
+    assert found.lower < 50 < found.upper
+    assert found.upper - found.lower < 1500
+
+
+def test_an_arm_with_too_short_a_tail_is_refused() -> None:
+    with pytest.raises(TooFewPairs, match=r"99 values in an arm for the 0\.95 quantile"):
+        unpaired(legacy=LEGACY[:99])
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        unpaired(np.r_[TARGET, np.nan])
