@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
-from anven_pipelines.domain.evaluation import cluster_codes
+from anven_pipelines.domain.evaluation import TRAFFIC, cluster_codes
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.stats.interval import Interval
 from anven_pipelines.stats.means import paired_mean_interval
@@ -29,8 +29,9 @@ Status = Literal["met", "not met", "undecided", "unmeasured"]
 COST: Final = Table(
     "cost_model",
     (
-        Column("item_id", pl.String, "Golden item."),
+        Column("item_id", pl.String, "Golden item of the traffic."),
         Column("cluster", pl.String, "Conversation of the item, or the item itself; the unit of independence."),
+        Column("weight", pl.Float64, "Calls of the traffic that the item stands for."),
         Column("legacy_cost_usd", pl.Float64, "Cost of the legacy answer, USD; NULL is not measured."),
         Column("target_cost_usd", pl.Float64, "Cost of the target answer, USD; NULL is not measured."),
         Column("saving_usd", pl.Float64, "Legacy less target cost, USD; NULL where either is not measured."),
@@ -48,9 +49,9 @@ class ArmCost:
     """The cost of one arm's answers; None is not measured.
 
     Attributes:
-        items: Golden items.
+        items: Golden items that stand for traffic.
         measured: Items whose cost is known.
-        mean_usd: Mean cost of a measured item, USD.
+        mean_usd: Mean cost of a measured call of the traffic, USD.
         input_tokens: Sum over the items that measured prompt tokens.
         output_tokens: Sum over the items that measured answer tokens.
         cached_tokens: Sum over the items that measured cached prompt tokens.
@@ -139,7 +140,7 @@ def cost_of(
         target_answers: ANSWERS rows of the target model, one per golden item.
         migration: Prices, one-off and fixed cost, level and payback days.
         traffic: What the legacy model answers today.
-        golden: GOLDEN rows, for the clusters.
+        golden: GOLDEN rows, for roles, weights and clusters.
         legacy_price: Price from a public list, used where neither the migration file nor the log has one.
     """
     legacy = _priced(legacy_answers, declared=migration.legacy.price, listed=legacy_price)
@@ -230,8 +231,9 @@ def _times(tokens: pl.Expr, usd_per_million: float) -> pl.Expr:
 
 
 def _side_by_side(golden: pl.DataFrame, legacy: pl.DataFrame, target: pl.DataFrame) -> pl.DataFrame:
-    """Return COST rows: one per golden item, in the order of their ids."""
-    items = golden.select(pl.col("id").alias("item_id"), "cluster").sort("item_id")
+    """Return COST rows: one per golden item that stands for traffic, in the order of their ids."""
+    traffic = golden.filter(pl.col("role") == TRAFFIC)
+    items = traffic.select(pl.col("id").alias("item_id"), "cluster", "weight").sort("item_id")
     for arm, priced in (("legacy", legacy), ("target", target)):
         named = priced.rename({"cost_usd": f"{arm}_cost_usd", "obtained": f"{arm}_obtained"})
         items = items.join(named, on="item_id", how="left", validate="1:1", maintain_order="left").with_columns(
@@ -246,6 +248,7 @@ def _saving(paired: pl.DataFrame, sign_off: SignOff) -> Interval | None:
         return paired_mean_interval(
             paired["saving_usd"].to_numpy(),
             clusters=cluster_codes(paired),
+            weights=paired["weight"].to_numpy(),
             level=max(1 - 2 * sign_off.level, 0.0),
         )
     except TooFewPairs:
@@ -277,12 +280,13 @@ def _days(usd_per_day: float, one_off_usd: float) -> float | None:
 
 def _arm(items: pl.DataFrame, answers: pl.DataFrame, arm: str) -> ArmCost:
     """Sum up one arm."""
-    costs = items[f"{arm}_cost_usd"].drop_nulls()
+    costed = items.drop_nulls(f"{arm}_cost_usd")
+    costs = costed[f"{arm}_cost_usd"]
     obtained = items[f"{arm}_obtained"].value_counts().sort("count", f"{arm}_obtained", descending=[True, False])
     return ArmCost(
         items=items.height,
         measured=costs.len(),
-        mean_usd=None if costs.is_empty() else math.fsum(costs) / costs.len(),
+        mean_usd=None if costs.is_empty() else math.fsum(costs * costed["weight"]) / math.fsum(costed["weight"]),
         input_tokens=_sum(answers["input_tokens"]),
         output_tokens=_sum(answers["output_tokens"]),
         cached_tokens=_sum(answers["cached_tokens"]),

@@ -15,6 +15,7 @@ import polars as pl
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.evaluation import (
+    TRAFFIC,
     ContractReport,
     Finding,
     Missingness,
@@ -85,6 +86,7 @@ class Verdict(Finding):
     safety: Safety
     contract: ContractReport
     seed: int
+    families: dict[str, str]
     digests: dict[str, str]
 
     def to_json(self) -> str:
@@ -122,7 +124,7 @@ def decide(
     quality = compare_quality(sealed, margin=margin, kind=kind, level=level)
     missingness = compare_missingness(sealed, level=level)
     segments = compare_segments(sealed, migration.golden.strata, margin=margin, kind=kind, level=level)
-    speed = assess_speed(sealed, spec, seed=migration.golden.seed)
+    speed = assess_speed(sealed.filter(pl.col("role") == TRAFFIC), spec, seed=migration.golden.seed)
     safety = Safety(status="unmeasured", reason="no safety suite has been run on the target's answers")
     criteria = [
         _criterion("quality", _quality_status(quality), explain_quality(quality), spec),
@@ -150,8 +152,24 @@ def decide(
         safety=safety,
         contract=report_contract(sealed, declared=migration.contract.json_object),
         seed=migration.golden.seed,
+        families=_families(criteria, segments, level),
         digests=dict(digests),
     )
+
+
+def _families(criteria: Sequence[Criterion], segments: Sequence[Segment], level: float) -> dict[str, str]:
+    """State what each error rate is the error rate of.
+
+    Source:
+        Berger (1982), Multiparameter Hypothesis Testing and Acceptance Sampling, Technometrics 24:295.
+    """
+    gating = sum(not each.waived for each in criteria)
+    return {
+        "GO": f"all {gating} gating criteria must be met, each at a one-sided level of {level:g}: an intersection-"
+        f"union test, so that a GO is false with at most {level:g} without correction",
+        "NO-GO": f"any of {gating} gating criteria that is proven not met; each proof errs with at most {level:g}",
+        "segments": f"{len(segments)} segments in one family under Holm, at {level:g} for each of both claims",
+    }
 
 
 def combine(criteria: Sequence[Criterion]) -> Outcome:

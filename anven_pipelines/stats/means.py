@@ -10,6 +10,7 @@ import numpy.typing as npt
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.distributions import t_quantile
 from anven_pipelines.stats.interval import Interval
+from anven_pipelines.stats.pairs import scaled_weights
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -17,8 +18,10 @@ IntArray = npt.NDArray[np.int64]
 MIN_CLUSTERS = 10  # below, the t interval of skewed amounts covers too rarely (tests/stats/test_means.py)
 
 
-def paired_mean_interval(difference: FloatArray, *, clusters: IntArray | None, level: float) -> Interval:
-    """Cluster-robust t interval for the mean of paired differences.
+def paired_mean_interval(
+    difference: FloatArray, *, clusters: IntArray | None, weights: FloatArray | None = None, level: float
+) -> Interval:
+    """Cluster-robust t interval for the weighted mean of paired differences.
 
     The variance sums residuals within a cluster before it squares them, with the correction G / (G - 1), and t has
     G - 1 degrees of freedom; where every item is its own cluster this is the one-sample t interval.
@@ -26,6 +29,7 @@ def paired_mean_interval(difference: FloatArray, *, clusters: IntArray | None, l
     Args:
         difference: One difference per item, shape (n,), in any unit.
         clusters: Cluster of each item, shape (n,); None if items are independent.
+        weights: What each item stands for, such as calls of the traffic, shape (n,), above 0; None if all count once.
         level: Two-sided coverage in [0, 1); each bound alone holds with (1 + level) / 2.
 
     Returns:
@@ -33,7 +37,8 @@ def paired_mean_interval(difference: FloatArray, *, clusters: IntArray | None, l
 
     Raises:
         TooFewPairs: fewer than MIN_CLUSTERS items or clusters.
-        ValueError: a difference is NaN or infinite, shapes disagree or `level` is no coverage.
+        ValueError: a difference is NaN or infinite, a weight is not above 0, shapes disagree or `level` is no
+            coverage.
 
     Source:
         Cameron and Miller (2015), A Practitioner's Guide to Cluster-Robust Inference, sections II and VI.D,
@@ -45,11 +50,14 @@ def paired_mean_interval(difference: FloatArray, *, clusters: IntArray | None, l
     if groups < MIN_CLUSTERS:
         message = f"{groups} independent items with a difference; at least {MIN_CLUSTERS} are needed for an interval"
         raise TooFewPairs(message)
-    mean = float(difference.mean())
-    residuals = np.bincount(labels, weights=difference - mean, minlength=groups)
+    scaled = scaled_weights(weights, difference.size)
+    counted = np.ones(difference.size) if scaled is None else scaled
+    mean = float(np.average(difference, weights=scaled))
+    residuals = np.bincount(labels, weights=counted * (difference - mean), minlength=groups)
     error = math.sqrt(groups / (groups - 1) * float(residuals @ residuals)) / difference.size
     reach = float(t_quantile((1 + level) / 2, groups - 1)) * error
-    method = "paired t" if clusters is None else f"paired t over {groups} clusters"
+    over = "" if clusters is None else f" over {groups} clusters"
+    method = f"{'' if scaled is None else 'weighted '}paired t{over}"
     return Interval(mean, mean - reach, mean + reach, level, method)
 
 

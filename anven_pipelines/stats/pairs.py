@@ -93,7 +93,7 @@ def pair_up(
         message = f"{target.size} pairs; at least {MIN_PAIRS} are needed: measure more items"
         raise TooFewPairs(message)
     labels = _labels(clusters, target.size)
-    scaled = _scaled(weights, target.size)
+    scaled = scaled_weights(weights, target.size)
     sizes = np.bincount(labels, weights=scaled).astype(np.float64)
     if sizes.size < MIN_CLUSTERS:
         message = f"{target.size} pairs in {sizes.size} clusters; {MIN_CLUSTERS} clusters are needed: measure more"
@@ -130,8 +130,16 @@ def effective_number(weights: FloatArray) -> float:
     return float(weights.sum()) ** 2 / float(weights @ weights)
 
 
-def _scaled(weights: FloatArray | None, n: int) -> FloatArray | None:
-    """Return weights with a mean of 1, or None where all are equal."""
+def scaled_weights(weights: FloatArray | None, n: int) -> FloatArray | None:
+    """Return weights with a mean of 1, or None where all are equal.
+
+    Args:
+        weights: Shape (n,), above 0; None where all count once.
+        n: Number of items.
+
+    Raises:
+        ValueError: another shape, or a weight that is not finite and above 0.
+    """
     if weights is None:
         return None
     weights = np.asarray(weights, dtype=np.float64)

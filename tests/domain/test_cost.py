@@ -68,7 +68,12 @@ def answers(count: int = ITEMS, **columns: Any) -> pl.DataFrame:
 def golden(count: int = ITEMS, conversations: int | None = None) -> pl.DataFrame:
     ids = [f"i{n:03}" for n in range(count)]
     clusters = ids if conversations is None else [f"k{n % conversations}" for n in range(count)]
-    return GOLDEN.conform(pl.DataFrame({"id": ids, "cluster": clusters}))
+    return of_traffic(ids, clusters)
+
+
+def of_traffic(ids: list[str], clusters: list[str]) -> pl.DataFrame:
+    stands_for = {"weight": [1.0] * len(ids), "role": ["traffic"] * len(ids)}
+    return GOLDEN.conform(pl.DataFrame({"id": ids, "cluster": clusters} | stands_for))
 
 
 def model_of(
@@ -150,8 +155,8 @@ def test_few_conversations_make_the_saving_less_certain() -> None:
     tokens = np.repeat(np.random.default_rng(2).integers(500, 5_000, size=10), 4).tolist()
     spread = answers(output_tokens=tokens)
     apart, together = (
-        model_of(spread, items=GOLDEN.conform(pl.DataFrame({"id": spread["item_id"], "cluster": clusters})))
-        for clusters in (spread["item_id"], [f"k{n // 4}" for n in range(ITEMS)])
+        model_of(spread, items=of_traffic(spread["item_id"].to_list(), clusters))
+        for clusters in (spread["item_id"].to_list(), [f"k{n // 4}" for n in range(ITEMS)])
     )
     assert apart.saving_per_request is not None
     assert together.saving_per_request is not None
@@ -352,3 +357,16 @@ def test_a_dearer_token_makes_the_arm_dearer_and_the_saving_smaller(
     assert dear.saving_per_request is not None
     assert dear.saving_per_request.estimate < cheap.saving_per_request.estimate
     assert dear.legacy == cheap.legacy
+
+
+def test_a_call_costs_what_the_traffic_costs_and_what_a_quota_added_counts_for_none() -> None:
+    ids = [f"item-{at:04d}" for at in range(40)]
+    weights = [9.0 if at < 20 else 1.0 for at in range(40)]
+    roles = ["traffic"] * 38 + ["edge_case"] * 2
+    items = of_traffic(ids, ids).with_columns(weight=pl.Series(weights), role=pl.Series(roles))
+    priced = answers(40).with_columns(item_id=pl.Series(ids), cost_usd=pl.Series([2.0] * 20 + [1.0] * 18 + [99.0] * 2))
+    model = model_of(priced, priced.with_columns(cost_usd=pl.lit(0.5)), migration(), items=items)
+    assert model.items.height == 38
+    assert model.legacy.mean_usd == pytest.approx((9 * 20 * 2 + 18) / (9 * 20 + 18))
+    assert model.saving_per_request is not None
+    assert model.saving_per_request.estimate == pytest.approx((9 * 20 * 2 + 18) / (9 * 20 + 18) - 0.5)

@@ -120,3 +120,18 @@ def test_the_interval_moves_with_the_amounts_and_widens_with_the_level(
     assert moved.lower == pytest.approx(interval.lower + shift, abs=1e-6)
     assert wider.lower <= interval.lower + 1e-9
     assert wider.upper >= interval.upper - 1e-9
+
+
+def test_a_whole_weight_is_that_many_equal_items_of_one_cluster() -> None:
+    rng = np.random.default_rng(5)
+    difference, weights = rng.lognormal(size=60), rng.integers(1, 5, 60)
+    weighted = paired_mean_interval(difference, clusters=None, weights=weights.astype(np.float64), level=0.9)
+    repeated = paired_mean_interval(
+        np.repeat(difference, weights), clusters=np.repeat(np.arange(60), weights), level=0.9
+    )
+    assert (weighted.estimate, weighted.lower, weighted.upper) == pytest.approx(
+        (repeated.estimate, repeated.lower, repeated.upper), rel=1e-12
+    )
+    assert weighted.method == "weighted paired t"
+    with pytest.raises(ValueError, match="finite weights above 0"):
+        paired_mean_interval(difference, clusters=None, weights=np.zeros(60), level=0.9)
