@@ -59,7 +59,7 @@ def power_chart(plan: pl.DataFrame) -> dg.MarkdownMetadataValue:
     declared = plan.filter("declared")
     axes.plot(100 * declared["margin"], declared["sealed_items"], "D", color="#D55E00", markersize=9, label="declared")
     axes.set_yscale("log")
-    axes.set_xlabel("margin, % of the legacy mean")
+    axes.set_xlabel("margin, %")
     axes.set_ylabel("independent sealed items")
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,12 +6,15 @@ AnvenError
 │   ├── UnknownWorkload       no migration file declares the workload
 │   ├── UnreadableSource      a log or answers file cannot be opened or is not of its declared format
 │   ├── EmptyGolden           no logged call qualifies for the golden dataset
-│   └── BurntHoldout          sealed items were looked at before, by a sign-off that failed
+│   ├── BurntHoldout          sealed items were looked at before, by a sign-off that failed
+│   ├── ContextLengthExceeded a prompt with its answer does not fit the model's context (worker.engine)
+│   └── UnsupportedRequest    a request needs what the engine cannot do (worker.engine)
 ├── MissingInput              an upstream asset has not been materialised
 ├── StaleInput                two inputs of one step come from different upstream versions
 ├── CorruptArtifact           stored bytes do not match the digest they were published under
 ├── TamperedLog               the state store's hash chain does not verify
 ├── UnavailableService        an external system did not answer; what needed it stays unmeasured
+│   └── EngineFailed          the engine broke while it answered (worker.engine)
 ├── StepFailed                a step ended with an error that is not one of these
 ├── CheckFailed               a blocking check stopped the chain; the command line exits with 1
 └── TooFewPairs               too little data for the requested statistic
