@@ -16,7 +16,7 @@ from anven_pipelines.assets import (
     sign_off,
 )
 from anven_pipelines.resources.deployments import deployment_name, resources
-from anven_pipelines.schedules import daily_drift, nightly_regression, nightly_regression_job, traffic_drift_job
+from anven_pipelines.schedules import daily_drift, drift_job, nightly_regression, nightly_regression_job
 from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival, request_log_job
 
 MODULES = [
@@ -51,7 +51,7 @@ def definitions() -> dg.Definitions:
     deployment = deployment_name()
     return dg.Definitions(
         assets=dg.load_assets_from_modules(MODULES),
-        jobs=[migration_job, nightly_regression_job, request_log_job, traffic_drift_job],
+        jobs=[migration_job, nightly_regression_job, request_log_job, drift_job],
         schedules=[nightly_regression, daily_drift],
         sensors=[declared_partitions, log_arrival],
         resources=resources(deployment),

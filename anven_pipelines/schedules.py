@@ -15,14 +15,14 @@ nightly_regression_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets("production_regression"),
     description="Asks what serves production for the golden set and compares with the scores frozen at sign-off.",
 )
-traffic_drift_job = dg.define_asset_job(
-    "traffic_drift",
+drift_job = dg.define_asset_job(
+    "drift",
     selection=dg.AssetSelection.assets("traffic_drift"),
     description="Compares the newest calls with the strata of the golden dataset.",
 )
 
 
-@dg.schedule(job=traffic_drift_job, cron_schedule="0 6 * * *", execution_timezone="UTC")
+@dg.schedule(job=drift_job, cron_schedule="0 6 * * *", execution_timezone="UTC")
 def daily_drift(
     context: dg.ScheduleEvaluationContext, migrations: Migrations, state: StateStore
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:

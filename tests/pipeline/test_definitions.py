@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 HEAVY = ("litellm", "ragas", "mlflow", "kubernetes", "matplotlib", "presidio_analyzer", "vllm", "torch")
 PROBE = f"""
 import json, sys
+import dagster as dg
 from anven_pipelines.definitions import definitions
 loaded = definitions()
+dg.Definitions.validate_loadable(loaded)
 assets = sorted(key.to_user_string() for key in loaded.resolve_all_asset_keys())
 keys = sorted(loaded.resources)
 print(json.dumps({{"heavy": [each for each in {HEAVY} if each in sys.modules], "assets": assets, "resources": keys}}))
