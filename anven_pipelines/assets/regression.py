@@ -118,7 +118,7 @@ def _frozen(migration: Migration, state: StateStore, artifacts: ArtifactStore) -
         message = f"workload {workload!r} has no sign-off that was GO to compare with; materialise sign_off first"
         raise MissingInput(message)
     graded_now = {"grading": declared_digest(migration, "scores"), "grader_version": GRADER_VERSION}
-    if graded_now.items() - signed.payload.items():
+    if any(signed.payload.get(name) != digest for name, digest in graded_now.items()):
         message = f"the grading of workload {workload!r} is not that of its last sign-off; sign off again to compare"
         raise StaleInput(message)
     frozen = []

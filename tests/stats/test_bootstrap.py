@@ -91,8 +91,8 @@ def test_whole_clusters_are_covered_and_single_turns_are_not() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"weights": np.ones(59)}, "one finite weight above 0"),
-        ({"weights": np.zeros(60)}, "one finite weight above 0"),
+        ({"weights": np.ones(59)}, r"weights have shape \(59,\)"),
+        ({"weights": np.zeros(60)}, "finite weights above 0 are needed"),
         ({"level": 1.0}, "level is 1.0"),
         ({"resamples": 999}, "999 resamples"),
         ({"legacy": LEGACY[:-1]}, "60 target scores for 59"),
