@@ -114,7 +114,11 @@ def sign_off(
         context,
         manifest,
         tracking=tracking,
-        metadata={**_metadata(verdict), **noise_floor_metadata(scores), "looks": _looks(ledger)},
+        metadata={
+            **_metadata(verdict),
+            **noise_floor_metadata(scores),
+            "looks": _looks(ledger_of(workload, state, artifacts)),
+        },
         params={
             "verdict": verdict.verdict,
             "quality_margin": migration.sign_off.quality_margin,

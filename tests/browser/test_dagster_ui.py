@@ -136,7 +136,7 @@ def test_the_verdict_stands_first_in_the_sign_off(dev: Dev, page: Page, shoot: C
     page.goto(f"{dev.dagster}/assets/sign_off?view=partitions&partition={GOOD}")
     first = page.get_by_role("table").filter(has_text="criteria").first.locator("tr").first
     expect(first).to_have_text("verdictGO")
-    expect(page.get_by_text("not worse than the margin is proven").first).to_be_visible()
+    expect(page.get_by_text("better is proven").first).to_be_visible()
     shoot("sign-off")
 
 
@@ -145,9 +145,9 @@ def test_the_gate_shows_that_it_failed_and_why(dev: Dev, page: Page, shoot: Call
     page.get_by_text("Execution history").click()
     failed = page.get_by_role("row").filter(has_text="NO-GO. quality is not met: worse than the margin is proven")
     expect(failed).to_contain_text("Failed")
-    expect(page.get_by_role("row").filter(has_text="GO. quality, missingness, segments are met")).to_contain_text(
-        "Passed"
-    )
+    expect(
+        page.get_by_role("row").filter(has_text="GO. quality, missingness, segments, holdout are met")
+    ).to_contain_text("Passed")
     shoot("gate-history")
     page.goto(f"{dev.dagster}/assets/sign_off?view=partitions&partition={REGRESSED}")
     expect(page.get_by_text("worse than the margin is proven").first).to_be_visible()
