@@ -88,6 +88,7 @@ def test_a_command_that_is_not_understood_is_one_json_object_too(words: list[str
     assert error["message"]
 
 
+@pytest.mark.timeout(300)
 def test_what_is_left_out_is_told_and_what_was_changed_behind_its_back_is_found(tmp_path: Path) -> None:
     calls = [
         {
