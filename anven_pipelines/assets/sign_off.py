@@ -165,6 +165,7 @@ def _criteria(verdict: Verdict) -> dg.MarkdownMetadataValue:
 def _metadata(verdict: Verdict) -> dict[str, dg.MetadataValue | str]:
     return {
         "verdict": verdict.verdict,
+        "why": _in_short(verdict),
         "criteria": _criteria(verdict),
         "chart": interval_chart(verdict.quality, verdict.segments),
         "verdict_json": dg.MetadataValue.json(json.loads(verdict.to_json())),

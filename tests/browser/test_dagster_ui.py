@@ -136,7 +136,7 @@ def test_the_verdict_stands_first_in_the_sign_off(dev: Dev, page: Page, shoot: C
     page.goto(f"{dev.dagster}/assets/sign_off?view=partitions&partition={GOOD}")
     first = page.get_by_role("table").filter(has_text="criteria").first.locator("tr").first
     expect(first).to_have_text("verdictGO")
-    expect(page.get_by_text("better is proven").first).to_be_visible()
+    expect(page.get_by_text("GO. quality, missingness, segments, holdout are met").first).to_be_visible()
     shoot("sign-off")
 
 
