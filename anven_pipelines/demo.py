@@ -19,7 +19,7 @@ from anven_pipelines.domain.errors import StepFailed
 from anven_pipelines.migrate import migrate_file
 from anven_pipelines.nano.arrivals import Rhythm, arrival_times
 from anven_pipelines.nano.demand import plan_traffic
-from anven_pipelines.nano.demo_world import LEGACY, SERVER_FAULTS, TARGET, migration
+from anven_pipelines.nano.demo_world import LEGACY, TARGET, migration, server_faults
 from anven_pipelines.nano.gateway_logs import GatewayLog
 from anven_pipelines.nano.serving import served
 from anven_pipelines.nano.traffic import Pace, TrafficSummary, drive
@@ -91,12 +91,12 @@ def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int,
     with only_one(home, "demo"), ExitStack() as servers:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _say(console, 1, f"serving {LEGACY} and {TARGET} (0.75 million weights each) on this machine")
-        faults = SERVER_FAULTS[breakage] if breakage else ()
+        _say(console, 1, f"serving {LEGACY} on this machine, then {TARGET} (0.75 million weights each)")
         legacy_url = servers.enter_context(served(LEGACY, log=folder / "legacy-nano.log"))
-        target_url = servers.enter_context(served(TARGET, *faults, log=folder / "anven-nano.log"))
         _say(console, 2, f"sending {LEGACY} {calls:,} calls of three applications, logged as a LiteLLM proxy does")
         traffic = _legacy_log(folder, legacy_url, calls=calls, seed=seed, console=console)
+        faults = server_faults(breakage, legacy_ttft_p95_ms=traffic.ttft_p95_ms)
+        target_url = servers.enter_context(served(TARGET, *faults, log=folder / "anven-nano.log"))
         verdicts: dict[str, Verdict] = {}
         files = {adapted: _declare(folder, target_url, adapted=adapted, breakage=breakage) for adapted in (False, True)}
         for step, adapted in enumerate([True] if breakage else [False, True], start=3):

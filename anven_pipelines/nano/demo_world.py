@@ -27,13 +27,26 @@ _LEGACY_PRICE: Final = {"input_usd_per_million": 2.5, "output_usd_per_million": 
 _TARGET_PRICE: Final = {"input_usd_per_million": 0.2, "output_usd_per_million": 0.4, "source": _PRICE_SOURCE}
 _TOO_DEAR: Final = {"input_usd_per_million": 9.0, "output_usd_per_million": 36.0, "source": _PRICE_SOURCE}
 
-SERVER_FAULTS: Final[Mapping[Breakage, tuple[str, ...]]] = {
-    "regress": ("--fault-regress", "0.25"),
-    "slow": ("--fault-delay-ms", "800"),
-    "errors": ("--fault-errors", "0.1"),
-    "cost": (),
-}
-"""Options of the target's server that make it worse; `cost` is a matter of its price."""
+_LEAST_DELAY_MS: Final = 800.0
+_SLOW_TIMES: Final = 2.0
+_SLOW_CONCURRENCY: Final = 16  # who waits computes nothing: more wait at once, and the demo takes no longer
+
+
+def server_faults(breakage: Breakage | None, *, legacy_ttft_p95_ms: float | None) -> tuple[str, ...]:
+    """Return the options of the target's server that make it worse; `cost` is a matter of its price.
+
+    Args:
+        breakage: What is to be worse.
+        legacy_ttft_p95_ms: What the target's time to first token is compared with: on a slow machine a fixed delay
+            could pass within the allowance.
+    """
+    delay_ms = _LEAST_DELAY_MS + _SLOW_TIMES * (legacy_ttft_p95_ms or 0.0)
+    options: dict[Breakage | None, tuple[str, ...]] = {
+        "regress": ("--fault-regress", "0.25"),
+        "slow": ("--fault-delay-ms", f"{delay_ms:.0f}"),
+        "errors": ("--fault-errors", "0.1"),
+    }
+    return options.get(breakage, ())
 
 
 def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> dict[str, Any]:
@@ -52,7 +65,7 @@ def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> d
             "engine": "endpoint",
             "model": TARGET,
             "url": url,
-            "concurrency": 4,
+            "concurrency": _SLOW_CONCURRENCY if breakage == "slow" else 4,
             "max_attempts": 2,
             "price": _TOO_DEAR if breakage == "cost" else _TARGET_PRICE,
         },

@@ -56,12 +56,14 @@ class TrafficSummary(NamedTuple):
         failed: Those among them that failed.
         seconds: From the first to the last moment of the drive.
         late_s: Longest that a call was sent after its time; more than a little is a load that was not open loop.
+        ttft_p95_ms: 95th percentile of the milliseconds to the first token; None where none came.
     """
 
     sent: int
     failed: int
     seconds: float
     late_s: float
+    ttft_p95_ms: float | None
 
 
 async def drive(
@@ -99,6 +101,7 @@ async def drive(
     clock, places = Clock(), asyncio.Semaphore(pace.most_in_flight)
     failed = ended = 0
     late_s = start = 0.0
+    ttft_ms: list[float] = []
 
     async def send(call: PlannedCall) -> None:
         nonlocal failed, ended, late_s
@@ -108,6 +111,8 @@ async def drive(
             late_s = max(late_s, time.monotonic() - due)
             exchange = await ask(client, call, model=model, clock=clock)
         write(exchange)
+        if exchange.first_token_at is not None:
+            ttft_ms.append((exchange.first_token_at - exchange.started_at) * 1e3)
         ended, failed = ended + 1, failed + (exchange.error is not None)
         if progress:
             progress(ended, len(plan.calls))
@@ -120,7 +125,8 @@ async def drive(
                 group.create_task(send(call))
     except ExceptionGroup as errors:  # a call's failure raises nothing: this is `write` or `progress`
         raise errors.exceptions[0] from errors
-    return TrafficSummary(ended, failed, time.monotonic() - start, late_s)
+    ttft_p95_ms = float(np.percentile(ttft_ms, 95)) if ttft_ms else None
+    return TrafficSummary(ended, failed, time.monotonic() - start, late_s, ttft_p95_ms)
 
 
 async def _warm_up(client: httpx.AsyncClient) -> None:

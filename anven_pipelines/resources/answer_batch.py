@@ -11,7 +11,7 @@ import asyncio
 import signal
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from anven_pipelines.domain.outage import Outage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.inference import CompletionRequest
@@ -78,6 +79,7 @@ class AnswerBatch:
         endpoint: The endpoint in words, for the error that stops the batch.
         checkpoint: Keeps the answers.
         report: Is told how far the batch is, at most once a second and at the end.
+        connected: Entered before the first ask, left after the last.
         clock: Seconds; only differences count.
     """
 
@@ -87,6 +89,7 @@ class AnswerBatch:
     endpoint: str
     checkpoint: Checkpoint
     report: Callable[[Progress], None]
+    connected: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     clock: Callable[[], float] = time.perf_counter
     _earlier: dict[str, int] = field(default_factory=dict)
     _rows: list[dict[str, Any]] = field(default_factory=list)
@@ -135,7 +138,7 @@ class AnswerBatch:
         queue = iter(pending)  # shared: each request goes to the worker that asks for it
         outage = Outage(self.endpoint, len(pending), self.concurrency, has_answered=self._done > self._failed)
         try:
-            async with asyncio.TaskGroup() as group:
+            async with self.connected(), asyncio.TaskGroup() as group:
                 group.create_task(self._keep_parts())
                 workers = range(min(self.concurrency, len(pending)))
                 await asyncio.wait([group.create_task(self._work(queue, outage)) for _ in workers])

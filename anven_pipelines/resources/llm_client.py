@@ -16,7 +16,7 @@ import random
 import re
 import time
 import warnings
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -37,10 +37,11 @@ from anven_pipelines.resources.answer_batch import AnswerBatch, Asked, Checkpoin
 from anven_pipelines.resources.environment import NO_KEY, api_key, keep_private
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     import polars as pl
+    from openai import AsyncOpenAI
 
     from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.inference import CompletionRequest
@@ -115,6 +116,7 @@ def ask_endpoint(
         requests=requests,
         ask=endpoint.ask,
         concurrency=target.concurrency,
+        connected=endpoint.connected,
         endpoint=f"the endpoint {without_secrets(target.url, secrets=())} (model {target.model!r})",
         checkpoint=checkpoint,
         report=progress,
@@ -151,7 +153,15 @@ class _Endpoint:
         self._key = key
         self._pace = pace
         self._proven_form: int | None = None
-        self._warm: asyncio.Task[None] | None = None
+        self._connections: AsyncOpenAI | None = None
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Keep connections to the endpoint, warm, until all is asked."""
+        load_litellm()
+        await self._warm_up()
+        async with self._client(self._target.url) as self._connections:
+            yield
 
     async def ask(self, request: CompletionRequest) -> Asked:
         """Ask until there is an answer, a failure that will not pass, or no attempt left."""
@@ -181,11 +191,13 @@ class _Endpoint:
         return outcome, asks
 
     async def _ask_once(self, request: CompletionRequest, form: Mapping[str, Any]) -> Outcome:
-        await self._prepared()
+        if self._connections is None:
+            message = "an endpoint is asked within connected()"
+            raise RuntimeError(message)
         started = self._pace.clock()
         try:
             async with asyncio.timeout(self._target.timeout.total_seconds()):
-                wrapper = await self._send(self._target.url, request.messages, request.params, form)
+                wrapper = await self._send(self._connections, request.messages, request.params, form)
                 async with wrapper.completion_stream as stream:
                     return await self._read(stream, started)
         except Exception as error:  # noqa: BLE001 - whatever one item does, the others are still asked
@@ -202,8 +214,25 @@ class _Endpoint:
                 answer.add(chunk.model_dump(exclude_unset=True), elapsed_ms=elapsed_ms)
         return answer.whole(latency_ms=(self._pace.clock() - started) * 1e3)
 
+    def _client(self, url: str) -> AsyncOpenAI:
+        """Return a client of our own, where LiteLLM would leave one open for every event loop it has seen."""
+        from litellm.llms.openai.openai import OpenAIChatCompletion  # noqa: PLC0415 - loaded with the first batch
+        from openai import AsyncOpenAI  # noqa: PLC0415
+
+        return AsyncOpenAI(
+            base_url=url,
+            api_key=self._key or NO_KEY,
+            timeout=self._target.timeout.total_seconds(),
+            max_retries=0,
+            http_client=OpenAIChatCompletion.get_async_http_client(),
+        )
+
     async def _send(
-        self, url: str, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], form: Mapping[str, Any]
+        self,
+        client: AsyncOpenAI,
+        messages: Sequence[Mapping[str, Any]],
+        params: Mapping[str, Any],
+        form: Mapping[str, Any],
     ) -> Any:  # noqa: ANN401 - litellm.CustomStreamWrapper, imported lazily
         """Send a request through LiteLLM, unchanged.
 
@@ -212,8 +241,9 @@ class _Endpoint:
         """
         return await load_litellm().acompletion(
             model=f"openai/{self._target.model}",
-            api_base=url,
-            api_key=self._key or NO_KEY,
+            client=client,
+            api_base=str(client.base_url),
+            api_key=client.api_key,
             messages=messages,
             stream=True,
             stream_options=form.get("stream_options"),
@@ -243,13 +273,6 @@ class _Endpoint:
             return Failure("unreachable", message)
         return Failure("timeout" if names & {"APITimeoutError", "Timeout"} else "broken_answer", message)
 
-    async def _prepared(self) -> None:
-        """Warm LiteLLM up, once for all workers."""
-        if self._warm is None:
-            load_litellm()
-            self._warm = asyncio.create_task(self._warm_up())
-        await asyncio.shield(self._warm)
-
     async def _warm_up(self) -> None:
         """Ask a server on loopback that answers once and fails once.
 
@@ -269,10 +292,11 @@ class _Endpoint:
         with suppress(Exception):  # no loopback, or a proxy for it: the first answers are just slower
             async with asyncio.timeout(_WARM_UP_SECONDS), await asyncio.start_server(reply, "127.0.0.1", 0) as server:
                 url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-                while answers:
-                    wrapper = await self._send(url, [{"role": "user", "content": ""}], {}, _FORMS[0])
-                    async with wrapper.completion_stream as stream:
-                        await self._read(stream, self._pace.clock())
+                async with self._client(url) as client:
+                    while answers:
+                        wrapper = await self._send(client, [{"role": "user", "content": ""}], {}, _FORMS[0])
+                        async with wrapper.completion_stream as stream:
+                            await self._read(stream, self._pace.clock())
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

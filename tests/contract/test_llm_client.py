@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -23,7 +24,6 @@ from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint, answering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from anven_pipelines.resources.answer_batch import Progress
 
@@ -458,3 +458,23 @@ print(answers["status"].value_counts().sort("status").rows(), ttft.max() < 8 * t
     # times the median, without it 24 times.
     assert ran.stdout.strip() == "[('answered', 29), ('failed', 1)] True"
     assert ran.stderr == ""
+
+
+def established_to(url: str) -> list[str]:
+    """Return the kernel's lines of the connections to a server on loopback."""
+    address = f"0100007F:{int(url.removesuffix('/v1').rpartition(':')[2]):04X}"
+    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    return [line for line in lines if line.split()[2:4] == [address, "01"]]
+
+
+def test_a_batch_leaves_no_connection_open(asker: Asker) -> None:
+    held: list[str] = []
+
+    def script(ask: Ask) -> Reply:
+        held[:] = established_to(endpoint.url)
+        return Reply("fine")
+
+    with ScriptedEndpoint(script) as endpoint:
+        asker.ask(endpoint.url, numbered(40), concurrency=8)
+        assert held
+        assert established_to(endpoint.url) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import yaml
 from hypothesis import given
@@ -9,10 +11,10 @@ from hypothesis import strategies as st
 
 from anven_pipelines.domain.prompts import apply, declared_prompt, preview
 from anven_pipelines.migration_file import parse
-from anven_pipelines.nano.demo_world import SERVER_FAULTS, Breakage, migration, rewrites
+from anven_pipelines.nano.demo_world import Breakage, migration, rewrites, server_faults
 from anven_pipelines.nano.prompts import anven_messages, legacy_messages
 from anven_pipelines.nano.tasks import generate
-from anven_pipelines.spec import PromptAdaptation
+from anven_pipelines.spec import PromptAdaptation, SignOff
 
 URL = "http://127.0.0.1:8000/v1"
 
@@ -31,7 +33,7 @@ def test_each_task_has_a_rewrite_of_its_own() -> None:
     assert len(shown.examples) == 3
 
 
-@pytest.mark.parametrize("breakage", [None, *SERVER_FAULTS])
+@pytest.mark.parametrize("breakage", [None, *get_args(Breakage)])
 @pytest.mark.parametrize("adapted", [True, False])
 def test_its_migration_file_is_valid(*, adapted: bool, breakage: Breakage | None) -> None:
     text = yaml.safe_dump(migration(url=URL, adapted=adapted, breakage=breakage))
@@ -44,3 +46,12 @@ def test_only_the_price_breaks_the_cost() -> None:
     dear, usual = (migration(url=URL, adapted=True, breakage=each)["target"]["price"] for each in ("cost", "slow"))
     legacy = migration(url=URL, adapted=True)["legacy"]["price"]
     assert usual["output_usd_per_million"] < legacy["output_usd_per_million"] < dear["output_usd_per_million"]
+
+
+@pytest.mark.parametrize("legacy_p95_ms", [None, 40.0, 5_000.0])
+def test_a_slow_target_is_slower_than_any_allowance(legacy_p95_ms: float | None) -> None:
+    option, delay_ms = server_faults("slow", legacy_ttft_p95_ms=legacy_p95_ms)
+    allowance = SignOff()
+    legacy = legacy_p95_ms or 0.0
+    assert option == "--fault-delay-ms"
+    assert float(delay_ms) > 2 * max(allowance.ttft_increase_ms, allowance.ttft_increase * legacy)
