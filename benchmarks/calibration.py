@@ -4,8 +4,8 @@
 
 Every row simulates migrations of a known truth and hands them to the functions that decide in production, beside the
 naive way on the same samples: an interval or test that takes the arms for unpaired, the pairs for independent and all
-items for equally heavy. benchmarks/error_rates.py has the worst cases of each single test,
-benchmarks/sequential_tick.py the canary that is looked at every 30 seconds.
+items for equally heavy. The last rows are canaries of two equal arms, looked at every 30 seconds through a whole ramp
+(benchmarks/canary_ramp.py). benchmarks/error_rates.py has the worst cases of each single test.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from scipy import stats
 
 from anven_pipelines.stats.paired import difference_interval, noninferiority
 from anven_pipelines.stats.sample_size import pairs_for_margin
+from anven_pipelines.stats.simulated_power import PlannedItems
+from benchmarks.canary_ramp import count_alarms, difference_boundary, difference_ramp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +38,10 @@ COVERAGE = 0.95
 MEAN_SIZE = 3  # items in a conversation, geometric
 ALIKE = 0.3  # share of conversations whose items all end alike
 HEAVY_SHARE, HEAVY = 0.3, 4.0  # items of the heavy stratum, and calls that each of them stands for
+LOGGED = 5_000  # conversations of the log that a plan is made from
+CANARY = "alarm of an A/A canary"
+CANARY_METRICS = ("errors_with_rhythm", "quality_with_rhythm", "p95", "sample_ratio")
+PARTS = 10
 HEAVY_LOSES = 1.5  # how much more often the heavy stratum loses than the light one
 
 
@@ -177,20 +183,23 @@ def power_row(case: tuple[float, float, bool], *, samples: int, seed: int) -> Ro
     """Share of equally good targets that pass with the planned number of items, beside the plan without clusters."""
     margin, discordance, clustered = case
     rng = np.random.default_rng([seed, 2, int(1000 * margin), int(1000 * discordance), clustered])
-    typical = 2 * MEAN_SIZE - 1  # of a geometric size, the cluster in which an average item stands
-    design = 1 + (typical - 1) * ALIKE if clustered else 1.0
-    plan = partial(
-        pairs_for_margin,
-        margin=margin,
-        baseline=0.8,
-        discordance=discordance,
-        level=LEVEL,
-        power=0.8,
-        kind="relative",
+    independent = pairs_for_margin(
+        margin=margin, kind="relative", baseline=0.8, discordance=discordance, level=LEVEL, power=0.8
     )
-    sizes = {"ours": plan(design_effect=design, guard=float(typical) if clustered else 0.0)}
     if clustered:
-        sizes["planned without clusters"] = plan()
+        logged = rng.geometric(1 / MEAN_SIZE, size=LOGGED)
+        planned = PlannedItems(
+            clusters=np.repeat(np.arange(LOGGED), logged),
+            weights=np.ones(logged.sum()),
+            baseline=0.8,
+            discordance=discordance,
+            correlation=ALIKE,
+            level=LEVEL,
+            power=0.8,
+        )
+        sizes = {"ours": planned.items_for(margin), "planned without clusters": independent}
+    else:
+        sizes = {"ours": independent}
     truth = Truth(0.8, discordance / 2, discordance / 2, clustered, weighted=False)
     rates = {}
     for name, n in sizes.items():
@@ -208,6 +217,28 @@ def power_row(case: tuple[float, float, bool], *, samples: int, seed: int) -> Ro
     )
 
 
+def canary_row(part: int, *, samples: int, seed: int) -> Row:
+    """Share of A/A canaries that any of four metrics alarms, at any look; they share the error rate."""
+    rng = np.random.default_rng([seed, 3, part])
+    each = LEVEL / len(CANARY_METRICS)
+    boundary = difference_boundary(each)
+    counts = count_alarms(rng, samples, error_rate=each)
+    alarmed = {"ours": 0, "tests made for one look": 0}
+    for ramp in range(samples):
+        differences = difference_ramp(rng, boundary, error_rate=each)
+        found = differences | {name: bool(rows[ramp]) for name, rows in counts.items()}
+        alarmed["ours"] += any(found[metric] for metric in CANARY_METRICS)
+        alarmed["tests made for one look"] += any(found[f"{metric}_naive"] for metric in CANARY_METRICS)
+    rates = {name: count / samples for name, count in alarmed.items()}
+    return Row(CANARY, "8,640 looks, errors, quality, p95 and shares", rates, _noise(LEVEL, samples))
+
+
+def _together(rows: Sequence[Row], *, samples: int) -> Row:
+    """Pool equal rows of several processes."""
+    rates = {name: float(np.mean([row.rates[name] for row in rows])) for name in rows[0].rates}
+    return rows[0]._replace(rates=rates, noise=_noise(LEVEL, samples))
+
+
 def _noise(share: float, samples: int) -> float:
     return 3 * math.sqrt(share * (1 - share) / samples)
 
@@ -223,6 +254,8 @@ def measure(*, quick: bool, seed: int) -> Iterator[Row]:
         yield from pool.map(partial(coverage_row, samples=samples, seed=seed), cases)
         yield from pool.map(partial(false_go_row, samples=samples, seed=seed), cases)
         yield from pool.map(partial(power_row, samples=2 * samples, seed=seed), powers)
+        canaries = pool.map(partial(canary_row, samples=samples // PARTS, seed=seed), range(PARTS))
+        yield _together(list(canaries), samples=samples)
 
 
 def show(rows: Sequence[Row] | Iterator[Row]) -> None:
@@ -234,7 +267,9 @@ def show(rows: Sequence[Row] | Iterator[Row]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Coverage, false GO and power of whole verdicts, simulated.")
+    parser = argparse.ArgumentParser(
+        description="Coverage, false GO, power and canary alarms of whole verdicts, simulated."
+    )
     parser.add_argument("--quick", action="store_true", help="smaller samples, under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object of named figures on stdout")
     parser.add_argument("--seed", type=int, default=20260101)

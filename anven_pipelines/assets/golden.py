@@ -35,7 +35,7 @@ from anven_pipelines.domain.power import (
     PLANNED_POWER,
     certified_margin,
     design_effect,
-    items_for,
+    items_like,
     require_reachable,
 )
 from anven_pipelines.domain.request_log import REQUEST_LOG
@@ -171,6 +171,7 @@ def _drawn(
         calls,
         migration,
         needed=math.ceil(plan["sealed_items"] / migration.golden.holdout),
+        baseline=plan["baseline"],
         burnt=burnt,
         adversarial=adversarial,
     )
@@ -248,17 +249,11 @@ def declared_adversarial(context: dg.AssetExecutionContext, declared: Declared) 
 def _certified(sealed: pl.DataFrame, declared: Declared, *, baseline: float) -> dict[str, float]:
     """State the margin that the sealed items can certify at 80 % power, and what the declared one would need."""
     criteria = declared.migration.sign_off
-    effect = design_effect(sealed)
-    independent = items_for(
-        margin=criteria.quality_margin, level=criteria.level, baseline=baseline, kind=criteria.margin_kind
-    )
     return {
-        "margin": round(
-            certified_margin(sealed, level=criteria.level, baseline=baseline, kind=criteria.margin_kind), 6
-        ),
+        "margin": round(certified_margin(sealed, criteria, baseline=baseline), 6),
         "sealed_items": sealed.height,
-        "sealed_items_needed": math.ceil(round(independent * effect, 6)),
-        "design_effect": round(effect, 6),
+        "sealed_items_needed": items_like(sealed, criteria, baseline=baseline),
+        "design_effect": round(design_effect(sealed), 6),
         "baseline": baseline,
         "discordance": PLANNED_DISCORDANCE,
         "power": PLANNED_POWER,

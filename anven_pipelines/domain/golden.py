@@ -17,7 +17,7 @@ from anven_pipelines.domain.candidates import judged
 from anven_pipelines.domain.draw import edge_cases, fill_quota, sealed, traffic_items
 from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
 from anven_pipelines.domain.near_duplicates import families
-from anven_pipelines.domain.power import design_effect
+from anven_pipelines.domain.power import PLANNED_BASELINE, design_effect, items_for, items_like
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.domain.table import Column, Table
 
@@ -103,6 +103,7 @@ def freeze(
     migration: Migration,
     *,
     needed: int,
+    baseline: float = PLANNED_BASELINE,
     burnt: Collection[str] = (),
     adversarial: pl.DataFrame | None = None,
 ) -> Freeze:
@@ -111,8 +112,9 @@ def freeze(
     Args:
         candidates: Calls with the columns of REQUEST_LOG, in any order.
         migration: Names the legacy model, the size, the strata, the quotas, the sealed share and the seed.
-        needed: Items the power calculation asks for if all are independent and weigh the same; counts, times the
-            design effect of what the log holds, where `golden.size` is `auto`.
+        needed: Items the power calculation asks for if all are independent and weigh the same; counts where
+            `golden.size` is `auto`, times what the log's conversations and weights cost.
+        baseline: Mean score that is expected of the legacy model.
         burnt: Conversations that must not be sealed again, neither they nor their near-duplicates; they may still
             be open items.
         adversarial: Calls of the declared adversarial files, with the columns of REQUEST_LOG.
@@ -128,7 +130,7 @@ def freeze(
     exclusions = _counted(calls["exclusion"])
     if pool.is_empty():
         raise EmptyGolden(_nothing_qualifies(calls, exclusions, migration))
-    size = _size(migration, pool, needed=needed)
+    size = _size(migration, pool, needed=needed, baseline=baseline)
     traffic = sealed(traffic_items(pool, size.items), golden.holdout)
     edges = edge_cases(pool).join(traffic, on="cluster", how="anti")
     extra = _quota_items(edges, probes.with_columns(told=True), traffic, golden)
@@ -181,7 +183,7 @@ class _Size(NamedTuple):
     rule: str
 
 
-def _size(migration: Migration, pool: pl.DataFrame, *, needed: int) -> _Size:
+def _size(migration: Migration, pool: pl.DataFrame, *, needed: int, baseline: float) -> _Size:
     """Apply `golden.size`."""
     available = pool.height
     match migration.golden.size:
@@ -189,7 +191,11 @@ def _size(migration: Migration, pool: pl.DataFrame, *, needed: int) -> _Size:
             return _Size(available, "all: every distinct call that qualifies")
         case "auto":
             least, most = AUTO_SIZE
-            effect = design_effect(pool.rename({"calls": "weight"}))
+            criteria = migration.sign_off
+            independent = items_for(
+                margin=criteria.quality_margin, level=criteria.level, baseline=baseline, kind=criteria.margin_kind
+            )
+            effect = items_like(pool.rename({"calls": "weight"}), criteria, baseline=baseline) / independent
             wanted = min(max(math.ceil(round(needed * effect, 9)), least), most)
             rule = (
                 f"auto: {needed} needed for the margin, times {effect:.2f} for conversations and weights, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from anven_pipelines.domain.errors import InvalidInput
@@ -12,9 +13,10 @@ from anven_pipelines.domain.grading import grade_rows
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.spec import RagasGrader
 from anven_pipelines.stats.sample_size import margin_for_pairs, pairs_for_margin
+from anven_pipelines.stats.simulated_power import PlannedItems
 
 if TYPE_CHECKING:
-    from anven_pipelines.spec import Migration
+    from anven_pipelines.spec import Migration, SignOff
     from anven_pipelines.stats.sample_size import MarginKind
 
 POWER_PLAN: Final = Table(
@@ -76,25 +78,43 @@ def items_for(
     )
 
 
-def certified_margin(sealed: pl.DataFrame, *, level: float, baseline: float, kind: MarginKind = "relative") -> float:
+def items_like(sample: pl.DataFrame, criteria: SignOff, *, baseline: float) -> int:
+    """Return the items with which equal models pass the margin at 80 % power, in conversations and weights like these.
+
+    Where every item stands alone and all weigh the same, this is `items_for`; else the test itself is simulated.
+
+    Args:
+        sample: Items of the traffic, columns `cluster` and `weight`, at least one.
+        criteria: Margin, its kind and the level.
+        baseline: Mean score expected of the legacy model, in (0, 1].
+    """
+    margin, kind = criteria.quality_margin, criteria.margin_kind
+    if _is_even(sample):
+        return items_for(margin=margin, level=criteria.level, baseline=baseline, kind=kind)
+    planned = _planned(sample, level=criteria.level, baseline=baseline, kind=kind)
+    return planned.items_for(min(margin, baseline) if kind == "absolute" else margin)
+
+
+def certified_margin(sealed: pl.DataFrame, criteria: SignOff, *, baseline: float) -> float:
     """Return the smallest margin that equal models pass at 80 % power.
 
     Args:
         sealed: The sealed items of the traffic, columns `cluster` and `weight`.
-        level: One-sided error rate.
+        criteria: The level, and whether the margin is a share of the legacy mean or score points.
         baseline: Mean score expected of the legacy model, in (0, 1].
-        kind: "relative" for a share of the legacy mean, "absolute" for score points.
 
     Returns:
         The margin; 1 and more says that none can be shown.
     """
+    level, kind = criteria.level, criteria.margin_kind
+    if not _is_even(sealed):
+        return _planned(sealed, level=level, baseline=baseline, kind=kind).smallest_margin()
     return margin_for_pairs(
         pairs=sealed.height,
         baseline=baseline,
         discordance=PLANNED_DISCORDANCE,
         level=level,
         power=PLANNED_POWER,
-        design_effect=design_effect(sealed),
         kind=kind,
     )
 
@@ -107,17 +127,28 @@ def design_effect(items: pl.DataFrame) -> float:
 
     Args:
         items: Columns `cluster` and `weight`; none at all has no effect.
-
-    Source:
-        Kish (1965), Survey Sampling, sections 5.4 and 11.7; Kish (1992), Weighting for unequal Pi, J. Off. Stat. 8:183.
     """
     if items.is_empty():
         return 1.0
-    weights = items["weight"].cast(pl.Float64).to_numpy()
-    turns = items.group_by("cluster").len()["len"].cast(pl.Int64).to_numpy()
-    of_weights = len(weights) * float((weights**2).sum()) / float(weights.sum()) ** 2
-    of_clusters = 1 + (float((turns**2).sum()) / len(weights) - 1) * PLANNED_CORRELATION
-    return max(1.0, of_weights) * of_clusters
+    return _planned(items, level=0.05, baseline=PLANNED_BASELINE, kind="relative").design_effect()
+
+
+def _is_even(items: pl.DataFrame) -> bool:
+    return items["cluster"].n_unique() == items.height and items["weight"].n_unique() <= 1
+
+
+def _planned(items: pl.DataFrame, *, level: float, baseline: float, kind: MarginKind) -> PlannedItems:
+    ordered = items.sort("cluster")
+    return PlannedItems(
+        clusters=ordered["cluster"].rle_id().cast(pl.Int64).to_numpy(),
+        weights=ordered["weight"].cast(pl.Float64).to_numpy().astype(np.float64),
+        baseline=baseline,
+        discordance=PLANNED_DISCORDANCE,
+        correlation=PLANNED_CORRELATION,
+        level=level,
+        power=PLANNED_POWER,
+        kind=kind,
+    )
 
 
 def items_to_exclude(*, margin: float, level: float) -> int:

@@ -16,11 +16,13 @@ from anven_pipelines.domain.power import (
     certified_margin,
     design_effect,
     items_for,
+    items_like,
     items_to_exclude,
     measured_baseline,
     power_plan,
     require_reachable,
 )
+from anven_pipelines.spec import SignOff
 from tests.builders import a_migration
 
 
@@ -50,10 +52,29 @@ def test_the_design_effect_is_that_of_weights_times_that_of_conversations() -> N
 
 
 def test_the_certified_margin_is_the_one_that_needs_so_many_items() -> None:
+    criteria = SignOff(quality_margin=0.05)
     for margin in (0.03, 0.05):
         needed = items_for(margin=margin, level=0.05, baseline=0.9)
-        assert certified_margin(items([1.0] * needed), level=0.05, baseline=0.9) == pytest.approx(margin, rel=1e-3)
-    assert certified_margin(items([1.0] * 3), level=0.05, baseline=0.9) > 0.5
+        assert certified_margin(items([1.0] * needed), criteria, baseline=0.9) == pytest.approx(margin, rel=1e-3)
+    assert certified_margin(items([1.0] * 3), criteria, baseline=0.9) > 0.5
+    assert items_like(items([2.0] * 3), criteria, baseline=0.9) == items_for(margin=0.05, level=0.05, baseline=0.9)
+
+
+def test_conversations_need_more_items_and_certify_a_wider_margin() -> None:
+    criteria = SignOff(quality_margin=0.05)
+    talk = items([1.0] * 900, [f"k{at // 5}" for at in range(900)])
+    alone = items_for(margin=0.05, level=0.05, baseline=0.8)
+    needed = items_like(talk, criteria, baseline=0.8)
+    # 1 + 4 x 0.1 for the conversations, and some for the one that the test imagines against the claim.
+    assert 1.4 * alone < needed < 1.9 * alone
+    assert certified_margin(talk, criteria, baseline=0.8) == pytest.approx(0.05 * (needed / 900) ** 0.5, rel=0.06)
+
+
+def test_too_few_conversations_certify_nothing() -> None:
+    talk = items([1.0] * 90, [f"k{at // 10}" for at in range(90)])
+    criteria = SignOff(quality_margin=0.05)
+    assert certified_margin(talk, criteria, baseline=0.8) == 1
+    assert items_like(talk, criteria, baseline=0.8) > 90
 
 
 @pytest.mark.parametrize(("margin", "level", "least"), [(0.03, 0.05, 99), (0.05, 0.05, 59), (0.4, 0.25, 3)])
