@@ -138,21 +138,26 @@ class Chain:
 
 
 @contextmanager
-def only_one(home: Path, workload: str) -> Iterator[None]:
-    """Hold the workload's lock, so that two commands do not materialise the same partition at once.
+def only_one(home: Path, what: str, *, name: str) -> Iterator[None]:
+    """Hold a lock, so that two commands do not do the same thing at once, such as materialise one partition.
+
+    Args:
+        home: Folder of local state.
+        what: What goes on, as the other process's user knows it.
+        name: Of the lock; no two things share one.
 
     Raises:
         InvalidInput: another process holds it.
     """
     folder = home / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{workload}.lock").open("a+") as lock:
+    with (folder / f"{name}.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
-            message = f"workload {workload!r} is being migrated by process {holder}; wait for it to end"
+            message = f"{what} is under way in process {holder}; wait for it to end"
             raise InvalidInput(message) from error
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -29,6 +29,7 @@ NEGATIVE: Final = 1
 BAD_INPUT: Final = 2
 NOT_DONE: Final = 3
 INTERRUPTED: Final = 130
+_GOES_ON: Final = "what was durable is kept, the same command goes on from there"
 
 app = typer.Typer(
     name="anven",
@@ -85,7 +86,7 @@ def demo(
     It serves both models, sends the legacy one some traffic, and migrates with the legacy prompts as they are and with
     adapted ones. Exits with 0 when the last verdict is GO and 1 otherwise.
     """
-    with _reported(as_json=as_json) as output:
+    with _reported(as_json=as_json, interrupted="the same command starts the demo anew") as output:
         from anven_pipelines.demo import demonstrate, show_demonstration  # noqa: PLC0415 - loads Dagster: not for --help
 
         shown = demonstrate(_home(), breakage=breakage, calls=calls, seed=seed, console=stderr)
@@ -236,8 +237,13 @@ class _Output:
 
 
 @contextmanager
-def _reported(*, as_json: bool) -> Iterator[_Output]:
-    """Turn the product's errors into one clear message and an exit code, and SIGTERM into what Ctrl-C does."""
+def _reported(*, as_json: bool, interrupted: str = _GOES_ON) -> Iterator[_Output]:
+    """Turn the product's errors into one clear message and an exit code, and SIGTERM into what Ctrl-C does.
+
+    Args:
+        as_json: Print one JSON object.
+        interrupted: What an interrupt means for what was done so far.
+    """
     output = _Output(as_json=as_json)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -250,7 +256,7 @@ def _reported(*, as_json: bool) -> Iterator[_Output]:
         message = f"{type(error).__name__}: {reason}; check that the disk has room and ANVEN_HOME can be written"
         _fail(UnavailableService(message), output, code=NOT_DONE)
     except KeyboardInterrupt:
-        message = "interrupted; what was durable is kept, the same command goes on from there"
+        message = f"interrupted; {interrupted}"
         output.tell_error("Interrupted", message)
         stderr.print(message)
         sys.exit(INTERRUPTED)

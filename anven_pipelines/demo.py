@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -26,8 +28,6 @@ from anven_pipelines.nano.traffic import Pace, TrafficSummary, drive
 from anven_pipelines.verdict_view import show
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
     from anven_pipelines.domain.sign_off import Verdict
@@ -37,8 +37,10 @@ MOST_CALLS_PER_SECOND: Final = 30.0
 # Share of what the server answers one after another that is sent to it: latencies without much of a queue.
 LOAD: Final = 0.4
 _PROBES: Final = 30
+_LOCK: Final = "_demo"  # no workload's name begins so
 _HEADER: Final = """\
-# Written by `anven demo`. The server at target.url ended with it; `python -m anven_pipelines.nano.server` starts one.
+# Written by `anven demo`, which starts anew each time: copy this file to keep it. The server at target.url ended with
+# it; `python -m anven_pipelines.nano.server --model anven-nano --port N` starts one.
 """
 
 
@@ -88,7 +90,7 @@ def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int,
         AnvenError: a step failed.
     """
     began, folder = time.monotonic(), home / "demo"
-    with only_one(home, "demo"), ExitStack() as servers:
+    with only_one(home, "a demo", name=_LOCK), ExitStack() as servers:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _say(console, 1, f"serving {LEGACY} on this machine, then {TARGET} (0.75 million weights each)")
@@ -122,16 +124,23 @@ def _declare(folder: Path, url: str, *, adapted: bool, breakage: Breakage | None
 def show_demonstration(shown: Demonstration, console: Console) -> None:
     """Print the last verdict whole, and where to go from here."""
     show(shown.verdict, console)
+    anven = _anven()
     console.print(
         f"""
-[bold]Look at it[/bold]       anven dev   opens the Dagster UI and MLflow: assets, checks, charts, answers
+[bold]Look at it[/bold]       {anven} dev   opens the Dagster UI and MLflow: assets, checks, charts, answers
 [bold]What it read[/bold]     {escape(str(shown.folder))}: the log, both migration files, the servers' output
-[bold]See it refuse[/bold]    anven demo --break regress   (or slow, errors, cost)
-[bold]Your own[/bold]         write a migration file like the one in that folder, then: anven migrate FILE
-{shown.seconds:.0f} s""",
+[bold]See it refuse[/bold]    {anven} demo --break regress   (or slow, errors, cost)
+[bold]Your own[/bold]         copy a migration file out of that folder, change it, then: {anven} migrate FILE
+Took {shown.seconds:.0f} s""",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _anven() -> str:
+    """Return how the command is called here: within `./uvw run` it is not on the PATH."""
+    within_uv = "UV_RUN_RECURSION_DEPTH" in os.environ and Path("uvw").is_file()
+    return "./uvw run anven" if within_uv else "anven"
 
 
 def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Console) -> TrafficSummary:
@@ -139,7 +148,7 @@ def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Conso
     arrivals = arrival_times(calls, seconds=calls / _calls_per_second(url), rhythm=Rhythm(), rng=rng)
     plan = plan_traffic(arrivals, split="golden", seed=seed)
     now = datetime.now(UTC)
-    # Each demo's traffic is new: conversations of an earlier one may be burnt.
+    # A seed asks the same questions in every demo; under new ids, as an earlier demo's NO-GO has burnt the old ones.
     calls_now = tuple(
         call._replace(conversation_id=f"{call.conversation_id}-{now:%Y%m%dT%H%M%S}") for call in plan.calls
     )

@@ -62,7 +62,7 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
         workload = declared.migration.workload
         _require_inputs(declared)
         of_kind(definitions, "state", StateStore).require_intact()  # the last step must not find it down or changed
-        with only_one(home, workload), dagster_instance() as instance:
+        with only_one(home, f"the migration of workload {workload!r}", name=workload), dagster_instance() as instance:
             view, place = _View(console, workload), f"{platform.node()}:{home}"
             with view:
                 chain = Chain(definitions, instance, of_kind(definitions, "artifacts", ArtifactStore), place, view.tell)

@@ -39,17 +39,22 @@ def measure(words: list[str]) -> dict[str, float | int | str]:
     """Run the demo and return its figures."""
     began, peak_mb, processes = time.monotonic(), 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
+        result, output = Path(folder) / "result.json", Path(folder) / "output.txt"
         command = [sys.executable, "-m", "anven_pipelines.cli", "demo", "--json", *words]
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as demo:
-            while demo.poll() is None:
-                tree = family(demo.pid)
-                used = sum(megabytes(pid) for pid in tree)
-                if used > peak_mb:
-                    peak_mb, processes = used, len(tree)
-                time.sleep(SECONDS_BETWEEN)
-            told = json.load(demo.stdout) if demo.stdout else {}
+        environment = {**os.environ, "ANVEN_HOME": str(Path(folder) / "home")}
+        with result.open("wb") as stdout, output.open("wb") as stderr:
+            demo = subprocess.Popen(command, cwd=folder, env=environment, stdout=stdout, stderr=stderr)
+        while demo.poll() is None:
+            tree = family(demo.pid)
+            used = sum(megabytes(pid) for pid in tree)
+            if used > peak_mb:
+                peak_mb, processes = used, len(tree)
+            time.sleep(SECONDS_BETWEEN)
+        if demo.returncode > 1:
+            sys.exit(output.read_text(encoding="utf-8"))
+        verdict = json.loads(result.read_text(encoding="utf-8"))["verdict"]
     return {
-        "verdict": str(told.get("verdict")),
+        "verdict": verdict,
         "seconds": time.monotonic() - began,
         "peak_mb": peak_mb,
         "processes_at_peak": processes,
@@ -76,7 +81,7 @@ def megabytes(pid: int) -> float:
     with suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
             if line.startswith("Pss:"):
-                return int(line.split()[1]) / 1024
+                return int(line.split()[1]) * 1024 / 1e6
     return 0.0
 
 
