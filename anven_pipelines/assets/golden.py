@@ -177,7 +177,7 @@ def _drawn(
     )
     require_sealed(freezing.rows, burnt, migration)
     sealed = _sealed_traffic(freezing.rows)
-    require_reachable(sealed.height, migration)
+    require_reachable(sealed, migration)
     manifest = artifacts.publish(
         GOLDEN,
         [freezing.rows],
@@ -206,6 +206,7 @@ def _pinned(version: str, declared: Declared, artifacts: ArtifactStore) -> _Froz
         )
         raise MissingInput(message)
     rows = artifacts.read(stored)
+    require_reachable(_sealed_traffic(rows), migration)
     inputs = {"draw": draw_key(migration, {}), **declared_input(migration, "golden_dataset")}
     freezing = Freeze(rows=rows, exclusions={}, candidates=rows.height, facts={"strata": [], "version": version})
     return _Frozen(stored.model_copy(update={"inputs": inputs}), freezing, rows.height, 0)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import polars as pl
 
-from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.errors import InvalidInput, TooFewPairs
 from anven_pipelines.domain.grading import grade_rows
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.spec import RagasGrader
+from anven_pipelines.stats.paired import noninferiority
+from anven_pipelines.stats.pairs import MIN_PAIRS
 from anven_pipelines.stats.sample_size import margin_for_pairs, pairs_for_margin
 from anven_pipelines.stats.simulated_power import PlannedItems
 
@@ -151,41 +153,68 @@ def _planned(items: pl.DataFrame, *, level: float, baseline: float, kind: Margin
     )
 
 
-def items_to_exclude(*, margin: float, level: float) -> int:
-    """Return the sealed items below which the margin cannot be certified, however equal the models are.
+def least_items(like: pl.DataFrame, criteria: SignOff) -> int:
+    """Return the number below which items such as these cannot pass, were both models right on every single one.
 
-    Were the true loss a share `margin` of the items, n items would all be kept with probability (1 - margin)^n; only
-    where that is below the level do n items without a single loss speak against it. It takes the most favourable
-    case: no item lost, a legacy model that is always right, independent items.
+    Nothing more favourable can come of two equal models: the sign-off's own test is asked, with conversations and
+    weights like these.
 
-    Source:
-        Hanley and Lippman-Hand (1983), If nothing goes wrong, is everything all right?, JAMA 249:1743, in its exact
-        form.
+    Args:
+        like: Items of the traffic, columns `cluster` and `weight`; independent ones where there are none.
+        criteria: Margin, its kind and the level.
     """
-    return math.floor(math.log(level) / math.log1p(-margin)) + 1
+    sample = pl.DataFrame({"cluster": ["one"], "weight": [1.0]}) if like.is_empty() else like
+    planned = _planned(sample, level=criteria.level, baseline=PLANNED_BASELINE, kind=criteria.margin_kind)
+    too_few, enough = 0, MIN_PAIRS
+    while not _passes(planned.taking(enough), criteria):
+        too_few, enough = enough, 2 * enough
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if _passes(planned.taking(middle), criteria) else (middle, enough)
+    return enough
 
 
-def require_reachable(sealed: int, migration: Migration) -> None:
-    """Refuse a margin that so many sealed items can never certify.
+def _passes(items: PlannedItems, criteria: SignOff) -> bool:
+    """Ask the test about models that are right on every item."""
+    right = np.ones(items.n)
+    try:
+        return noninferiority(
+            right,
+            right,
+            margin=criteria.quality_margin,
+            kind=criteria.margin_kind,
+            clusters=items.clusters,
+            weights=items.weights,
+            level=criteria.level,
+        ).proven
+    except TooFewPairs:
+        return False
+
+
+def require_reachable(sealed: pl.DataFrame, migration: Migration) -> None:
+    """Refuse a margin that these sealed items can never certify.
+
+    Args:
+        sealed: The sealed items of the traffic, columns `cluster` and `weight`.
+        migration: Margin, level and the share that is sealed.
 
     Raises:
         InvalidInput: even equal models could not pass; says how many items could.
     """
     criteria, holdout = migration.sign_off, migration.golden.holdout
-    least = items_to_exclude(margin=criteria.quality_margin, level=criteria.level)
-    if sealed >= least:
+    if not sealed.is_empty() and _passes(
+        _planned(sealed, level=criteria.level, baseline=PLANNED_BASELINE, kind=criteria.margin_kind), criteria
+    ):
         return
-    loss = (
-        ""
-        if not sealed
-        else f": with not one of them lost, a loss of {1 - criteria.level ** (1 / sealed):.1%} "
-        f"would still be possible at the {criteria.level:.0%} level"
-    )
+    least = least_items(sealed, criteria)
+    conversations = sealed["cluster"].n_unique()
+    held = f" in {conversations} conversations" if conversations < sealed.height else ""
+    like = ", in conversations and of weights like these," if not _is_even(sealed) else ""
     message = (
-        f"{migration.workload}: {sealed} sealed items can never certify a margin of {criteria.quality_margin:.1%}"
-        f"{loss}. At least {least} sealed items are needed, which are {math.ceil(least / holdout)} golden items at "
-        f"holdout {holdout:g}: add logs, raise golden.size or golden.holdout, or accept a wider "
-        "sign_off.quality_margin"
+        f"{migration.workload}: {sealed.height} sealed items{held} can never certify a margin of "
+        f"{criteria.quality_margin:.1%} at the {criteria.level:.0%} level, were both models right on every one. At "
+        f"least {least} sealed items{like} are needed, which are {math.ceil(least / holdout)} golden items at holdout "
+        f"{holdout:g}: add logs, raise golden.size or golden.holdout, or accept a wider sign_off.quality_margin"
     )
     raise InvalidInput(message)
 

@@ -25,7 +25,7 @@ from anven_pipelines.stats.paired import (
     noninferiority,
     ratio_interval,
 )
-from anven_pipelines.stats.pairs import effective_number
+from anven_pipelines.stats.pairs import MIN_PAIRS, effective_number
 from anven_pipelines.stats.sample_size import MarginKind, margin_for_pairs
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class Quality(Finding):
         ratio_interval: Of the ratio of the means; it lies above 1 - margin exactly where "not worse" is proven of
             measured pairs on a relative margin.
         design_effect: Factor by which clusters and weights enlarge the variance; 1 without either.
-        smallest_margin: Margin, of the kind of `margin`, that equal arms with this disagreement pass at 80 % power.
+        smallest_margin: Margin, of the kind of `margin`, that equal arms with this disagreement pass at 80 % power, by
+            the normal formula: with long conversations somewhat too small.
+        shortage: What a test would need more of, where the outcome is "too few items".
     """
 
     estimand: str
@@ -95,6 +97,7 @@ class Quality(Finding):
     n_needed: int | None = None
     items_still_needed: int | None = None
     needed_to_prove: str | None = None
+    shortage: str | None = None
 
 
 class Segment(Finding):
@@ -147,10 +150,18 @@ def compare_quality(
         in_favour = _test(*_best_case(scores), weighting, margin=margin, level=level, kind=kind)
         described = _describe(measured, margin=margin, level=level, kind=kind)
         better = _test(*_worst_case(scores), weighting, margin=0.0, level=level, kind=kind)
-    except TooFewPairs:
-        planned = _planned(scores.height, margin=margin, level=level, kind=kind) if not unmeasured else {}
-        imputation = Imputation(items=unmeasured)
-        return Quality(outcome="too few items", imputation=imputation, **facts, **_means(measured), **planned)
+    except TooFewPairs as error:
+        # The formula knows independent items alone, and those that are unmeasured are no fewer for more items.
+        plannable = not unmeasured and weighting.clusters is None and scores.height < MIN_PAIRS
+        planned = _planned(scores.height, margin=margin, level=level, kind=kind) if plannable else {}
+        return Quality(
+            outcome="too few items",
+            imputation=Imputation(items=unmeasured),
+            shortage=str(error),
+            **facts,
+            **_means(measured),
+            **planned,
+        )
     outcome = _outcome(against, in_favour)
     # More items are no remedy for those that were not measured.
     undecided = outcome == "unproven" and not unmeasured
@@ -253,9 +264,14 @@ def _explain_imputation(imputation: Imputation) -> str:
 
 
 def _explain_too_few(quality: Quality) -> str:
-    found = f"only {quality.n_measured} of {quality.n} items were measured in both arms, too few for any test"
+    if quality.n_measured < quality.n:
+        return (
+            f"only {quality.n_measured} of {quality.n} items were measured in both arms, too few for any test: get the "
+            "missing answers and scores first"
+        )
+    found = f"too few for any test: {quality.shortage}"
     if quality.n_needed is None:
-        return f"{found}: get the missing answers and scores first"
+        return found
     return f"{found}; about {quality.n_needed:,} in all would prove equal models not worse at 80 % power"
 
 

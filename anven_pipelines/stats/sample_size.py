@@ -39,7 +39,7 @@ def pairs_for_margin(
         Number of pairs.
 
     Raises:
-        ValueError: an argument is out of range, or equal arms with that baseline cannot disagree so often.
+        ValueError: an argument is out of range.
 
     Source:
         Nam (1997), Biometrics 53:1422, for equal arms.
@@ -78,7 +78,7 @@ def margin_for_pairs(
         The margin; one above the baseline (absolute) or 1 (relative) says that no margin can be shown.
 
     Raises:
-        ValueError: an argument is out of range, or equal arms with that baseline cannot disagree so often.
+        ValueError: an argument is out of range.
 
     Source:
         As `pairs_for_margin`.

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 NO_MARGIN: Final = 1.0  # nothing can be shown: a loss of everything would be acceptable
 _ITEMS_AT_ONCE: Final = 250_000  # simulated items: a second
 _SAMPLES: Final = (100, 500)
-_MOST_ITEMS: Final = 2_500  # from here on the square-root law takes over
+_MOST_ITEMS: Final = 2_500  # from here on, and with enough clusters, the square-root law takes over
+_ENOUGH_CLUSTERS: Final = 100
+_ROUNDS: Final = 3
+_NEAR: Final = 1.25
 _STEPS: Final = 12  # of bisection: the margin to one part in four thousand
 
 
@@ -109,8 +112,9 @@ class PlannedItems:
     def items_for(self, margin: float) -> int:
         """Return the items, in clusters like these, with which equal arms pass a margin.
 
-        As many items as the formula asks for, up to 2,500, are taken from these; from the margin that those can show,
-        the number follows by the square-root law, less the imagined cluster of the test.
+        As many items as the formula asks for are taken from these; from the margin that those can show, the number
+        follows by the square-root law, less the imagined cluster of the test. Where it comes out far from the number
+        that was simulated, that one is simulated in its turn.
 
         Args:
             margin: Acceptable loss, as `kind` says.
@@ -118,7 +122,7 @@ class PlannedItems:
         Raises:
             ValueError: the margin is out of range, or there are no items.
         """
-        first = pairs_for_margin(
+        wanted = pairs_for_margin(
             margin=margin,
             baseline=self.baseline,
             discordance=self.discordance,
@@ -127,22 +131,28 @@ class PlannedItems:
             design_effect=self.design_effect(),
             kind=self.kind,
         )
-        drawn = self._drawn(min(first, _MOST_ITEMS))
-        shown = drawn.smallest_margin()
-        points, wanted = (each * (self.baseline if self.kind == "relative" else 1.0) for each in (shown, margin))
-        guard = drawn.typical_cluster()
-        reach = max(points * drawn.n - guard, 0.0) / math.sqrt(drawn.n)
-        return math.ceil(((reach + math.sqrt(reach**2 + 4 * wanted * guard)) / (2 * wanted)) ** 2)
+        points = self.baseline if self.kind == "relative" else 1.0
+        for _ in range(_ROUNDS):
+            # More than 2,500 only to have enough clusters.
+            mean_size = self.n / (int(self.clusters[-1]) + 1)
+            drawn = self.taking(min(wanted, max(_MOST_ITEMS, math.ceil(_ENOUGH_CLUSTERS * mean_size))))
+            guard = drawn.typical_cluster()
+            reach = max(points * drawn.smallest_margin() * drawn.n - guard, 0.0) / math.sqrt(drawn.n)
+            root = (reach + math.sqrt(reach**2 + 4 * points * margin * guard)) / (2 * points * margin)
+            wanted = math.ceil(root**2)
+            if wanted > drawn.n / _NEAR and (wanted < drawn.n * _NEAR or drawn.n >= _MOST_ITEMS):
+                break
+        return wanted
 
     def typical_cluster(self) -> float:
         """Return the weighted size of the cluster in which an average item stands."""
         sizes = self._sums_of_weights()
         return float(sizes @ sizes) / float(sizes.sum())
 
-    def _drawn(self, n: int) -> PlannedItems:
-        """Take about n items in whole clusters, evenly over the clusters in the order of their size."""
+    def taking(self, n: int) -> PlannedItems:
+        """Return about n items in whole clusters, evenly over the clusters in the order of their size."""
         counts = np.bincount(self.clusters)
-        wanted = max(round(n / counts.mean()), MIN_CLUSTERS)
+        wanted = max(round(n / counts.mean()), 1)
         evenly = ((np.arange(wanted) + 0.5) * counts.size / wanted).astype(np.int64)
         picked = np.argsort(self._sums_of_weights(), kind="stable")[evenly]
         starts = np.cumsum(counts) - counts

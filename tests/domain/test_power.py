@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
-from scipy.stats import binom
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.power import (
@@ -17,12 +17,13 @@ from anven_pipelines.domain.power import (
     design_effect,
     items_for,
     items_like,
-    items_to_exclude,
+    least_items,
     measured_baseline,
     power_plan,
     require_reachable,
 )
 from anven_pipelines.spec import SignOff
+from anven_pipelines.stats.paired import noninferiority
 from tests.builders import a_migration
 
 
@@ -77,21 +78,32 @@ def test_too_few_conversations_certify_nothing() -> None:
     assert items_like(talk, criteria, baseline=0.8) > 90
 
 
-@pytest.mark.parametrize(("margin", "level", "least"), [(0.03, 0.05, 99), (0.05, 0.05, 59), (0.4, 0.25, 3)])
-def test_the_least_number_of_items_is_that_of_the_binomial_distribution(
-    margin: float, level: float, least: int
-) -> None:
-    assert items_to_exclude(margin=margin, level=level) == least
-    assert binom.pmf(0, least, margin) < level <= binom.pmf(0, least - 1, margin)
+@pytest.mark.parametrize(("margin", "least"), [(0.03, 118), (0.05, 70)])
+def test_the_least_number_of_items_is_that_of_the_test_itself(margin: float, least: int) -> None:
+    criteria = SignOff(quality_margin=margin)
+    assert least_items(items([]), criteria) == least_items(items([1.0] * 40), criteria) == least
+    right = np.ones(least)
+    assert noninferiority(right, right, margin=margin, level=0.05).proven
+    assert not noninferiority(right[1:], right[1:], margin=margin, level=0.05).proven
+
+
+def test_conversations_need_far_more() -> None:
+    talk = items([1.0] * 1_000, [f"k{at // 17}" for at in range(1_000)])
+    assert least_items(talk, SignOff(quality_margin=0.03)) > 1_000
 
 
 def test_a_margin_out_of_reach_is_refused_with_what_would_do() -> None:
     migration = a_migration(golden={"size": "all", "holdout": 0.5})
-    require_reachable(99, migration)
-    with pytest.raises(InvalidInput, match=r"98 sealed items can never certify a margin of 3\.0%.*a loss of 3\.0%"):
-        require_reachable(98, migration)
-    with pytest.raises(InvalidInput, match=r"0 sealed items.*At least 99 sealed items.*198 golden items"):
-        require_reachable(0, migration)
+    require_reachable(items([1.0] * 118), migration)
+    with pytest.raises(InvalidInput, match=r"117 sealed items can never certify a margin of 3\.0% at the 5% level"):
+        require_reachable(items([1.0] * 117), migration)
+    with pytest.raises(InvalidInput, match=r"0 sealed items.*At least 118 sealed items are.*236 golden items"):
+        require_reachable(items([]), migration)
+    talk = items([1.0] * 1_000, [f"k{at // 17}" for at in range(1_000)])
+    with pytest.raises(InvalidInput, match=r"1000 sealed items in 59 conversations can never.*weights like these,"):
+        require_reachable(talk, migration)
+    with pytest.raises(InvalidInput, match="90 sealed items in 9 conversations can never"):
+        require_reachable(items([1.0] * 90, [f"k{at // 10}" for at in range(90)]), migration)
 
 
 def calls(answers: list[str], **changes: Any) -> pl.DataFrame:

@@ -104,3 +104,21 @@ def test_clusters_enlarge_the_variance_and_the_smallest_margin() -> None:
 def test_no_traffic_is_too_few_items() -> None:
     quality = compare_quality(scores_of([], []), margin=MARGIN, level=LEVEL)
     assert (quality.outcome, quality.n, quality.n_effective) == ("too few items", 0, 0)
+
+
+def test_few_conversations_are_what_is_missing_however_many_items_they_hold() -> None:
+    ones: list[float | None] = [1.0] * 3_000
+    quality = compare_quality(
+        scores_of(ones, ones, cluster=[f"k{at % 9}" for at in range(3_000)]), margin=MARGIN, level=LEVEL
+    )
+    assert quality.outcome == "too few items"
+    assert quality.n_needed is None
+    assert "3000 pairs in 9 clusters; 10 clusters are needed" in explain_quality(quality)
+
+
+def test_few_items_are_told_with_how_many_would_do() -> None:
+    quality = compare_quality(scores_of([1.0] * 3, [1.0] * 3), margin=MARGIN, level=LEVEL)
+    assert explain_quality(quality).startswith("too few for any test: 3 pairs; at least 10 are needed")
+    assert "in all would prove equal models not worse" in explain_quality(quality)
+    missing = compare_quality(scores_of([1.0] * 3, [1.0, 1.0, None]), margin=MARGIN, level=LEVEL)
+    assert "only 2 of 3 items were measured" in explain_quality(missing)

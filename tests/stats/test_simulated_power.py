@@ -46,6 +46,13 @@ def test_so_many_items_reach_the_planned_power(kind: Any, margin: float) -> None
     assert power_by_the_test_itself(sizes, margin=margin, kind=kind) == pytest.approx(0.8, abs=0.08)
 
 
+@pytest.mark.parametrize(("size", "least", "most"), [(20, 1_250, 1_650), (100, 6_000, 8_000)])
+def test_long_conversations_are_planned_by_their_number(size: int, least: int, most: int) -> None:
+    # About 75 conversations reach 80 % in either case: benchmarks/calibration.py's model, margin 10 %, correlation 0.1.
+    items = planned([size] * 60, correlation=0.1, discordance=0.2).items_for(0.1)
+    assert least < items < most
+
+
 def test_the_smallest_margin_is_passed_with_the_planned_power() -> None:
     sizes = uneven(300)
     margin = planned(sizes).smallest_margin()
