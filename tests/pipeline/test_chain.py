@@ -84,11 +84,11 @@ def test_latency_tokens_and_cost_that_were_not_recorded_are_unmeasured_not_zero(
 
 
 def test_no_matching_answer_at_all_stops_before_anything_is_scored(place: Place) -> None:
-    place.write_log([logged_call(at) for at in range(60)])
+    place.write_log([logged_call(at) for at in range(80)])
     (place.folder / "answers.jsonl").write_text(json.dumps(recorded_answer(999, "x")) + "\n")
-    with pytest.raises(CheckFailed, match="some_answered of target_answers failed: 0 of 60 items answered"):
+    with pytest.raises(CheckFailed, match="some_answered of target_answers failed: 0 of 80 items answered"):
         place.migrate(place.declare())
-    assert any("some_answered failed: 0 of 60 items answered" in told.text for told in place.told)
+    assert any("some_answered failed: 0 of 80 items answered" in told.text for told in place.told)
     assert place.artifacts.load_manifest("scores", "support") is None
 
 
@@ -109,9 +109,9 @@ def test_a_failed_check_of_the_log_stops_the_chain(place: Place, monkeypatch: py
 
 
 def test_empty_and_broken_answers_are_told_and_stay_unmeasured(place: Place) -> None:
-    place.write_log([logged_call(at) for at in range(60)])
+    place.write_log([logged_call(at) for at in range(80)])
     (place.folder / "answers.jsonl").write_text("")
-    with pytest.raises(CheckFailed, match="0 of 60 items answered"):
+    with pytest.raises(CheckFailed, match="0 of 80 items answered"):
         place.migrate(place.declare())
     (place.folder / "answers.jsonl").write_text("{broken\n" + json.dumps(recorded_answer(3, "3")) + "\n")
     assert place.migrate(place.declare()).verdict == "INCONCLUSIVE"
@@ -177,7 +177,7 @@ def test_a_broken_migration_file_leaves_the_other_workloads_alone(place: Place) 
         ({"legacy": {"model": "legacy-model", "logs": "../nothing-*.jsonl"}}, "matches no file"),
         ({"target": {"model": "m", "engine": "recorded", "answers": "../nothing.jsonl"}}, "does not exist"),
         ({"golden": {"size": 5000}}, "5000"),
-        ({"sign_off": {"quality_margin": 0.03}}, r"60 sealed items can never certify .* At least 99 sealed items"),
+        ({"sign_off": {"quality_margin": 0.03}}, r"60 sealed items can never certify .* At least 118 sealed items"),
     ],
 )
 def test_bad_input_gets_one_clear_error(place: Place, changes: dict[str, Any], message: str) -> None:

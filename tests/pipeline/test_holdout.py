@@ -14,7 +14,7 @@ from tests.pipeline.conftest import Place, logged_call, recorded_answer
 if TYPE_CHECKING:
     from anven_pipelines.domain.sign_off import Verdict
 
-ITEMS = 120
+ITEMS = 160
 HALF = {"size": "all", "holdout": 0.5}
 
 
