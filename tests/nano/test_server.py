@@ -81,6 +81,16 @@ def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI) -> None:
         assert {(chunk.id, chunk.model, chunk.created) for chunk in chunks} == {(last.id, "anven-nano", last.created)}
 
 
+def test_an_answer_can_be_sent_back_as_the_turn_before_the_next_question(client: openai.OpenAI) -> None:
+    messages: list[Any] = [*PROMPTS[0]]
+    first = client.chat.completions.create(**body(messages))
+    messages += [first.choices[0].message, PROMPTS[0][-1]]
+    second = client.chat.completions.create(**body(messages))
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > first.usage.prompt_tokens + first.usage.completion_tokens
+
+
 def test_usage_is_what_the_tokenizer_counts(client: openai.OpenAI) -> None:
     files = ModelFiles.read(model_folder("anven-nano"))
     for prompt in PROMPTS:
@@ -207,6 +217,7 @@ def test_json_mode_says_where_the_model_wrote_none(server: NanoServer) -> None:
         ({"stop": 5}, 400, "stop", "invalid_value"),
         ({"prompt": []}, 400, "messages", "invalid_value"),
         ({"prompt": [{"role": "robot", "content": "a"}]}, 400, "messages[0].role", "invalid_value"),
+        ({"prompt": [{"role": "tool", "content": "a"}]}, 400, "messages[0].role", "invalid_value"),
         ({"prompt": [{"role": "user"}]}, 400, "messages[0].content", "missing_required_parameter"),
         ({"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0].type", None),
         ({"prompt": [{"role": "user", "content": "\ud800"}]}, 400, None, None),
