@@ -102,7 +102,7 @@ class Generation:
             self._put(self._chunk(step))
         except Exception as error:  # noqa: BLE001 - see above
             self.fail(EngineFailed(f"a generated token could not be handled: {type(error).__name__}: {error}"))
-        return self._ended
+        return self.cancelled or self._ended
 
     def fail(self, error: EngineFailed) -> None:
         """End the request without a whole answer, unless it has ended."""
@@ -111,7 +111,8 @@ class Generation:
             self._loop.call_soon_threadsafe(self._chunks.put_nowait, error)
 
     def _put(self, chunk: EngineChunk) -> None:
-        self._ended = chunk.finish_reason is not None
+        if chunk.finish_reason is not None:
+            self._ended = True
         self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
 
     def _chunk(self, step: Step) -> EngineChunk:
