@@ -30,7 +30,6 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES: Final = 1 << 20
 _CLIENT_GONE: Final = 499  # nginx's number for it; nobody reads it
-_PARAMS: Final = {"form": "response_format"}  # where the wire's name differs from the engine's
 _LATEST_SHARE: Final = 0.2  # of the newest answer in the moving mean of durations
 
 
@@ -165,8 +164,7 @@ class ChatApi:
         except ContextLengthExceeded as error:
             raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from error
         except UnsupportedRequest as error:
-            param = _PARAMS.get(error.field, error.field)
-            raise ApiError(400, str(error), param=param, code="unsupported_value") from error
+            raise ApiError(400, str(error), param=error.field, code="unsupported_value") from error
         except EngineFailed as error:
             raise ApiError(503, str(error), kind="server_error", code="engine_failed") from error
 

@@ -147,7 +147,7 @@ class ChatRequest(_Section):
             ),
             stop=stop,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            form="json_object" if self.wants_json() else "text",
+            response_format="json_object" if self.wants_json() else "text",
         )
 
 

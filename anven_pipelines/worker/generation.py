@@ -70,7 +70,9 @@ class Generation:
         self.limit = _room(len(self.prompt), request.max_tokens, files.context_length)
         self.cancelled = False
         self._files = files
-        self._text = TextStream(files.tokenizer, stop=request.stop, ends_with_json=request.form == "json_object")
+        self._text = TextStream(
+            files.tokenizer, stop=request.stop, ends_with_json=request.response_format == "json_object"
+        )
         self._generated = 0
         self._ended = False
         self._accepted = time.perf_counter()
@@ -161,9 +163,9 @@ def _refuse_unsupported(request: EngineRequest) -> None:
     if request.tools:
         message = "the embedded engine reads no tool calls out of an answer; ask for JSON in the prompt"
         raise UnsupportedRequest(message, field="tools")
-    if isinstance(request.form, dict):
+    if isinstance(request.response_format, dict):
         message = "the embedded engine cannot hold an answer to a JSON Schema; json_object is the nearest it can do"
-        raise UnsupportedRequest(message, field="form")
+        raise UnsupportedRequest(message, field="response_format")
 
 
 def _room(prompt: int, asked: int | None, context: int) -> int:

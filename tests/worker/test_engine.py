@@ -136,7 +136,7 @@ def test_prompt_and_answer_must_fit_the_context() -> None:
     ("request_", "field"),
     [
         (replace(ASK, tools=({"type": "function"},)), "tools"),
-        (replace(ASK, form={"type": "object"}), "form"),
+        (replace(ASK, response_format={"type": "object"}), "response_format"),
     ],
 )
 def test_what_the_engine_cannot_do_is_refused(request_: EngineRequest, field: str) -> None:
