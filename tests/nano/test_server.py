@@ -20,7 +20,7 @@ import pytest
 
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import anven_messages
-from anven_pipelines.nano.server import listen, main
+from anven_pipelines.nano.server import bind, main
 from anven_pipelines.nano.tasks import generate
 from anven_pipelines.worker.model_files import ModelFiles
 from tests.nano_server import eventually, nano_server
@@ -400,11 +400,17 @@ def timed(server: NanoServer) -> float:
     ("options", "code", "said"),
     [
         (["--model", "gpt-9"], 2, "known are legacy-nano, anven-nano"),
+        ([], 2, "neither --model nor --model-folder is given; one of legacy-nano, anven-nano or a folder is needed"),
+        (["--model", "anven-nano", "--port", "70000"], 2, "70000 is no port between 0 and 65535"),
+        (["--model", "anven-nano", "--port", "http"], 2, "http is no port between 0 and 65535"),
+        (["--model", "anven-nano", "--fault-errors", "x"], 2, "x is no share between 0 and 1"),
+        (["--model", "anven-nano", "--fault-delay-ms", "x"], 2, "x is no number of milliseconds"),
+        (["--model", "anven-nano", "--threads", "x"], 2, "x is no whole number of at least 1"),
         (["--model", "anven-nano", "--model-folder", "/nowhere"], 2, "/nowhere is no model folder"),
         (["--model", "anven-nano", "--api-key-env", "NOT_SET"], 2, "the environment variable NOT_SET is empty"),
         (["--model", "anven-nano", "--fault-errors", "1.5"], 2, "1.5 is no share between 0 and 1"),
         (["--model", "anven-nano", "--fault-delay-ms", "nan"], 2, "nan is no number of milliseconds"),
-        (["--model", "anven-nano", "--capacity", "0"], 2, "0 is not at least 1"),
+        (["--model", "anven-nano", "--capacity", "0"], 2, "0 is no whole number of at least 1"),
     ],
 )
 def test_bad_options_end_with_one_clear_line(
@@ -421,7 +427,7 @@ def test_bad_options_end_with_one_clear_line(
 
 
 def test_connections_send_at_once() -> None:
-    with closing(listen("127.0.0.1", 0)) as listener:
+    with closing(bind("127.0.0.1", 0)) as listener:
         listener.listen()
         with closing(socket.create_connection(listener.getsockname())), closing(listener.accept()[0]) as accepted:
             assert accepted.proto == socket.IPPROTO_TCP
