@@ -98,12 +98,15 @@ class Generation:
 
         An exception that leaves a callback aborts the process, so every one becomes the request's own failure.
         """
-        if self.cancelled or self._ended:
+        if self._is_over():
             return True
         try:
             self._put(self._chunk(step))
         except Exception as error:  # noqa: BLE001 - see above
             self.fail(EngineFailed(f"a generated token could not be handled: {type(error).__name__}: {error}"))
+        return self._is_over()
+
+    def _is_over(self) -> bool:
         return self.cancelled or self._ended
 
     def fail(self, error: EngineFailed) -> None:

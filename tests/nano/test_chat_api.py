@@ -175,7 +175,7 @@ def outcomes_of(api: ChatApi) -> dict[str, int]:
     return {name: count for name, count in api._outcomes.items() if count}
 
 
-def asked(api: ChatApi, **changed: Any) -> httpx.Response:
+def ask_once(api: ChatApi, **changed: Any) -> httpx.Response:
     """Ask once, as a client that stays."""
 
     async def ask() -> httpx.Response:
@@ -202,7 +202,7 @@ def test_every_outcome_has_its_status_and_its_counter(
     engine: ToldEngine, changed: dict[str, Any], status: int, code: str | None, outcome: str, stream: bool
 ) -> None:
     api = ChatApi(engine, capacity=1, faults=Faults(), api_key=None)
-    response = asked(api, **changed, stream=stream)
+    response = ask_once(api, **changed, stream=stream)
     assert response.status_code == status
     assert code is None or response.json()["error"]["code"] == code
     assert outcomes_of(api) == {outcome: 1}
@@ -210,7 +210,7 @@ def test_every_outcome_has_its_status_and_its_counter(
 
 def test_a_whole_answer_that_is_cut_is_a_failure_of_the_engine() -> None:
     api = ChatApi(ToldEngine(chunks=1, then="end"), capacity=1, faults=Faults(), api_key=None)
-    response = asked(api)
+    response = ask_once(api)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_failed")
 
 
@@ -226,5 +226,5 @@ def test_a_whole_answer_that_is_cut_is_a_failure_of_the_engine() -> None:
 def test_the_time_to_try_again_rests_on_answers_only(engine: ToldEngine, faults: Faults, counts: bool) -> None:
     api = ChatApi(engine, capacity=1, faults=faults, api_key=None)
     api._seconds = 60.0
-    asked(api)
+    ask_once(api)
     assert (api._seconds < 60) == counts
