@@ -13,28 +13,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import subprocess
-import sys
+import tempfile
 import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+import httpx
 import numpy as np
 
 from anven_pipelines.nano.models import MODELS, model_folder
 from anven_pipelines.nano.prompts import anven_messages, legacy_messages
-from anven_pipelines.nano.tasks import generate
+from anven_pipelines.nano.serving import served
+from anven_pipelines.nano.tasks import MAX_ANSWER_TOKENS, generate
 from anven_pipelines.worker.embedded import EmbeddedEngine
 from anven_pipelines.worker.engine import EngineRequest, Sampling, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     Messages = list[dict[str, str]]
     Ask = Callable[[Messages], Awaitable[float]]  # returns the milliseconds to the first token
 
 STYLES: Final = {"legacy-nano": legacy_messages, "anven-nano": anven_messages}
-MOST_TOKENS: Final = 64
 CONCURRENCIES: Final = (1, 8)
 
 
@@ -73,9 +73,12 @@ async def measure(model: str, prompts: Sequence[Messages], *, rounds: int) -> di
         "engine_int8": EmbeddedEngine(model_folder(model), name=model, precision="int8"),
     }
     timings: dict[tuple[str, int], list[Timing]] = {}
-    with running_server(model) as port:
+    with (
+        tempfile.TemporaryDirectory(prefix="anven-") as folder,
+        served(model, log=Path(folder) / "server.log") as url,
+    ):
         asks: dict[str, Ask] = {name: engine_ask(engine) for name, engine in engines.items()}
-        asks["server"] = server_ask(port, model)
+        asks["server"] = server_ask(httpx.URL(url).port or 80, model)
         for round_number in range(rounds + 1):
             for name, ask in asks.items():
                 for concurrency in CONCURRENCIES:
@@ -120,7 +123,7 @@ def engine_ask(engine: EmbeddedEngine) -> Ask:
     """Ask an engine in this process."""
 
     async def ask(prompt: Messages) -> float:
-        request = EngineRequest(messages=tuple(prompt), max_tokens=MOST_TOKENS, sampling=Sampling(temperature=0))
+        request = EngineRequest(messages=tuple(prompt), max_tokens=MAX_ANSWER_TOKENS, sampling=Sampling(temperature=0))
         return (await answer(engine, request)).ttft_ms or 0.0
 
     return ask
@@ -131,7 +134,7 @@ def server_ask(port: int, model: str) -> Ask:
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(prompt: Messages) -> float:
-        body = {"model": model, "messages": prompt, "max_tokens": MOST_TOKENS, "temperature": 0, "stream": True}
+        body = {"model": model, "messages": prompt, "max_tokens": MAX_ANSWER_TOKENS, "temperature": 0, "stream": True}
         content = json.dumps(body).encode()
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
         begun = time.perf_counter()
@@ -148,18 +151,6 @@ def server_ask(port: int, model: str) -> Ask:
         return first_ms
 
     return ask
-
-
-@contextmanager
-def running_server(model: str) -> Iterator[int]:
-    """Start a server and return its port."""
-    command = [sys.executable, "-m", "anven_pipelines.nano.server", "--model", model, "--until-stdin-closes"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            ready: dict[str, Any] = json.loads((process.stdout or sys.stdin).readline())
-            yield int(ready["port"])
-        finally:
-            process.terminate()
 
 
 if __name__ == "__main__":

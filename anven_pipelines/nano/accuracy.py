@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from anven_pipelines.nano.models import model_folder
-from anven_pipelines.nano.tasks import TASKS, Item, Task
+from anven_pipelines.nano.tasks import MAX_ANSWER_TOKENS, TASKS, Item, Task
 from anven_pipelines.worker.embedded import EmbeddedEngine
 from anven_pipelines.worker.engine import EngineRequest, Sampling, answer
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     Style = Callable[[Item], list[dict[str, str]]]
 
-# The longest right answer has 39 tokens; what goes on after 64 is wrong anyway.
-MOST_TOKENS: Final = 64
 AT_ONCE: Final = 64
 
 
@@ -54,7 +52,9 @@ async def _answers(name: str, prompts: list[list[dict[str, str]]], folder: Path)
 
     async def ask(messages: list[dict[str, str]]) -> str:
         async with places:
-            request = EngineRequest(messages=tuple(messages), max_tokens=MOST_TOKENS, sampling=Sampling(temperature=0))
+            request = EngineRequest(
+                messages=tuple(messages), max_tokens=MAX_ANSWER_TOKENS, sampling=Sampling(temperature=0)
+            )
             return (await answer(engine, request)).text
 
     try:

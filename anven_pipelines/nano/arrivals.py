@@ -7,6 +7,7 @@ with the Azure LLM inference traces, whose week-long successor shows the rhythm 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
 
 # Names of the arrival column, in lower case: Azure, BurstGPT, Vidur and others.
 _COLUMNS: Final = ("timestamp", "arrived_at", "arrival_time", "arrival_timestamp")
-_GRID: Final = 4097  # points per day of the cumulative rate; between them it is as good as straight
+_GRID: Final = 4097  # points of the cumulative rate; between them it is as good as straight
 
 
 class Rhythm(NamedTuple):
-    """How uneven arrivals are.
+    """How uneven arrivals are; the defaults are round numbers in the spirit of the published traces, not fitted to one.
 
     Attributes:
-        burstiness: Standard deviation of the gaps over their mean; 1 is a Poisson process, more is bursty.
-        swing: How far the rate moves from its mean over a day, 0 to 1; the lowest rate is at the day's start.
-        days: Days that the duration stands for; a time-compressed day has all its ups and downs.
+        gap_cv: Coefficient of variation of the gaps, their standard deviation over their mean; 1 is a Poisson process,
+            more is bursty.
+        daily_amplitude: How far the rate moves from its mean over a day, 0 to 1. The duration stands for one day, which
+            begins with the lowest rate.
     """
 
-    burstiness: float = 2.0
-    swing: float = 0.6
-    days: float = 1.0
+    gap_cv: float = 2.0
+    daily_amplitude: float = 0.6
 
 
 def arrival_times(count: int, *, seconds: float, rhythm: Rhythm, rng: np.random.Generator) -> FloatArray:
@@ -57,24 +58,29 @@ def arrival_times(count: int, *, seconds: float, rhythm: Rhythm, rng: np.random.
     """
     wrong = {
         "the number of calls": (count, "1 or more", count >= 1),
-        "the duration": (seconds, "more than 0 seconds", seconds > 0),
-        "the burstiness": (rhythm.burstiness, "more than 0", rhythm.burstiness > 0),
-        "the swing": (rhythm.swing, "0 to 1", 0 <= rhythm.swing <= 1),
-        "the number of days": (rhythm.days, "more than 0", rhythm.days > 0),
+        "the gaps' variation": (rhythm.gap_cv, "a finite number above 0", 0 < rhythm.gap_cv < math.inf),
+        "the daily amplitude": (rhythm.daily_amplitude, "0 to 1", 0 <= rhythm.daily_amplitude <= 1),
     }
     if faults := [
         f"{name} is {given:g}; {needed} is needed" for name, (given, needed, fine) in wrong.items() if not fine
     ]:
         raise InvalidInput("; ".join(faults))
-    gaps = rng.gamma(shape=rhythm.burstiness**-2, size=count + 1)
+    _require_duration(seconds)
+    gaps = rng.gamma(shape=rhythm.gap_cv**-2, size=count + 1)
     return _along_the_day(np.cumsum(gaps[:-1]) / gaps.sum(), rhythm) * seconds
+
+
+def _require_duration(seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        message = f"the duration is {seconds:g}; a finite number of seconds above 0 is needed"
+        raise InvalidInput(message)
 
 
 def _along_the_day(shares: FloatArray, rhythm: Rhythm) -> FloatArray:
     """Move shares of all calls to the shares of the duration at which that many have arrived."""
-    elapsed = np.linspace(0.0, 1.0, int(_GRID * max(1.0, rhythm.days)))
-    turns = 2 * np.pi * rhythm.days * elapsed
-    arrived = turns - rhythm.swing * np.sin(turns)
+    elapsed = np.linspace(0.0, 1.0, _GRID)
+    turns = 2 * np.pi * elapsed
+    arrived = turns - rhythm.daily_amplitude * np.sin(turns)
     return np.interp(shares, arrived / arrived[-1], elapsed)
 
 
@@ -135,8 +141,9 @@ def fit(trace: FloatArray, *, count: int | None, seconds: float) -> FloatArray:
     """Replay the first `count` arrivals of a trace (None: all) within a duration; their gaps keep their proportions.
 
     Raises:
-        InvalidInput: The trace is shorter, or its arrivals all come at once.
+        InvalidInput: The trace is shorter, its arrivals all come at once, or the duration is none.
     """
+    _require_duration(seconds)
     if count is not None and not 1 <= count <= len(trace):
         message = f"the trace holds {len(trace)} arrivals and {count} are asked for; ask for 1 to {len(trace)}"
         raise InvalidInput(message)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from anven_pipelines.nano.openai_wire import ApiError, Reply, read_request
 from anven_pipelines.worker.engine import ContextLengthExceeded, EngineFailed, UnsupportedRequest, whole
@@ -30,7 +31,7 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES: Final = 1 << 20
 _CLIENT_GONE: Final = 499  # nginx's number for it; nobody reads it
-_PARAMS: Final = {"form": "response_format"}  # where the wire's name differs from the engine's
+_OUTCOMES: Final = {"queue_full": "refused_busy", "fault_injected": "faulty", "engine_failed": "failed"}  # by error
 _LATEST_SHARE: Final = 0.2  # of the newest answer in the moving mean of durations
 
 
@@ -52,7 +53,9 @@ class ChatApi:
         self._api_key = api_key
         self._in_flight = 0
         self._seconds = 0.0
-        self._outcomes: Counter[str] = Counter(answered=0, refused_busy=0, faulty=0, unfinished=0)
+        self._outcomes: Counter[str] = Counter(
+            dict.fromkeys(("answered", "refused", "refused_busy", "faulty", "failed", "unfinished"), 0)
+        )
 
     def app(self) -> FastAPI:
         """Return the ASGI application; it closes the engine when it is shut down."""
@@ -72,11 +75,21 @@ class ChatApi:
         return app
 
     async def complete(self, request: Request) -> Response:
-        """Answer a chat completion.
+        """Answer a chat completion, and count what became of it; a stream counts when it ends.
 
         Raises:
             ApiError: the request is refused, or the engine fails before the first token.
         """
+        try:
+            return await self._complete(request)
+        except ApiError as error:
+            self._outcomes[_outcome(error)] += 1
+            raise
+        except (_ClientGone, ClientDisconnect):
+            self._outcomes["unfinished"] += 1
+            return Response(status_code=_CLIENT_GONE)
+
+    async def _complete(self, request: Request) -> Response:
         self._authorise(request)
         asked = read_request(await _body(request))
         if asked.model != self._engine.facts.model:
@@ -86,21 +99,17 @@ class ChatApi:
         for_engine = self._faults.regressed(asked.for_engine(), content)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._slot())
+            begun = time.perf_counter()
             if self._faults.hits_with_error(content):
-                self._outcomes["faulty"] += 1
                 message = "this server was asked to fail for a share of the requests (--fault-errors)"
                 raise ApiError(500, message, kind="server_error", code="fault_injected")
             chunks = await stack.enter_async_context(aclosing(self._chunks(for_engine)))
             reply = Reply(self._engine.facts, asked)
-            try:
-                if asked.stream:
-                    first = await _unless_gone(request, anext(chunks))
-                    return EventStream(self._events(reply, first, chunks), stack.pop_all())
-                answer = whole(await _unless_gone(request, _all(chunks)))
-            except _ClientGone:
-                self._outcomes["unfinished"] += 1
-                return Response(status_code=_CLIENT_GONE)
-            self._outcomes["answered"] += 1
+            if asked.stream:
+                first = await _unless_gone(request, anext(chunks))
+                return EventStream(self._events(reply, first, chunks, begun=begun), stack.pop_all())
+            answer = whole(await _unless_gone(request, _all(chunks)))
+            self._count("answered", begun=begun)
             return JSONResponse(reply.whole(answer))
 
     async def models(self, request: Request) -> dict[str, Any]:
@@ -143,39 +152,47 @@ class ChatApi:
     def _slot(self) -> Iterator[None]:
         """Hold one of the places of the bounded queue."""
         if self._in_flight >= self._capacity:
-            self._outcomes["refused_busy"] += 1
             wait = max(1, math.ceil(self._seconds))
             message = f"{self._in_flight} requests are in flight, as many as this server takes; try again in {wait} s"
             raise ApiError(429, message, kind="rate_limit_error", code="queue_full", headers={"retry-after": str(wait)})
         self._in_flight += 1
-        begun = time.perf_counter()
         try:
             yield
         finally:
             self._in_flight -= 1
+
+    def _count(self, outcome: str, *, begun: float) -> None:
+        """Count an outcome, and how long an answer took: what fails at once says nothing about the wait for a place."""
+        self._outcomes[outcome] += 1
+        if outcome == "answered":
             self._seconds += _LATEST_SHARE * (time.perf_counter() - begun - self._seconds)
 
     async def _chunks(self, request: EngineRequest) -> AsyncGenerator[EngineChunk, None]:
-        """Ask the engine, late where a fault says so, and translate its refusals."""
+        """Ask the engine, late where a fault says so, and translate its refusals.
+
+        The last chunk has a finish reason: a stream that ends without one is an engine that failed.
+        """
         await asyncio.sleep(self._faults.delay_ms / 1e3)
+        ended = False
         try:
             async with aclosing(self._engine.stream(request)) as chunks:
                 async for chunk in chunks:
+                    ended = chunk.finish_reason is not None
                     yield chunk
+            _require_end(ended=ended)
         except ContextLengthExceeded as error:
             raise ApiError(400, str(error), param="messages", code="context_length_exceeded") from error
         except UnsupportedRequest as error:
-            param = _PARAMS.get(error.field, error.field)
-            raise ApiError(400, str(error), param=param, code="unsupported_value") from error
+            raise ApiError(400, str(error), param=error.field, code="unsupported_value") from error
         except EngineFailed as error:
             raise ApiError(503, str(error), kind="server_error", code="engine_failed") from error
 
     async def _events(
-        self, reply: Reply, first: EngineChunk, rest: AsyncGenerator[EngineChunk, None]
+        self, reply: Reply, first: EngineChunk, rest: AsyncGenerator[EngineChunk, None], *, begun: float
     ) -> AsyncGenerator[str, None]:
         """Write an answer as server-sent events; an engine that fails midway ends it with an error and no [DONE]."""
         text, tokens, opens = "", 0, True
-        ended = False
+        outcome = "unfinished"
         chunk = first
         try:
             while True:
@@ -185,15 +202,17 @@ class ChatApi:
                     yield _event(reply.chunk(chunk, first=opens, text_before=text))
                     text, opens = text + chunk.text, False
                 if ended:
+                    outcome = "answered"
                     break
                 chunk = await anext(rest)
             if reply.request.wants_usage():
                 yield _event(reply.usage_chunk(chunk.prompt_tokens, tokens))
             yield "data: [DONE]\n\n"
         except ApiError as error:
+            outcome = _outcome(error)
             yield _event(error.body)
         finally:
-            self._outcomes["answered" if ended else "unfinished"] += 1
+            self._count(outcome, begun=begun)
 
 
 class EventStream(StreamingResponse):
@@ -235,6 +254,17 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 async def _disconnection(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _require_end(*, ended: bool) -> None:
+    if not ended:
+        message = "the engine's stream ended without a finish reason"
+        raise EngineFailed(message)
+
+
+def _outcome(error: ApiError) -> str:
+    """Return what an error counts as."""
+    return _OUTCOMES.get(str(error.body["error"]["code"]), "refused")
 
 
 async def _all(chunks: AsyncGenerator[EngineChunk, None]) -> list[EngineChunk]:

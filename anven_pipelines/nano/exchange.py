@@ -13,11 +13,11 @@ import httpx
 
 from anven_pipelines.ingest.streams import BrokenStreamError, assemble
 from anven_pipelines.nano.prompts import legacy_messages
+from anven_pipelines.nano.tasks import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from anven_pipelines.nano.demand import PlannedCall
 
-MAX_TOKENS: Final = 96  # the longest answer, a tool call, needs fewer
 _OK: Final = 200
 _PAGE: Final = 2_000  # characters kept of an error body that is not JSON
 
@@ -101,7 +101,7 @@ async def ask(client: httpx.AsyncClient, call: PlannedCall, *, model: str, clock
         "model": model,
         "messages": legacy_messages(call.item),
         "temperature": 0,
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": MAX_ANSWER_TOKENS,
         "stream": True,
         "stream_options": {"include_usage": True},
         "user": call.user,

@@ -1,8 +1,8 @@
-"""What gateways log of a call, in two formats that this project reads back.
+"""What a gateway logs of a call: LiteLLM's payload, or this project's own request/response lines; both are read back.
 
 - `litellm`: the fields of LiteLLM's StandardLoggingPayload (1.106) that a proxy in front of the server would fill,
   with its placeholders: 0.0 for the cost of a model that has no price, `{}` for the response of a failed call.
-- `openai`: request and response bodies, with what was measured beside them.
+- `openai`: request and response bodies, with what was measured beside them in an envelope of this project's own.
 
 A gateway does not know the right answer, but the demo's questions have one: it travels as the caller's own metadata
 (`metadata.requester_metadata.ground_truth`), and in the `openai` format as `ground_truth`. What was not measured has

@@ -68,11 +68,12 @@ class TextPart(_Section):
 
 
 class Message(_Section):
-    """One turn."""
+    """One turn; `refusal` is what answers carry, so that an answer can be sent back as the turn that it was."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None
 
     def for_template(self) -> dict[str, str]:
         """Return the turn as chat templates take it: parts joined, and `developer` as the `system` it replaced."""
@@ -146,7 +147,7 @@ class ChatRequest(_Section):
             ),
             stop=stop,
             top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            form="json_object" if self.wants_json() else "text",
+            response_format="json_object" if self.wants_json() else "text",
         )
 
 

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT: Final = 2
 COULD_NOT: Final = 3
+_LAST_PORT: Final = 65_535
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         app = _api(options).app()
-        listener = listen(options.host, options.port)
+        listener = bind(options.host, options.port)
     except (AnvenError, OSError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - a program's one line
         return BAD_INPUT if isinstance(error, InvalidInput) else COULD_NOT
@@ -65,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket whose connections send at once.
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound, not yet listening, and whose connections send at once.
 
     asyncio switches Nagle's algorithm off only where the socket names TCP as its protocol, which uvicorn's own does
     not: a stream's second packet then waits up to 40 ms for the acknowledgement of the first.
@@ -116,6 +117,9 @@ def _api(options: argparse.Namespace) -> ChatApi:
         InvalidInput: an option cannot be used, or the folder holds no model.
         CorruptArtifact: a shipped model is not what was shipped.
     """
+    if options.model is None and options.model_folder is None:
+        message = f"neither --model nor --model-folder is given; one of {', '.join(MODELS)} or a folder is needed"
+        raise InvalidInput(message)
     key = os.environ.get(options.api_key_env) if options.api_key_env else None
     if options.api_key_env and not key:
         message = f"the environment variable {options.api_key_env} is empty; the key that clients send is needed in it"
@@ -151,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help=f"one of {', '.join(MODELS)}, or the name under which --model-folder is served")
     parser.add_argument("--model-folder", type=Path, help="another model's folder, with its conversion in ctranslate2/")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s: this machine)")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
+    parser.add_argument("--port", type=_port, default=0, help="0 takes a free one (default)")
     parser.add_argument("--api-key-env", metavar="NAME", help="environment variable with the bearer key to ask for")
     parser.add_argument("--precision", choices=("float32", "int8"), default="float32", help="int8 differs slightly")
     parser.add_argument("--threads", type=_count, default=1, help="batches at the same time (default %(default)s)")
@@ -177,23 +181,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _share(text: str) -> float:
-    if 0 <= (share := float(text)) <= 1:
-        return share
+    with suppress(ValueError):
+        if 0 <= (share := float(text)) <= 1:
+            return share
     message = f"{text} is no share between 0 and 1"
     raise argparse.ArgumentTypeError(message)
 
 
 def _milliseconds(text: str) -> float:
-    if 0 <= (milliseconds := float(text)) < float("inf"):
-        return milliseconds
+    with suppress(ValueError):
+        if 0 <= (milliseconds := float(text)) < float("inf"):
+            return milliseconds
     message = f"{text} is no number of milliseconds"
     raise argparse.ArgumentTypeError(message)
 
 
 def _count(text: str) -> int:
-    if (count := int(text)) >= 1:
-        return count
-    message = f"{text} is not at least 1"
+    with suppress(ValueError):
+        if (count := int(text)) >= 1:
+            return count
+    message = f"{text} is no whole number of at least 1"
+    raise argparse.ArgumentTypeError(message)
+
+
+def _port(text: str) -> int:
+    with suppress(ValueError):
+        if 0 <= (port := int(text)) <= _LAST_PORT:
+            return port
+    message = f"{text} is no port between 0 and {_LAST_PORT}"
     raise argparse.ArgumentTypeError(message)
 
 

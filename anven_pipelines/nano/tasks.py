@@ -23,6 +23,8 @@ Split = Literal["train", "golden", "adversarial"]
 TASKS: Final[tuple[Task, ...]] = ("answer", "intent", "tool")
 # Facts in one context: training never sees more than five.
 FACTS: Final[dict[Split, tuple[int, int]]] = {"train": (2, 5), "golden": (2, 5), "adversarial": (6, 7)}
+# The longest right answer, a tool call, has 37 tokens; what goes on after this many is wrong anyway.
+MAX_ANSWER_TOKENS: Final = 64
 # Of ten checksums: 0-6 train, 7-8 golden, 9 adversarial.
 POOL: Final[tuple[Split, ...]] = ("train",) * 7 + ("golden",) * 2 + ("adversarial",)
 

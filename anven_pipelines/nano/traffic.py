@@ -5,17 +5,22 @@ r"""Drives a server with the demo's traffic and logs each call as a gateway woul
 
 Calls are sent at their arrival times whether or not earlier ones are answered (open loop), as far as the bound on
 calls in flight lets them. Latency, TTFT and failures are measured here, tokens are the server's count.
+
+Exits with 0 when calls were answered, 2 for bad input, 3 when it could not be done (every call failed, the disk is
+full), 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import os
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 import httpx
 import numpy as np
@@ -32,6 +37,10 @@ if TYPE_CHECKING:
 
     from anven_pipelines.nano.demand import PlannedCall
     from anven_pipelines.nano.exchange import Exchange
+
+BAD_INPUT: Final = 2
+COULD_NOT: Final = 3
+INTERRUPTED: Final = 130
 
 
 class Pace(NamedTuple):
@@ -136,16 +145,26 @@ async def _warm_up(client: httpx.AsyncClient) -> None:
 
 
 def _require_sense(url: str, pace: Pace) -> None:
-    if not url.startswith(("http://", "https://")):
+    if not _is_http(url):
         message = f"the server's URL is {url!r}; a base URL such as http://127.0.0.1:8000/v1 is needed"
         raise InvalidInput(message)
-    if pace.speed <= 0 or pace.most_in_flight < 1 or pace.timeout_s <= 0:
-        message = f"{pace} cannot be kept; a speed and a timeout above 0 and at least one call in flight are needed"
+    if not (0 < pace.speed < math.inf and pace.most_in_flight >= 1 and 0 < pace.timeout_s < math.inf):
+        message = (
+            f"{pace} cannot be kept; a finite speed and timeout above 0 and at least one call in flight are needed"
+        )
         raise InvalidInput(message)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in {"http", "https"} and bool(parsed.host)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Drive a server from the command line; return the exit status: 1 where every call failed, 130 after Ctrl-C."""
+    """Drive a server from the command line; return the exit status, as the module's first lines list it."""
     options = _parser().parse_args(arguments)
     log = GatewayLog(options.out, options.format)
     ended = total = 0
@@ -157,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"\r{done} of {of} calls", end="\n" if done == of else "", file=sys.stderr, flush=True)  # noqa: T201 - a program's progress
 
     try:
+        api_key = _api_key(options.api_key_env)
         plan = plan_traffic(_arrivals(options), split=options.split, seed=options.seed)
         with log:
             driven = drive(
@@ -166,19 +186,34 @@ def main(arguments: list[str] | None = None) -> int:
                 write=log.write,
                 progress=progress,
                 pace=Pace(options.speed, options.in_flight, options.timeout),
+                api_key=api_key,
             )
             summary = asyncio.run(driven)
     except KeyboardInterrupt:
         print(f"\ninterrupted; {ended} calls of {total or 'the plan'} are in {options.out}", file=sys.stderr)  # noqa: T201 - a program's last word
-        return 130
+        return INTERRUPTED
     except (AnvenError, OSError) as error:
         print(f"traffic: {error}", file=sys.stderr)  # noqa: T201 - a program's error
-        return 2
+        return BAD_INPUT if isinstance(error, InvalidInput) else COULD_NOT
     print(  # noqa: T201 - a program's result
         f"{summary.sent} calls in {summary.seconds:.1f} s, {summary.failed} failed, at most {summary.late_s:.2f} s "
         f"late: {options.out}"
     )
-    return 1 if summary.failed == summary.sent else 0
+    return COULD_NOT if summary.failed == summary.sent else 0
+
+
+def _api_key(variable: str | None) -> str | None:
+    """Return the key in an environment variable; None where no variable is named.
+
+    Raises:
+        InvalidInput: the variable is empty.
+    """
+    if variable is None:
+        return None
+    if key := os.environ.get(variable):
+        return key
+    message = f"the environment variable {variable} is empty; the key that the server asks for is needed in it"
+    raise InvalidInput(message)
 
 
 def _arrivals(options: argparse.Namespace) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -193,9 +228,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m anven_pipelines.nano.traffic",
         description="Sends an OpenAI-compatible server the traffic of a support desk, and logs it as a gateway does.",
+        epilog="Exits with 0 when calls were answered, 2 for bad input, 3 when it could not be done, 130 after Ctrl-C.",
     )
     parser.add_argument("--url", required=True, help="base URL, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--model", required=True, help="name that the server knows the model by")
+    parser.add_argument("--api-key-env", metavar="NAME", help="environment variable with the bearer key to send")
     parser.add_argument("--out", required=True, type=Path, help="log file; calls are appended")
     parser.add_argument("--format", choices=get_args(GatewayFormat), default="litellm", help="default: litellm")
     parser.add_argument("--requests", type=int, help="number of calls; default: 300, of a trace all")

@@ -1,8 +1,9 @@
-"""Trains a nano model from nothing and exports it; the same seed gives the same accuracy.
+"""Trains a nano model from nothing and exports it.
 
     python -m anven_pipelines.nano.train --model legacy-nano --out data/nano
 
-Needs the dependency group `train`. Steps, seed and the single thread are fixed, not the time.
+Needs the dependency group `train`. Steps, seed and the single thread are fixed, not the time. A run can
+repeat itself only on the same machine and library; another one gives other weights, and another accuracy.
 """
 
 from __future__ import annotations
@@ -33,13 +34,12 @@ if TYPE_CHECKING:
     from anven_pipelines.nano.tasks import Task
 
 SEED: Final = 7
-# A legacy example is longer by its system prompt.
-STEPS: Final = {"legacy-nano": 1000, "anven-nano": 1000}
+STEPS: Final = 1000
 # Conversations in a batch, and most turns of each: every answer teaches, and the long system prompt is read once.
 BATCH: Final = 24
 TURNS: Final = 4
 # A batch runs in parts of similar length, which saves a third of the padding.
-PARTS: Final = 4
+MICRO_BATCHES: Final = 4
 # Question answering is the one that takes long to learn.
 TASK_SHARES: Final[dict[Task, float]] = {"answer": 0.6, "intent": 0.15, "tool": 0.25}
 PROMPT_WEIGHT: Final = 0.1
@@ -51,8 +51,8 @@ REPORT: Final = 50
 # hundred tokens of policies a model finds out late that answers are copied (not after 400 of 1,000 steps).
 CURRICULUM: Final = 0.4
 LONG_SYSTEM: Final = ("legacy-nano",)
-MATRIX_RATE: Final = 3e-3
-VECTOR_RATE: Final = 3e-3
+MATRIX_LEARNING_RATE: Final = 3e-3
+VECTOR_LEARNING_RATE: Final = 3e-3
 
 
 class Example(NamedTuple):
@@ -112,7 +112,10 @@ def example_source(name: str, tokenizer: Tokenizer, rng: random.Random) -> Calla
 
 
 def weighted_loss(model: LlamaForCausalLM, examples: Sequence[Example]) -> tuple[torch.Tensor, float]:
-    """Return the summed loss, answers counted fully and prompts a little, and the sum of weights."""
+    """Return the summed loss, each token counted by its weight, and the sum of weights.
+
+    Answers count fully, those of `intent` three times (ANSWER_WEIGHTS), prompts a tenth (PROMPT_WEIGHT).
+    """
     longest = max(len(example.ids) for example in examples)
     ids = torch.ones((len(examples), longest), dtype=torch.long)
     weights = torch.zeros((len(examples), longest))
@@ -131,8 +134,8 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     matrices = [weight for name, weight in named if weight.ndim == 2 and "embed" not in name]  # noqa: PLR2004 - a matrix
     others = [weight for name, weight in named if weight.ndim != 2 or "embed" in name]  # noqa: PLR2004 - a matrix
     return [
-        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=VECTOR_RATE, weight_decay=0.0, betas=(0.9, 0.98)),
+        torch.optim.Muon(matrices, lr=MATRIX_LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=VECTOR_LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
 
@@ -144,7 +147,10 @@ def train(name: str, tokenizer: Tokenizer, *, seed: int, steps: int) -> LlamaFor
     draw = example_source(name, tokenizer, random.Random(f"train/{name}/{seed}"))  # noqa: S311 - reproducible data
     model = new_model()
     steppers = optimizers(model)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: _rate(step, steps)) for stepper in steppers]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: _learning_rate_factor(step, steps))
+        for stepper in steppers
+    ]
     started = time.perf_counter()
     tokens = 0
     for step in range(steps):
@@ -162,9 +168,9 @@ def train(name: str, tokenizer: Tokenizer, *, seed: int, steps: int) -> LlamaFor
 
 def _update(model: LlamaForCausalLM, steppers: list[torch.optim.Optimizer], examples: list[Example]) -> float:
     """Take one step on a batch sorted by length; return its mean loss."""
-    size = len(examples) // PARTS
+    size = len(examples) // MICRO_BATCHES
     total, weight = 0.0, 0.0
-    for part in range(PARTS):
+    for part in range(MICRO_BATCHES):
         loss, weights = weighted_loss(model, examples[part * size : (part + 1) * size])
         loss.backward()
         total, weight = total + loss.item(), weight + weights
@@ -177,7 +183,7 @@ def _update(model: LlamaForCausalLM, steppers: list[torch.optim.Optimizer], exam
     return total / weight
 
 
-def _rate(step: int, steps: int) -> float:
+def _learning_rate_factor(step: int, steps: int) -> float:
     """Return the share of the full rate: a short warm-up, then half a cosine down to 2 %."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / WARMUP) * max(0.02, cosine)
@@ -199,7 +205,7 @@ def main() -> None:
     wanted = parser.parse_args()
     # One tokenizer for both models, whatever their seeds.
     tokenizer = train_tokenizer(seed=SEED)
-    model = train(wanted.model, tokenizer, seed=wanted.seed, steps=wanted.steps or STEPS[wanted.model])
+    model = train(wanted.model, tokenizer, seed=wanted.seed, steps=wanted.steps or STEPS)
     write_model(model, tokenizer, wanted.model, wanted.out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jinja2 import TemplateError, TemplateSyntaxError
@@ -22,12 +23,13 @@ class ChatTemplate:
     The template is a program from the model's folder, so it runs in Jinja's immutable sandbox.
     """
 
-    def __init__(self, source: str, *, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, *, special_tokens: Mapping[str, str], called: str = "the chat template") -> None:
         """Compile the template.
 
         Args:
             source: Jinja template.
             special_tokens: `bos_token`, `eos_token` and the like, by the names that templates use.
+            called: What errors call it.
 
         Raises:
             UnreadableSource: the template is not Jinja.
@@ -36,11 +38,11 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals.update(special_tokens, raise_exception=_refuse)
+        environment.globals.update(special_tokens, raise_exception=_refuse, strftime_now=_now)
         try:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
-            message = f"the chat template is no Jinja template: line {error.lineno}: {error.message}"
+            message = f"{called} is no Jinja template: line {error.lineno}: {error.message}"
             raise UnreadableSource(message) from error
 
     @classmethod
@@ -50,14 +52,16 @@ class ChatTemplate:
         Raises:
             UnreadableSource: the folder has neither.
         """
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        file = folder / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
+        file, config_file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        alone = file.is_file()
+        source = file.read_text(encoding="utf-8") if alone else config.get("chat_template")
         if not isinstance(source, str):
             message = f"{folder}: neither chat_template.jinja nor tokenizer_config.json holds a chat template"
             raise UnreadableSource(message)
         named = {name: _token_text(value) for name, value in config.items() if name.endswith("_token") and value}
-        return cls(source, special_tokens=named)
+        called = f"{file}: it" if alone else f"{config_file}: chat_template"
+        return cls(source, special_tokens=named, called=called)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Write the prompt, up to where the model's own turn begins.
@@ -77,9 +81,20 @@ def _token_text(value: str | Mapping[str, str]) -> str:
     return value if isinstance(value, str) else value["content"]
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - templates name it, and Hugging Face's filter has it here
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,  # noqa: FBT001, FBT002 - as above
+) -> str:
     """Write JSON as Hugging Face does; Jinja's own filter would escape it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _now(form: str) -> str:
+    """Write the local time; templates that find no `strftime_now` print a date of their own, years old."""
+    return datetime.now().astimezone().strftime(form)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -6,7 +6,8 @@ fours of equal length 6.5, up to 8 tokens apart 7.1, 16 apart 10.8, anywhere fro
 of nearly equal length share a batch, and a batch never waits to fill.
 
 It seeds its random generators for the whole process, each of them once, when its thread first samples. A request with
-a seed therefore gets a generator, and with it a thread, of its own: 10 ms more, and the same tokens every time.
+a seed therefore gets a generator, and with it a thread, of its own: 10 ms more, and the same tokens every time. While
+it runs no other request samples, as a thread that then first did would keep that seed for good.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ Precision = Literal["float32", "int8"]
 MAX_BATCH: Final = 8
 MAX_LENGTH_SPREAD: Final = 8  # tokens; see above
 _UNSEEDED: Final = 2**32 - 1  # CTranslate2's mark for "draw a seed"
-_SEEDING: Final = threading.Lock()  # the seed belongs to the process, so to all engines in it
+_SAMPLING: Final = threading.Lock()  # the seed belongs to the process, so to all engines in it
+_GREEDY_BELOW: Final = 1e-5  # as vLLM does; logits divided by less overflow float32
 
 
 class EmbeddedEngine:
@@ -148,17 +150,23 @@ class EmbeddedEngine:
             generation.fail(EngineFailed(f"CTranslate2 left the answer unfinished: {self._failure or 'no reason'}"))
 
     def _compute(self, batch: list[Generation]) -> None:
-        request = batch[0].request
-        if request.sampling.seed is None or _is_greedy(request.sampling):
-            if self._generator is not None:
-                self._run(self._generator, batch)
+        sampling = batch[0].request.sampling
+        if _is_greedy(sampling):
+            self._run_shared(batch)
             return
-        with _SEEDING:
-            ctranslate2.set_random_seed(request.sampling.seed % _UNSEEDED)
+        with _SAMPLING:
+            if sampling.seed is None:
+                self._run_shared(batch)
+                return
+            ctranslate2.set_random_seed(sampling.seed % _UNSEEDED)
             try:
                 self._run(self._load(threads=1), batch)
             finally:
                 ctranslate2.set_random_seed(_UNSEEDED)
+
+    def _run_shared(self, batch: list[Generation]) -> None:
+        if self._generator is not None:
+            self._run(self._generator, batch)
 
     def _run(self, generator: ctranslate2.Generator, batch: list[Generation]) -> None:
         request = batch[0].request
@@ -191,7 +199,7 @@ def _take(batch: list[Generation], step: BatchStep) -> bool:
 
 
 def _is_greedy(sampling: Sampling) -> bool:
-    return sampling.temperature == 0 or sampling.top_k == 1
+    return sampling.temperature < _GREEDY_BELOW or sampling.top_k == 1
 
 
 def _fits(generation: Generation, batch: list[Generation]) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Feature = Literal["logprobs", "seed", "json_object", "json_schema", "tools"]
 FinishReason = Literal["stop", "length"]
-AnswerForm = Literal["text", "json_object"] | dict[str, Any]  # a dict is a JSON Schema
+ResponseFormat = Literal["text", "json_object"] | dict[str, Any]  # a dict is a JSON Schema
 
 
 class ContextLengthExceeded(InvalidInput):
@@ -66,7 +66,7 @@ class EngineRequest:
         sampling: How tokens are chosen.
         stop: Texts that end the answer; they are not part of it.
         top_logprobs: None for no log-probabilities, else how many alternatives come with each token's own.
-        form: Plain text, any JSON object, or a JSON Schema.
+        response_format: Plain text, any JSON object, or a JSON Schema.
         tools: Tool definitions for the chat template.
     """
 
@@ -75,7 +75,7 @@ class EngineRequest:
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
-    form: AnswerForm = "text"
+    response_format: ResponseFormat = "text"
     tools: tuple[Mapping[str, Any], ...] = ()
 
 

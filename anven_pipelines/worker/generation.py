@@ -70,7 +70,9 @@ class Generation:
         self.limit = _room(len(self.prompt), request.max_tokens, files.context_length)
         self.cancelled = False
         self._files = files
-        self._text = TextStream(files.tokenizer, stop=request.stop, ends_with_json=request.form == "json_object")
+        self._text = TextStream(
+            files.tokenizer, stop=request.stop, ends_with_json=request.response_format == "json_object"
+        )
         self._generated = 0
         self._ended = False
         self._accepted = time.perf_counter()
@@ -96,13 +98,16 @@ class Generation:
 
         An exception that leaves a callback aborts the process, so every one becomes the request's own failure.
         """
-        if self.cancelled or self._ended:
+        if self._is_over():
             return True
         try:
             self._put(self._chunk(step))
         except Exception as error:  # noqa: BLE001 - see above
             self.fail(EngineFailed(f"a generated token could not be handled: {type(error).__name__}: {error}"))
-        return self._ended
+        return self._is_over()
+
+    def _is_over(self) -> bool:
+        return self.cancelled or self._ended
 
     def fail(self, error: EngineFailed) -> None:
         """End the request without a whole answer, unless it has ended."""
@@ -111,7 +116,8 @@ class Generation:
             self._loop.call_soon_threadsafe(self._chunks.put_nowait, error)
 
     def _put(self, chunk: EngineChunk) -> None:
-        self._ended = chunk.finish_reason is not None
+        if chunk.finish_reason is not None:
+            self._ended = True
         self._loop.call_soon_threadsafe(self._chunks.put_nowait, chunk)
 
     def _chunk(self, step: Step) -> EngineChunk:
@@ -160,9 +166,9 @@ def _refuse_unsupported(request: EngineRequest) -> None:
     if request.tools:
         message = "the embedded engine reads no tool calls out of an answer; ask for JSON in the prompt"
         raise UnsupportedRequest(message, field="tools")
-    if isinstance(request.form, dict):
+    if isinstance(request.response_format, dict):
         message = "the embedded engine cannot hold an answer to a JSON Schema; json_object is the nearest it can do"
-        raise UnsupportedRequest(message, field="form")
+        raise UnsupportedRequest(message, field="response_format")
 
 
 def _room(prompt: int, asked: int | None, context: int) -> int:

@@ -38,9 +38,9 @@ def test_the_mean_rate_is_the_one_asked_for() -> None:
     assert 1000 / np.mean([draw(1000, 100.0, seed)[-1] for seed in range(200)]) == pytest.approx(10, rel=0.02)
 
 
-@pytest.mark.parametrize("burstiness", [1.0, 2.0, 4.0])
-def test_gaps_are_as_bursty_as_asked_for(burstiness: float) -> None:
-    assert spread(draw(20_000, burstiness=burstiness, swing=0.0)) == pytest.approx(burstiness, rel=0.1)
+@pytest.mark.parametrize("gap_cv", [1.0, 2.0, 4.0])
+def test_gaps_are_as_bursty_as_asked_for(gap_cv: float) -> None:
+    assert spread(draw(20_000, gap_cv=gap_cv, daily_amplitude=0.0)) == pytest.approx(gap_cv, rel=0.1)
 
 
 def test_the_default_is_burstier_than_a_poisson_process() -> None:
@@ -48,18 +48,11 @@ def test_the_default_is_burstier_than_a_poisson_process() -> None:
 
 
 def test_a_day_has_its_night() -> None:
-    times = draw(20_000, 86_400.0, burstiness=1.0, swing=0.6)
+    times = draw(20_000, 86_400.0, gap_cv=1.0, daily_amplitude=0.6)
     night, noon = (np.mean((times > 3600 * start) & (times < 3600 * (start + 6))) for start in (0, 9))
     # The integral of 1 - 0.6 cos over six hours at the start, and around the middle of the day.
     assert night == pytest.approx(0.25 - 0.6 * np.sin(np.pi / 2) / (2 * np.pi), abs=0.02)
     assert noon == pytest.approx(0.25 + 0.6 * 2 * np.sin(np.pi / 4) / (2 * np.pi), abs=0.02)
-
-
-def test_several_days_repeat() -> None:
-    times = draw(20_000, 2.0, burstiness=1.0, days=2.0)
-    assert np.mean(times < 1) == pytest.approx(0.5, abs=0.02)
-    assert np.mean(times < 0.25) < 0.09  # a fourth of the first day, of the rate's lowest
-    assert np.mean((times > 1) & (times < 1.25)) < 0.09
 
 
 def test_a_seed_decides_everything() -> None:
@@ -71,10 +64,11 @@ def test_a_seed_decides_everything() -> None:
     ("count", "seconds", "rhythm", "message"),
     [
         (0, 1.0, {}, "the number of calls is 0; 1 or more is needed"),
-        (1, 0.0, {}, "the duration is 0; more than 0 seconds is needed"),
-        (1, 1.0, {"burstiness": 0.0}, "the burstiness is 0"),
-        (1, 1.0, {"swing": 1.5}, "the swing is 1.5; 0 to 1 is needed"),
-        (1, 1.0, {"days": -1.0}, "the number of days is -1"),
+        (1, 0.0, {}, "the duration is 0; a finite number of seconds above 0 is needed"),
+        (1, float("inf"), {}, "the duration is inf"),
+        (1, 1.0, {"gap_cv": 0.0}, "the gaps' variation is 0"),
+        (1, 1.0, {"gap_cv": float("inf")}, "the gaps' variation is inf"),
+        (1, 1.0, {"daily_amplitude": 1.5}, "the daily amplitude is 1.5; 0 to 1 is needed"),
     ],
 )
 def test_what_makes_no_sense_is_refused(count: int, seconds: float, rhythm: dict[str, float], message: str) -> None:
@@ -136,6 +130,12 @@ def test_a_trace_is_scaled_to_the_duration_and_keeps_its_gaps_proportions() -> N
 def test_a_trace_that_is_too_short_says_so(count: int) -> None:
     with pytest.raises(InvalidInput, match=f"holds 4 arrivals and {count} are asked for; ask for 1 to 4"):
         fit(np.arange(4.0), count=count, seconds=1.0)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -5.0, float("nan"), float("inf")])
+def test_a_trace_is_scaled_to_no_duration_that_is_none(seconds: float) -> None:
+    with pytest.raises(InvalidInput, match=f"the duration is {seconds:g}; a finite number of seconds above 0"):
+        fit(np.arange(4.0), count=None, seconds=seconds)
 
 
 def test_a_trace_that_comes_at_once_cannot_be_scaled() -> None:

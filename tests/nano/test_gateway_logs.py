@@ -76,7 +76,7 @@ def expected(exchange: Exchange) -> dict[str, Any]:
         "provider": "openai",
         "model": "legacy-nano",
         "messages": canonical_json(exchange.body["messages"]),
-        "params": '{"max_tokens":96,"temperature":0}',
+        "params": '{"max_tokens":64,"temperature":0}',
         "context": None,
         "output": message.get("content"),
         "tool_calls": canonical_json(message["tool_calls"]) if message.get("tool_calls") else None,

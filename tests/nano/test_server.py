@@ -20,7 +20,7 @@ import pytest
 
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import anven_messages
-from anven_pipelines.nano.server import listen, main
+from anven_pipelines.nano.server import bind, main
 from anven_pipelines.nano.tasks import generate
 from anven_pipelines.worker.model_files import ModelFiles
 from tests.nano_server import eventually, nano_server
@@ -79,6 +79,16 @@ def test_a_stream_is_the_answer_in_pieces(client: openai.OpenAI) -> None:
         assert last.usage == whole.usage
         assert last.choices == []
         assert {(chunk.id, chunk.model, chunk.created) for chunk in chunks} == {(last.id, "anven-nano", last.created)}
+
+
+def test_an_answer_can_be_sent_back_as_the_turn_before_the_next_question(client: openai.OpenAI) -> None:
+    messages: list[Any] = [*PROMPTS[0]]
+    first = client.chat.completions.create(**body(messages))
+    messages += [first.choices[0].message, PROMPTS[0][-1]]
+    second = client.chat.completions.create(**body(messages))
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens > first.usage.prompt_tokens + first.usage.completion_tokens
 
 
 def test_usage_is_what_the_tokenizer_counts(client: openai.OpenAI) -> None:
@@ -207,6 +217,7 @@ def test_json_mode_says_where_the_model_wrote_none(server: NanoServer) -> None:
         ({"stop": 5}, 400, "stop", "invalid_value"),
         ({"prompt": []}, 400, "messages", "invalid_value"),
         ({"prompt": [{"role": "robot", "content": "a"}]}, 400, "messages[0].role", "invalid_value"),
+        ({"prompt": [{"role": "tool", "content": "a"}]}, 400, "messages[0].role", "invalid_value"),
         ({"prompt": [{"role": "user"}]}, 400, "messages[0].content", "missing_required_parameter"),
         ({"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0].type", None),
         ({"prompt": [{"role": "user", "content": "\ud800"}]}, 400, None, None),
@@ -389,11 +400,17 @@ def timed(server: NanoServer) -> float:
     ("options", "code", "said"),
     [
         (["--model", "gpt-9"], 2, "known are legacy-nano, anven-nano"),
+        ([], 2, "neither --model nor --model-folder is given; one of legacy-nano, anven-nano or a folder is needed"),
+        (["--model", "anven-nano", "--port", "70000"], 2, "70000 is no port between 0 and 65535"),
+        (["--model", "anven-nano", "--port", "http"], 2, "http is no port between 0 and 65535"),
+        (["--model", "anven-nano", "--fault-errors", "x"], 2, "x is no share between 0 and 1"),
+        (["--model", "anven-nano", "--fault-delay-ms", "x"], 2, "x is no number of milliseconds"),
+        (["--model", "anven-nano", "--threads", "x"], 2, "x is no whole number of at least 1"),
         (["--model", "anven-nano", "--model-folder", "/nowhere"], 2, "/nowhere is no model folder"),
         (["--model", "anven-nano", "--api-key-env", "NOT_SET"], 2, "the environment variable NOT_SET is empty"),
         (["--model", "anven-nano", "--fault-errors", "1.5"], 2, "1.5 is no share between 0 and 1"),
         (["--model", "anven-nano", "--fault-delay-ms", "nan"], 2, "nan is no number of milliseconds"),
-        (["--model", "anven-nano", "--capacity", "0"], 2, "0 is not at least 1"),
+        (["--model", "anven-nano", "--capacity", "0"], 2, "0 is no whole number of at least 1"),
     ],
 )
 def test_bad_options_end_with_one_clear_line(
@@ -410,7 +427,7 @@ def test_bad_options_end_with_one_clear_line(
 
 
 def test_connections_send_at_once() -> None:
-    with closing(listen("127.0.0.1", 0)) as listener:
+    with closing(bind("127.0.0.1", 0)) as listener:
         listener.listen()
         with closing(socket.create_connection(listener.getsockname())), closing(listener.accept()[0]) as accepted:
             assert accepted.proto == socket.IPPROTO_TCP

@@ -26,6 +26,8 @@ ASKED = re.compile(
     r"What is the ([a-z ]+) of (\w+)\?|Which ([a-z ]+) does (\w+) have\?|Tell me the ([a-z ]+) of (\w+)\.",
 )
 
+DECOY = re.compile(r"\bnot ([A-Z][a-z]+)")
+
 
 def facts_of(context: str) -> list[tuple[str, str, str]]:
     """Read name, attribute and value of each fact again."""
@@ -40,9 +42,8 @@ def test_the_same_seed_gives_the_same_items(split: Split) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_another_seed_gives_other_items(split: Split) -> None:
-    assert not {content(item) for item in generate(split, 60, seed=3)} >= {
-        content(item) for item in generate(split, 60, seed=4)
-    }
+    one, other = ({content(item) for item in generate(split, 60, seed=seed)} for seed in (3, 4))
+    assert len(one & other) <= 3  # there are few customers' messages, so one may come again
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -71,10 +72,15 @@ def test_every_question_about_notes_has_exactly_one_answer_in_them(split: Split)
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_name_in_a_question_belongs_to_the_split(split: Split) -> None:
-    names = [name for item in answers(split) for name, _, _ in facts_of(item.context)]
+    items = generate(split, 600, seed=2)
+    in_notes = {name for item in items for name, _, _ in facts_of(item.context)}
+    in_openers = {name for item in items if item.task == "intent" for name in names_in_opener(item.question, split)}
+    in_lures = {name for item in items if item.task == "tool" for name in DECOY.findall(item.question)}
 
-    assert len(set(names)) > 50
-    assert {split_of(name) for name in names} == {split}
+    assert len(in_notes) > 50
+    assert len(in_openers) > 20
+    assert (len(in_lures) > 20) == (split == "adversarial")
+    assert {split_of(name) for name in in_notes | in_openers | in_lures} == {split}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -154,6 +160,12 @@ def answers(split: Split) -> list[Item]:
 
 def notes_of_conversation(rng: random.Random, *, most_facts: int) -> str:
     return converse("answer", "train", rng, turns=1, most_facts=most_facts)[0].context
+
+
+def names_in_opener(message: str, split: Split) -> list[str]:
+    """Read the name that a customer's message opens with, where it does."""
+    forms = [re.escape(opener).replace(r"\{name\}", r"(\w+)") for opener in OPENERS[split] if "{name}" in opener]
+    return [match[1] for form in forms if (match := re.match(form, message))]
 
 
 def content(item: Item) -> tuple[str, str]:

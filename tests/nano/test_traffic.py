@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +20,8 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.nano.demand import APPLICATIONS, TrafficPlan, plan_traffic
-from anven_pipelines.nano.traffic import Pace, TrafficSummary, drive, main
+from anven_pipelines.nano.gateway_logs import GatewayLog
+from anven_pipelines.nano.traffic import Pace, TrafficSummary, _parser, drive, main
 from tests.scripted_endpoint import Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
@@ -167,7 +170,14 @@ def test_a_plan_can_be_compressed() -> None:
     ("options", "message"),
     [
         ({"url": "127.0.0.1:8000"}, "a base URL such as"),
-        ({"pace": Pace(speed=0)}, "a speed and a timeout above 0"),
+        ({"url": "ftp://127.0.0.1/v1"}, "a base URL such as"),
+        ({"url": "http://[::1/v1"}, "a base URL such as"),
+        ({"url": "http:///v1"}, "a base URL such as"),
+        ({"pace": Pace(speed=0)}, "a finite speed and timeout above 0"),
+        ({"pace": Pace(speed=math.nan)}, "a finite speed and timeout above 0"),
+        ({"pace": Pace(speed=math.inf)}, "a finite speed and timeout above 0"),
+        ({"pace": Pace(timeout_s=0)}, "a finite speed and timeout above 0"),
+        ({"pace": Pace(timeout_s=math.nan)}, "a finite speed and timeout above 0"),
         ({"pace": Pace(most_in_flight=0)}, "at least one call in flight"),
     ],
 )
@@ -280,14 +290,42 @@ def test_the_command_appends_a_traces_calls(tmp_path: Path, capsys: pytest.Captu
     assert out.read_bytes().count(b"\n") == 7
 
 
+@pytest.mark.parametrize(("options", "sent"), [([], None), (["--api-key-env", "DESK_KEY"], "Bearer sk-desk")])
+def test_the_key_of_a_named_variable_is_sent(
+    options: list[str], sent: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESK_KEY", "sk-desk")
+    with ScriptedEndpoint() as endpoint:
+        base = ["--url", endpoint.url, "--model", "m", "--out", str(tmp_path / "calls.jsonl")]
+        assert main([*base, "--requests", "2", "--seconds", "0.1", *options]) == 0
+    assert [ask.headers.get("authorization") for ask in endpoint.asks] == [sent] * 2
+
+
+def test_a_disk_that_fills_up_is_not_the_users_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(log: GatewayLog, exchange: Exchange) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(GatewayLog, "write", full)
+    with ScriptedEndpoint() as endpoint:
+        base = ["--url", endpoint.url, "--model", "m", "--out", str(tmp_path / "calls.jsonl")]
+        assert main([*base, "--requests", "2", "--seconds", "0.1"]) == 3
+    assert "No space left on device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
         (["--trace", "/nowhere.csv"], 2, "traffic: /nowhere.csv: cannot be read as CSV"),
         (["--requests", "0"], 2, "the number of calls is 0"),
         (["--seconds", "0"], 2, "the duration is 0"),
+        (["--seconds", "inf"], 2, "the duration is inf"),
+        (["--speed", "nan"], 2, "a finite speed and timeout"),
         (["--url", "nonsense"], 2, "the server's URL is 'nonsense'"),
-        (["--out", "/proc/nowhere/calls.jsonl"], 2, "/proc/nowhere"),
+        (["--url", "http://[::1/v1"], 2, "the server's URL is 'http://[::1/v1'"),
+        (["--api-key-env", "NOT_SET"], 2, "the environment variable NOT_SET is empty"),
+        (["--out", "/proc/nowhere/calls.jsonl"], 3, "/proc/nowhere"),
     ],
 )
 def test_the_command_names_what_is_wrong_in_one_line(
@@ -301,7 +339,7 @@ def test_the_command_names_what_is_wrong_in_one_line(
 def test_a_server_that_is_down_fails_every_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "calls.jsonl"
     url = "http://127.0.0.1:9/v1"  # the discard port: nothing listens
-    assert main(["--url", url, "--model", "m", "--out", str(out), "--requests", "3", "--seconds", "0.1"]) == 1
+    assert main(["--url", url, "--model", "m", "--out", str(out), "--requests", "3", "--seconds", "0.1"]) == 3
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [line["error_information"]["error_class"] for line in lines] == ["ConnectError"] * 3
     assert "3 failed" in capsys.readouterr().out
@@ -313,5 +351,6 @@ def test_help_names_every_option() -> None:
         [sys.executable, "-m", "anven_pipelines.nano.traffic", "--help"],
         cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True, timeout=30,
     ).stdout  # fmt: skip
-    for option in ("--url", "--model", "--out", "--format", "--requests", "--seconds", "--trace", "--speed", "--seed"):
-        assert option in told
+    options = [option for action in _parser()._actions for option in action.option_strings]
+    assert len(options) > 10
+    assert [option for option in options if option not in told] == []

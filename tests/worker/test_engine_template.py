@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -28,6 +29,10 @@ HELLO: Final = [{"role": "user", "content": "hello"}]
         ("{% for m in messages %}\n  {{ m.content }}\n{% endfor %}", "  hello\n"),
         ("{% for m in messages %}{% break %}{% endfor %}{{ add_generation_prompt }}", "True"),
         ("{{ {'a': '<é>'} | tojson }}", '{"a": "<é>"}'),
+        ("{{ {'b': 'é', 'a': [1]} | tojson(ensure_ascii=True, sort_keys=True) }}", '{"a": [1], "b": "\\u00e9"}'),
+        ("{{ {'a': [1, 2]} | tojson(separators=(',', ':')) }}", '{"a":[1,2]}'),
+        ("{{ {'a': 1} | tojson(indent=2) }}", '{\n  "a": 1\n}'),
+        ("{{ {'a': 'é'} | tojson(true) }}", '{"a": "\\u00e9"}'),
         ("{{ tools is none }}", "True"),
     ],
 )
@@ -50,9 +55,26 @@ def test_a_template_that_refuses_or_misbehaves_is_the_requests_fault(source: str
     assert raised.value.field == "messages"
 
 
+def test_a_template_that_asks_for_the_date_gets_todays() -> None:
+    llama_3 = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}"
+    before = datetime.now().astimezone()
+    written = ChatTemplate(llama_3, special_tokens={}).render(HELLO)
+    assert written in {moment.strftime("%d %b %Y") for moment in (before, datetime.now().astimezone())}
+
+
 def test_a_template_that_is_none_is_refused_with_its_line() -> None:
     with pytest.raises(UnreadableSource, match="line 2"):
         ChatTemplate("\n{% for %}", special_tokens={})
+
+
+def test_a_folders_template_that_is_none_is_refused_with_its_file(copied: Path) -> None:
+    config = copied / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": "\n{% for %}"}), encoding="utf-8")
+    with pytest.raises(UnreadableSource, match=r"copy/tokenizer_config\.json: chat_template is no Jinja .*line 2"):
+        ChatTemplate.of_folder(copied)
+    (copied / "chat_template.jinja").write_text("{% for %}", encoding="utf-8")
+    with pytest.raises(UnreadableSource, match=r"copy/chat_template\.jinja: it is no Jinja template: line 1"):
+        ChatTemplate.of_folder(copied)
 
 
 @pytest.fixture
