@@ -98,7 +98,7 @@ def test_what_is_left_out_is_told_and_what_was_changed_behind_its_back_is_found(
             "output": str(at),
             "ground_truth": str(at),
         }
-        for at in range(400)
+        for at in range(500)
     ]
     lines = [*map(json.dumps, calls), "{not json", json.dumps({**calls[0], "output": "something else"})]
     (tmp_path / "calls.jsonl").write_text("\n".join(lines))
@@ -110,8 +110,8 @@ def test_what_is_left_out_is_told_and_what_was_changed_behind_its_back_is_found(
     done = anven("migrate", str(file), "--json", folder=tmp_path)
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["verdict"] == "INCONCLUSIVE"
-    assert "1 of 402 lines are no logged call" in done.stderr
-    assert "calls.jsonl, line 401" in done.stderr
+    assert "1 of 502 lines are no logged call" in done.stderr
+    assert "calls.jsonl, line 501" in done.stderr
     assert "2 logged calls are left out: calls of one request id say different things" in done.stderr
     assert "scorecard: done" in done.stderr
 

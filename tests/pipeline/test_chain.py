@@ -177,11 +177,11 @@ def test_a_broken_migration_file_leaves_the_other_workloads_alone(place: Place) 
         ({"legacy": {"model": "legacy-model", "logs": "../nothing-*.jsonl"}}, "matches no file"),
         ({"target": {"model": "m", "engine": "recorded", "answers": "../nothing.jsonl"}}, "does not exist"),
         ({"golden": {"size": 5000}}, "5000"),
-        ({"sign_off": {"quality_margin": 0.03}}, r"60 sealed items can never certify .* At least 118 sealed items"),
+        ({"sign_off": {"quality_margin": 0.03}}, r"80 sealed items can never certify .* At least 118 sealed items"),
     ],
 )
 def test_bad_input_gets_one_clear_error(place: Place, changes: dict[str, Any], message: str) -> None:
-    place.write_log([logged_call(at) for at in range(60)])
+    place.write_log([logged_call(at) for at in range(80)])
     write_answers(place)
     with pytest.raises(InvalidInput, match=message):
         place.migrate(place.declare(**changes))

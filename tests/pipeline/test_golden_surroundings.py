@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.manifest import Manifest
 
-ITEMS = 160
+ITEMS = 240
 HALF = {"size": "all", "holdout": 0.5}
 
 
