@@ -81,7 +81,7 @@ def scores(
         context,
         manifest,
         tracking=tracking,
-        metadata={"unmeasured_items": unmeasured, "reasons": markdown_table(_reasons(rows))},
+        metadata={"unmeasured_items": unmeasured, "reasons": markdown_table(reasons_told(rows))},
         params={"graders": ", ".join(grader_name(each, at) for at, each in enumerate(migration.grading))},
         metrics={"unmeasured_items": unmeasured},
         checks=[
@@ -156,13 +156,19 @@ def noise_floor_metadata(scores: Manifest) -> dict[str, str]:
     return {"noise_floor": noise["reason"]} if noise else {}
 
 
-def _reasons(rows: pl.DataFrame) -> pl.DataFrame:
+def reasons_told(rows: pl.DataFrame) -> pl.DataFrame:
+    """Count the reasons of both arms, the most frequent first.
+
+    A wrong answer has a reason, so the counts over sealed items would be the sealed comparison before it is in the
+    ledger: of those, only the unmeasured are counted.
+    """
     arms = [
-        rows.select(pl.lit(arm).alias("arm"), score=f"{arm}_score", reason=f"{arm}_reason").drop_nulls("reason")
+        rows.select("split", pl.lit(arm).alias("arm"), score=f"{arm}_score", reason=f"{arm}_reason")
         for arm in ("legacy", "target")
     ]
-    grouped = pl.concat(arms).group_by("arm", "reason").agg(items=pl.len(), unmeasured=pl.col("score").null_count())
-    return grouped.sort("items", "arm", "reason", descending=[True, False, False]).head(20)
+    told = pl.concat(arms).drop_nulls("reason").filter((pl.col("split") == "open") | pl.col("score").is_null())
+    grouped = told.group_by("arm", "split", "reason").agg(items=pl.len(), unmeasured=pl.col("score").null_count())
+    return grouped.sort("items", "arm", "split", "reason", descending=[True, False, False, False]).head(20)
 
 
 def _scorecard_metadata(card: Scorecard) -> dict[str, dg.MetadataValue | str | int]:

@@ -25,7 +25,7 @@ from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.drift import traffic_until
 from anven_pipelines.domain.errors import MissingInput
 from anven_pipelines.domain.evaluation import TRAFFIC
-from anven_pipelines.domain.golden import GOLDEN, Freeze, freeze
+from anven_pipelines.domain.golden import GOLDEN, Freeze, freeze, opened
 from anven_pipelines.domain.ground_truth import LABELLED, Truths, agreed_labels, labels_stream, with_truths
 from anven_pipelines.domain.holdout import HOLDOUT_WAIVER, draw_key, require_sealed
 from anven_pipelines.domain.manifest import Manifest
@@ -120,7 +120,7 @@ def golden_dataset(
             "noise_floor": (frozen.manifest.facts.get("noise_floor") or {}).get("reason", "not measured"),
             "strata": markdown_table(pl.DataFrame(freezing.facts["strata"])),
             "left_out": dg.MetadataValue.json(freezing.exclusions),
-            "example": markdown_table(freezing.rows.select("id", "source_prompt", "ground_truth"), rows=3),
+            "example": markdown_table(opened(freezing.rows).select("id", "source_prompt", "ground_truth"), rows=3),
             "drawn": dg.MetadataValue.json({name: fact for name, fact in freezing.facts.items() if name != "strata"}),
         },
         params={"size": str(golden.size), "holdout": golden.holdout},

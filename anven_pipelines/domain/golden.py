@@ -157,6 +157,11 @@ def freeze(
     )
 
 
+def opened(golden: pl.DataFrame) -> pl.DataFrame:
+    """Return the items of a golden dataset that may be shown before sign-off."""
+    return golden.filter(pl.col("split") == "open")
+
+
 def _collapsed(calls: pl.DataFrame, golden: Golden, burnt: Collection[str]) -> pl.DataFrame:
     """Count the calls that each qualifying one stands for, and leave out the others as near-duplicates.
 
