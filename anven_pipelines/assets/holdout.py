@@ -13,7 +13,7 @@ from anven_pipelines.resources.state_store import StateStore
 
 
 def ledger_of(workload: str, state: StateStore, artifacts: ArtifactStore) -> Ledger:
-    """Read the ledger; a frozen version is read only where its clusters are asked for.
+    """Read the ledger; a frozen version is read only where its items are asked for.
 
     Raises:
         TamperedLog: an event is not what was appended, so nobody knows what is burnt.
@@ -29,7 +29,8 @@ def ledger_of(workload: str, state: StateStore, artifacts: ArtifactStore) -> Led
                 "what it sealed cannot be told; restore it from a backup"
             )
             raise MissingInput(message)
-        return frozenset(artifacts.read(manifest).filter(pl.col("split") == "sealed")["cluster"])
+        sealed = artifacts.read(manifest).filter(pl.col("split") == "sealed")
+        return frozenset([*sealed["id"], *sealed["cluster"]])
 
     return Ledger(state.events(holdout_stream(workload)), state.events(sign_off_stream(workload)), sealed_of)
 

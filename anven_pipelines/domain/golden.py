@@ -115,8 +115,8 @@ def freeze(
         needed: Items the power calculation asks for if all are independent and weigh the same; counts where
             `golden.size` is `auto`, times what the log's conversations and weights cost.
         baseline: Mean score that is expected of the legacy model.
-        burnt: Conversations that must not be sealed again, neither they nor their near-duplicates; they may still
-            be open items.
+        burnt: Ids and conversations that must not be sealed again, neither they nor their near-duplicates; they may
+            still be open items.
         adversarial: Calls of the declared adversarial files, with the columns of REQUEST_LOG.
 
     Raises:
@@ -165,7 +165,8 @@ def opened(golden: pl.DataFrame) -> pl.DataFrame:
 def _collapsed(calls: pl.DataFrame, golden: Golden, burnt: Collection[str]) -> pl.DataFrame:
     """Count the calls that each qualifying one stands for, and leave out the others as near-duplicates.
 
-    A conversation is burnt too where it stands for a call of one that is: its answer was seen.
+    A conversation is burnt too where it stands for a call of one that is: its answer was seen. A call is known again
+    by its id or by its conversation.
     """
     qualified = calls.filter(pl.col("exclusion").is_null())
     told = (
@@ -175,7 +176,7 @@ def _collapsed(calls: pl.DataFrame, golden: Golden, burnt: Collection[str]) -> p
     )
     counted = told.with_columns(
         calls=pl.len().over("kept").cast(pl.Int64),
-        burnt=pl.col("cluster").is_in(list(burnt)).any().over("kept"),
+        burnt=pl.any_horizontal(pl.col("id", "cluster").is_in(list(burnt))).any().over("kept"),
         exclusion=pl.when(pl.col("kept") != pl.col("id")).then(pl.lit("near duplicate")),
     ).with_columns(pl.col("burnt").any().over("cluster"))
     return pl.concat([counted, calls.filter(pl.col("exclusion").is_not_null())], how="diagonal")

@@ -1,4 +1,4 @@
-"""The sealed holdout's life: who opened which version, which clusters are burnt, and who may look again.
+"""The sealed holdout's life: who opened which version, which items are burnt, and who may look again.
 
 All is derived from two append-only streams: `holdout/<workload>`, in which each look is written before anything is
 read, and `sign_off/<workload>`, in which its outcome follows. A look without an outcome was interrupted after the seal
@@ -134,7 +134,8 @@ class Ledger:
     Attributes:
         opened: Events of the holdout's stream, oldest first.
         verdicts: Events of the sign-off's stream, oldest first.
-        sealed_of: Gives the sealed clusters of a golden dataset by its digest.
+        sealed_of: Gives the names of a golden dataset's sealed items by its digest: their ids and their clusters. An
+            item is known again by either, as a log may gain conversations and an import may leave them out.
     """
 
     opened: Sequence[Event]
@@ -153,7 +154,7 @@ class Ledger:
         return self._resolved(admitted, before=before)
 
     def burnt_before(self, draw: str) -> frozenset[str]:
-        """Return the clusters that a draw must not seal: those burnt before it was first opened, or until now.
+        """Return the names that a draw must not seal: those burnt before it was first opened, or until now.
 
         What was burnt later does not count, so that a draw can be repeated and its verdict reproduced.
         """
@@ -164,7 +165,7 @@ class Ledger:
         """Let a look that was just written into the ledger happen, or refuse it.
 
         Returns:
-            Clusters that were burnt before its measurement was first made: none, unless the migration file waives it.
+            Names that were burnt before its measurement was first made: none, unless the migration file waives it.
 
         Raises:
             BurntHoldout: an earlier look burnt sealed items of its dataset, or its waivers were chosen after a look.
@@ -232,14 +233,16 @@ def _measurement(payload: Mapping[str, object]) -> str:
 
 
 def _explain_late_waivers(look: Look, same: Sequence[Look]) -> str | None:
-    """Refuse to waive, after a failed look, what that look found wanting; what nobody measured may be waived late."""
-    unmeasured = {name for each in same for name, status in each.statuses.items() if status == "unmeasured"}
-    late = sorted(look.waived - same[0].waived - unmeasured - {HOLDOUT_WAIVER})
+    """Refuse to waive, after a failed look, what any look has measured; what nobody measured may be waived late."""
+    told = {(name, status == "unmeasured") for each in same for name, status in each.statuses.items()}
+    never_measured = {name for name, unmeasured in told if unmeasured and (name, False) not in told}
+    late = sorted(look.waived - same[0].waived - never_measured - {HOLDOUT_WAIVER})
     if not late or not any(each.burns for each in same):
         return None
     return (
-        f"sign_off.waive names {', '.join(late)}, which {same[0]} did not waive and has measured; a criterion can be "
-        f"waived before the holdout is opened or where it was unmeasured. Take it out of sign_off.waive again, or "
+        f"sign_off.waive names {', '.join(late)}, which {same[0]} did not waive and which has been measured; a "
+        f"criterion can be waived before the holdout is opened or where no look measured it. Take it out of "
+        f"sign_off.waive again, or "
         f"{_HOW_TO_GO_ON}"
     )
 

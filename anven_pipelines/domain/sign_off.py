@@ -115,7 +115,7 @@ def decide(
         cost: JSON of the cost model, with `status` and `reason`.
         migration: The criteria.
         digests: What the verdict rests on, by name.
-        burnt: Clusters that a failed sign-off has looked at before.
+        burnt: Ids and clusters that a failed sign-off has looked at before.
         noise_floor: JSON of how often the legacy model disagrees with itself; stands beside the quality.
     """
     sealed = scores.filter(pl.col("split") == "sealed").sort("item_id")
@@ -257,7 +257,7 @@ def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:
 
 def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str]) -> tuple[Status, str]:
     """Judge whether the items could have been chosen by: an error rate holds for the first look only."""
-    seen = sealed.filter(pl.col("cluster").is_in(list(burnt))).height
+    seen = sealed.filter(pl.any_horizontal(pl.col("item_id", "cluster").is_in(list(burnt)))).height
     if not seen:
         return "met", f"none of {sealed.height} sealed items was opened for an earlier sign-off that failed"
     return "undecided", (

@@ -361,6 +361,13 @@ def test_adversarial_calls_are_no_traffic_even_without_a_quota() -> None:
     assert result.exclusions == {"adversarial beyond the quota": 1}
 
 
+def test_a_burnt_call_is_known_by_its_id_where_the_log_has_gained_conversations() -> None:
+    calls = [call(n, conversation_id=f"k{n}") for n in range(40)]
+    burnt = {f"r{n:04}" for n in range(10)}
+    again = freeze(log(*calls), migration(holdout=1.0), needed=0, burnt=burnt).rows
+    assert set(again.filter(split="open")["id"]) == burnt
+
+
 def test_a_conversation_that_was_burnt_is_not_sealed_again_nor_is_its_near_duplicate() -> None:
     calls = [call(n, conversation_id=f"k{n // 2}") for n in range(40)]
     first = frozen(calls, migration(size=20, holdout=1.0))

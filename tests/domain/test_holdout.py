@@ -158,6 +158,14 @@ def test_what_nobody_measured_may_be_waived_late_and_what_failed_may_not() -> No
         book.ledger.require_admitted(book.open(waived=["safety", "ttft"]))
 
 
+def test_what_a_later_look_has_measured_may_not_be_waived_any_more() -> None:
+    book = Book()
+    book.conclude(book.open(), "INCONCLUSIVE", cost="unmeasured")
+    book.conclude(book.open(run="run-00002"), "NO-GO", cost="not met")
+    with pytest.raises(BurntHoldout, match="waive names cost"):
+        book.ledger.require_admitted(book.open(run="run-00003", waived=["cost"]))
+
+
 def test_an_export_of_sealed_items_burns_them_for_new_verdicts_and_not_for_those_that_stand() -> None:
     book = Book()
     book.conclude(book.open(), "GO")
