@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars as pl
 
+from anven_pipelines.assets.holdout import record_shown
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import InvalidInput, MissingInput
 from anven_pipelines.domain.golden import GOLDEN
@@ -61,7 +63,7 @@ class Imported(NamedTuple):
 
 
 def export_golden(workload: str, *, home: Path, to: Path | None, form: Form, sealed: bool) -> Exported:
-    """Write the current version for another tool.
+    """Write the current version for another tool; what leaves open was shown, and no later version seals it.
 
     Args:
         workload: Whose golden dataset it is.
@@ -89,8 +91,11 @@ def export_golden(workload: str, *, home: Path, to: Path | None, form: Form, sea
             raise InvalidInput(message)
         place = str(to) if to else f"mlflow:{workload}-{manifest.digest[:12]}"
         counted = int((opened["split"] == "sealed").sum())
+        state = of_kind(definitions, "state", StateStore)
+        state.require_intact()
+        record_shown(manifest, workload, state)
         if counted:
-            _ledger(definitions, workload, manifest, form=form, to=place)
+            _ledger(state, workload, manifest, form=form, to=place)
         _write(definitions, workload, manifest, opened, form=form, to=to, name=place.removeprefix(_FROM_MLFLOW))
     return Exported(workload, manifest.digest, form, place, opened.height, counted)
 
@@ -133,17 +138,24 @@ def _require_place(to: Path | None, form: Form) -> None:
         raise InvalidInput(message)
 
 
-def _ledger(definitions: dg.Definitions, workload: str, manifest: Manifest, *, form: Form, to: str) -> None:
+def _ledger(state: StateStore, workload: str, manifest: Manifest, *, form: Form, to: str) -> None:
     """Write the opening down before anything leaves."""
-    now, state = datetime.now(UTC), of_kind(definitions, "state", StateStore)
-    state.require_intact()
+    now = datetime.now(UTC)
     state.append(
         stream=holdout_stream(workload),
         kind=EXPORTED,
         key=f"export/{now.isoformat()}",
-        payload={"golden_dataset": manifest.digest, "by": getpass.getuser(), "form": form, "to": to},
+        payload={"golden_dataset": manifest.digest, "by": _user(), "form": form, "to": to},
         now=now,
     )
+
+
+def _user() -> str:
+    """Return who runs this; a container may run under a number that no name belongs to."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _write(

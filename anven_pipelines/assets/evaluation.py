@@ -5,6 +5,7 @@ import polars as pl
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.check import Check
+from anven_pipelines.assets.holdout import record_shown
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     OWNERS,
@@ -26,6 +27,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import Migration, RagasGrader
 
 _ITEMS_CONSERVED = Check("scores", "items_conserved", "Every golden item has exactly one row of scores.", blocking=True)
@@ -48,17 +50,18 @@ _ARMS_EQUALLY_MEASURED = Check(
     ],
 )
 @carries_checks
-def scores(
+def scores(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and resources as arguments
     context: dg.AssetExecutionContext,
     golden_dataset: Manifest,
     legacy_answers: Manifest,
     target_answers: Manifest,
     migrations: Migrations,
     artifacts: ArtifactStore,
+    state: StateStore,
     judge: Judge,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
-    """Score and contract check of both arms, one row per golden item."""
+    """Score and contract check of both arms, one row per golden item; from here on the open items are known."""
     require_same("golden_dataset", legacy_answers, target_answers, current=golden_dataset)
     migration = migrations.of(context.partition_key).migration
     require_current(migration, golden_dataset=golden_dataset, target_answers=target_answers)
@@ -75,6 +78,7 @@ def scores(
         **declared_input(migration, "scores"),
     }
     facts = {"grader_version": GRADER_VERSION, "noise_floor": golden_dataset.facts.get("noise_floor")}
+    record_shown(golden_dataset, context.partition_key, state)
     manifest = artifacts.publish(SCORES, [rows], inputs=inputs, facts=facts)
     unmeasured = int((rows["legacy_score"].is_null() | rows["target_score"].is_null()).sum())
     return result(

@@ -140,6 +140,9 @@ def test_sealed_items_stay_behind_unless_asked_for_and_letting_them_out_burns_th
     (event,) = at_home.state.events("holdout/support")
     assert event.kind == "exported"
     assert event.payload["golden_dataset"] == golden(at_home).digest
+    assert "none of 124 items can be sealed" in failure(materialize(at_home, "golden_dataset"))
+    at_home.write_log([logged_call(at) for at in range(2 * ITEMS)])
+    assert materialize(at_home, "request_log", "2026-10-05").success
     assert materialize(at_home, "golden_dataset").success
     after = at_home.artifacts.read(golden(at_home)).filter(split="sealed")["id"]
     assert not set(before) & set(after)
