@@ -7,7 +7,7 @@ import polars as pl
 
 from anven_pipelines.domain.errors import MissingInput
 from anven_pipelines.domain.ground_truth import changed_truths, explain_stale_verdict
-from anven_pipelines.domain.holdout import SHOWN, Ledger, holdout_stream, shown_stream
+from anven_pipelines.domain.holdout import ASKED, SHOWN, Ledger, holdout_stream, shown_stream
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.sign_off import sign_off_stream
 from anven_pipelines.resources.artifact_store import ArtifactStore
@@ -51,6 +51,17 @@ def record_shown(golden: Manifest, workload: str, state: StateStore) -> None:
         kind=SHOWN,
         key=f"{golden.digest}/{draw}",
         payload={"golden_dataset": golden.digest, "draw": draw},
+        now=datetime.now(UTC),
+    )
+
+
+def record_asked(golden: Manifest, workload: str, state: StateStore, *, night: str, model: str) -> None:
+    """Write into the ledger that production is asked all items of a version; once a night for each model."""
+    state.append(
+        stream=holdout_stream(workload),
+        kind=ASKED,
+        key=f"regression/{night}/{golden.digest}/{model}",
+        payload={"golden_dataset": golden.digest, "night": night, "model": model},
         now=datetime.now(UTC),
     )
 

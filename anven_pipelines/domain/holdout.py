@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OPENED: Final = "opened"
 EXPORTED: Final = "exported"
+ASKED: Final = "asked"
 SHOWN: Final = "shown"
 HOLDOUT_WAIVER: Final = "holdout"
 MEASURED: Final = (
@@ -44,6 +45,10 @@ MEASURED: Final = (
 _DECIDES_AN_ATTEMPT: Final = {"legacy", "target", "grading", "contract", "prompt", "golden"}
 
 Outcome = Literal["GO", "NO-GO", "INCONCLUSIVE", "no verdict"]
+
+
+_NO_SIGN_OFF: Final = {EXPORTED: "an export", ASKED: "a nightly regression"}
+"""Kinds of looks that no verdict follows: each is admitted, and burns."""
 
 
 def holdout_stream(workload: str) -> str:
@@ -116,10 +121,11 @@ class Look(NamedTuple):
     Attributes:
         seq: Number of its event: the order in which the looks were asked for.
         day: UTC, as it stands in the ledger.
-        run: Dagster run that opened it; None where a command did.
+        run: Dagster run that opened it; None where it was opened otherwise than by a sign-off.
         golden: Digest of the golden dataset whose sealed items it opened.
         draw: Key of that dataset's draw; None where it was opened otherwise than by a sign-off.
-        measurement: Digest over `MEASURED`: looks that share it see the same scores against the same limits.
+        measurement: Digest over `MEASURED`: looks that share it see the same scores against the same limits. The kind
+            of its event where it is no sign-off's.
         waived: Criteria that were waived.
         outcome: The verdict that followed.
         statuses: Status of each criterion in that verdict.
@@ -142,7 +148,7 @@ class Look(NamedTuple):
 
     def __str__(self) -> str:
         """Write it as `run 1a2b3c4d on 2026-11-21 (NO-GO)`."""
-        by = f"run {self.run[:8]}" if self.run else "an export"
+        by = f"run {self.run[:8]}" if self.run else _NO_SIGN_OFF[self.measurement]
         return f"{by} on {self.day} ({self.outcome})"
 
 
@@ -168,7 +174,7 @@ class Ledger:
     def looks(self, *, before: int | None = None) -> list[Look]:
         """Return the looks that were admitted, as they stood before an event's number; None is now."""
         admitted: list[Look] = []
-        for event in self.opened:  # whether a look was admitted depends on those before it
+        for event in self._telling:  # whether a look was admitted depends on those before it
             if before is not None and event.seq >= before:
                 break
             look = _look(event)
@@ -209,7 +215,7 @@ class Ledger:
 
     def _refusal(self, look: Look, earlier: Sequence[Look]) -> str | None:
         """Say why a look is not admitted after the earlier ones; None where it is."""
-        if look.measurement == EXPORTED:
+        if look.measurement in _NO_SIGN_OFF:
             return None
         if same := [each for each in earlier if each.measurement == look.measurement]:
             return _explain_late_waivers(look, same)
@@ -235,6 +241,18 @@ class Ledger:
         return look._replace(outcome=payload["verdict"], statuses=payload.get("statuses", {}))
 
     @cached_property
+    def _telling(self) -> list[Event]:
+        """The events without the nights after a version's first: they add nothing, and there is one every night."""
+        asked: set[str] = set()
+        telling: list[Event] = []
+        for event in self.opened:  # keeps the first of its kind
+            if event.kind == ASKED and event.payload["golden_dataset"] in asked:
+                continue
+            asked |= {event.payload["golden_dataset"]} if event.kind == ASKED else set()
+            telling.append(event)
+        return telling
+
+    @cached_property
     def _verdicts(self) -> dict[str, list[Event]]:
         """The verdicts by what they measured."""
         found: dict[str, list[Event]] = {}
@@ -258,14 +276,14 @@ class Ledger:
 
 
 def _look(event: Event) -> Look:
-    payload, exported = event.payload, event.kind == EXPORTED
+    payload = event.payload
     return Look(
         seq=event.seq,
         day=event.ts_text[:10],
         run=payload.get("run"),
         golden=payload["golden_dataset"],
         draw=payload.get("draw"),
-        measurement=EXPORTED if exported else _measurement(payload),
+        measurement=event.kind if event.kind in _NO_SIGN_OFF else _measurement(payload),
         waived=frozenset(payload.get("waived", ())),
     )
 

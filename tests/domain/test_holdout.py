@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from anven_pipelines.domain.errors import BurntHoldout
 from anven_pipelines.domain.events import GENESIS, Event, Head, follow
 from anven_pipelines.domain.holdout import (
+    ASKED,
     EXPORTED,
     OPENED,
     SHOWN,
@@ -63,6 +64,9 @@ class Book:
 
     def export(self, golden: str = "first") -> Event:
         return self._append(self.events, holdout_stream("w"), EXPORTED, {"golden_dataset": golden, "to": "file"})
+
+    def ask(self, night: str) -> Event:
+        return self._append(self.events, holdout_stream("w"), ASKED, {"golden_dataset": "first", "night": night})
 
     def show(self, golden: str, draw: str | None) -> Event:
         return self._append(self.shown, shown_stream("w"), SHOWN, {"golden_dataset": golden, "draw": draw})
@@ -182,6 +186,20 @@ def test_an_export_of_sealed_items_burns_them_for_new_verdicts_and_not_for_those
     with pytest.raises(BurntHoldout, match="an export"):
         book.ledger.require_admitted(book.open(answers="m2"))
     assert book.ledger.seen_before("d2").burnt == {"a", "b"}
+
+
+def test_a_nightly_regression_burns_for_new_verdicts_and_not_for_the_one_that_stands() -> None:
+    book = Book()
+    book.conclude(book.open(), "GO")
+    nights = [book.ask("2026-11-21"), book.ask("2026-11-22")]
+    assert book.ledger.require_admitted(book.open()) == Seen()
+    with pytest.raises(BurntHoldout, match="a nightly regression on 2026-11-21"):
+        book.ledger.require_admitted(book.open(answers="m2"))
+    assert book.ledger.seen_before("d2").burnt == {"a", "b"}
+    assert book.ledger.seen_before("d1") == Seen(), "the verdict must reproduce"
+    seqs = [look.seq for look in book.ledger.looks()]
+    assert nights[0].seq in seqs
+    assert nights[1].seq not in seqs, "a later night burns nothing more"
 
 
 def test_a_draw_exported_before_its_first_sign_off_is_drawn_anew() -> None:
