@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars as pl
 
-from anven_pipelines.assets.holdout import record_shown
+from anven_pipelines.assets.holdout import ledger_of, record_shown
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import InvalidInput, MissingInput
-from anven_pipelines.domain.golden import GOLDEN
+from anven_pipelines.domain.golden import GOLDEN, NOTHING_SEEN
 from anven_pipelines.domain.golden_exchange import (
     SPLITS,
     Record,
@@ -26,8 +26,9 @@ from anven_pipelines.domain.golden_exchange import (
     jsonl,
     mlflow_records,
     of_mlflow,
+    splits_are_told,
 )
-from anven_pipelines.domain.holdout import EXPORTED, holdout_stream
+from anven_pipelines.domain.holdout import EXPORTED, HOLDOUT_WAIVER, holdout_stream, require_sealed
 from anven_pipelines.migrate import of_kind, prepared, tracking_of
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
@@ -112,16 +113,23 @@ def import_golden(source: str, *, workload: str, home: Path) -> Imported:
 
     Raises:
         InvalidInput: a row is no golden item, or the source is of none of these forms; nothing is imported.
+        BurntHoldout: the rows do not say their split, and each was seen.
     """
     with prepared(home) as definitions:
-        golden = of_kind(definitions, "migrations", Migrations).of(workload).migration.golden
+        migration = of_kind(definitions, "migrations", Migrations).of(workload).migration
         artifacts = of_kind(definitions, "artifacts", ArtifactStore)
         if source.startswith(_FROM_MLFLOW):
             name = source.removeprefix(_FROM_MLFLOW)
             records = of_mlflow(tracking_of(definitions).read_dataset(name))
         else:
             records = _read(Path(source))
-        rows = imported_rows(records, holdout=golden.holdout, seed=golden.seed)
+        waived = HOLDOUT_WAIVER in migration.sign_off.waive
+        seen = (
+            NOTHING_SEEN if waived else ledger_of(workload, of_kind(definitions, "state", StateStore), artifacts).seen()
+        )
+        rows = imported_rows(records, migration.golden, seen=seen)
+        if not splits_are_told(records):
+            require_sealed(rows, migration)
         sealed = int((rows["split"] == "sealed").sum())
         facts = {"imported": True, "items": rows.height, "sealed": sealed, "open": rows.height - sealed}
         manifest = artifacts.publish(GOLDEN, [rows], inputs={"imported": digest_of(source)}, facts={"golden": facts})

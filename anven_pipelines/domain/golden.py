@@ -182,14 +182,15 @@ def _collapsed(calls: pl.DataFrame, golden: Golden, seen: Seen) -> pl.DataFrame:
     )
     counted = told.with_columns(
         calls=pl.len().over("kept").cast(pl.Int64),
-        burnt=_named_in(seen.burnt).any().over("kept"),
-        seen=_named_in(seen.burnt | seen.shown).any().over("kept"),
+        burnt=named_in(seen.burnt).any().over("kept"),
+        seen=named_in(seen.burnt | seen.shown).any().over("kept"),
         exclusion=pl.when(pl.col("kept") != pl.col("id")).then(pl.lit("near duplicate")),
     ).with_columns(pl.col("burnt", "seen").any().over("cluster"))
     return pl.concat([counted, calls.filter(pl.col("exclusion").is_not_null())], how="diagonal")
 
 
-def _named_in(names: Collection[str]) -> pl.Expr:
+def named_in(names: Collection[str]) -> pl.Expr:
+    """Say whether an item is among the names by its id or its cluster."""
     return pl.any_horizontal(pl.col("id", "cluster").is_in(list(names)))
 
 
@@ -238,9 +239,14 @@ def _quota_items(edges: pl.DataFrame, probes: pl.DataFrame, traffic: pl.DataFram
         ],
         how="diagonal",
     )
+    return sealed_beside(extra, traffic, golden.holdout)
+
+
+def sealed_beside(extra: pl.DataFrame, traffic: pl.DataFrame, holdout: float) -> pl.DataFrame:
+    """Seal what stands for no traffic, role by role; a conversation that stands in the traffic keeps its split."""
     settled = extra.join(traffic.select("cluster", "split").unique(), on="cluster")
     others = extra.join(traffic, on="cluster", how="anti").with_columns(stratum="role")
-    return pl.concat([settled, sealed(others, golden.holdout)], how="diagonal")
+    return pl.concat([settled, sealed(others, holdout)], how="diagonal")
 
 
 def _count_left_out(

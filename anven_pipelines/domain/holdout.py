@@ -182,6 +182,10 @@ class Ledger:
                 admitted.append(look)
         return self._resolved(admitted, before=before)
 
+    def seen(self) -> Seen:
+        """Return the names that were seen until now."""
+        return Seen(self._burnt_by(self.looks()), self._open_in(self._shown_before(None)))
+
     def seen_before(self, draw: str) -> Seen:
         """Return the names that a draw must not seal: those seen before it was first opened, or until now.
 

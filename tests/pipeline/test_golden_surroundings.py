@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -163,6 +164,38 @@ def test_an_imported_version_is_judged_on_where_the_migration_file_names_it(at_h
     assert verdict.quality.n == made.sealed_items == 10
     at_home.declare(golden=HALF | {"version": "0" * 64})
     assert "is no version of 'support'" in failure(materialize(at_home, "golden_dataset"))
+
+
+def test_burnt_items_come_in_as_open_ones_and_an_import_of_nothing_else_is_refused(at_home: Place) -> None:
+    freeze(at_home)
+    golden_exchange.export_golden(
+        "support", home=at_home.folder, to=at_home.folder / "all.jsonl", form="jsonl", sealed=True
+    )
+    file = at_home.folder / "mine.jsonl"
+    for count, expected in ((ITEMS, None), (ITEMS + 3, 3)):
+        rows = [
+            {"id": f"call-{at:04d}", "source_prompt": [{"role": "user", "content": "x?"}], "source_output": str(at)}
+            for at in range(count)
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if expected is None:
+            with pytest.raises(InvalidInput, match=f"none of {count} items can be sealed"):
+                golden_exchange.import_golden(str(file), workload="support", home=at_home.folder)
+        else:
+            made = golden_exchange.import_golden(str(file), workload="support", home=at_home.folder)
+            assert made.sealed_items == expected
+
+
+def test_an_export_by_a_number_without_a_name_is_ledgered(at_home: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError
+
+    freeze(at_home)
+    monkeypatch.setattr("getpass.getuser", nameless)
+    to = at_home.folder / "all.jsonl"
+    golden_exchange.export_golden("support", home=at_home.folder, to=to, form="jsonl", sealed=True)
+    (event,) = at_home.state.events("holdout/support")
+    assert event.payload["by"] == f"uid {os.getuid()}"
 
 
 def test_a_bad_file_imports_nothing_and_nothing_to_export_is_told(at_home: Place) -> None:

@@ -14,6 +14,8 @@ from anven_pipelines.domain.errors import InvalidInput
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anven_pipelines.domain.sign_off import Verdict
     from anven_pipelines.resources.migrations import Declared
 
@@ -32,10 +34,10 @@ def sealed(place: Place) -> set[str]:
     return set(place.artifacts.read(manifest).filter(pl.col("split") == "sealed")["cluster"])
 
 
-def failed(place: Place) -> Verdict:
+def failed(place: Place, golden: Mapping[str, object] = HALF) -> Verdict:
     place.write_log([logged_call(at) for at in range(ITEMS)])
     write_answers(place, wrong=ITEMS)
-    verdict = place.migrate(place.declare(golden=HALF))
+    verdict = place.migrate(place.declare(golden=golden))
     assert verdict.verdict == "NO-GO"
     return verdict
 
@@ -96,9 +98,8 @@ def test_before_anything_is_shown_another_seed_seals_others(place: Place) -> Non
 
 
 def test_with_everything_sealed_more_logs_are_needed_or_a_waiver_that_the_verdict_tells(place: Place) -> None:
-    failed(place)
     everything = {"size": "all", "holdout": 1.0}
-    place.migrate(place.declare(golden=everything))
+    failed(place, everything)
     with pytest.raises(InvalidInput, match=f"none of {ITEMS} items can be sealed: .* add logs"):
         place.migrate(place.declare(golden=everything | {"seed": 7}))
     waive = {"quality_margin": 0.05, "waive": ["ttft", "cost", "safety", "holdout"]}
