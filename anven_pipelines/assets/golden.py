@@ -132,7 +132,7 @@ def golden_dataset(
         checks=[
             _candidates_conserved(frozen),
             _enough_sealed_items(certified, declared),
-            _every_stratum_sealed(freezing),
+            every_stratum_sealed(freezing),
             _quotas_filled(freezing),
             _verdict_is_current(context.partition_key, freezing.rows, state, artifacts),
         ],
@@ -243,7 +243,8 @@ def _candidates_conserved(frozen: _Frozen) -> dg.AssetCheckResult:
     )
 
 
-def _every_stratum_sealed(freezing: Freeze) -> dg.AssetCheckResult:
+def every_stratum_sealed(freezing: Freeze) -> dg.AssetCheckResult:
+    """Name the strata that a verdict cannot speak for."""
     without = freezing.facts.get("strata_without_sealed", [])
     return _EVERY_STRATUM_SEALED.result(
         passed=not without,

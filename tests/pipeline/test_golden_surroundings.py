@@ -11,7 +11,10 @@ import dagster as dg
 import pytest
 
 from anven_pipelines import golden_exchange
+from anven_pipelines.assets.golden import every_stratum_sealed
 from anven_pipelines.domain.errors import InvalidInput, MissingInput
+from anven_pipelines.domain.golden import Freeze
+from tests.builders import golden_of
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 
 if TYPE_CHECKING:
@@ -162,8 +165,21 @@ def test_an_imported_version_is_judged_on_where_the_migration_file_names_it(at_h
     verdict = at_home.migrate(at_home.declare(golden=HALF | {"version": made.golden_dataset}))
     assert verdict.digests["golden_dataset"] == made.golden_dataset
     assert verdict.quality.n == made.sealed_items == 10
+    assert found(materialize(at_home, "golden_dataset"), "candidates_conserved") == (
+        True,
+        "nothing was drawn: golden.version names a frozen version of 20 items, and 20 were read",
+    )
     at_home.declare(golden=HALF | {"version": "0" * 64})
     assert "is no version of 'support'" in failure(materialize(at_home, "golden_dataset"))
+
+
+def test_a_stratum_without_a_sealed_item_is_named_in_a_warning() -> None:
+    for without, passed, said in (([], True, "has a sealed item"), (["{task: b}"], False, "speak for {task: b}: ")):
+        facts = {"strata_without_sealed": without}
+        check = every_stratum_sealed(Freeze(rows=golden_of(1), exclusions={}, candidates=1, facts=facts))
+        assert check.passed == passed
+        assert said in str(check.description)
+        assert check.severity == dg.AssetCheckSeverity.WARN
 
 
 def test_burnt_items_come_in_as_open_ones_and_an_import_of_nothing_else_is_refused(at_home: Place) -> None:
