@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import polars as pl
 
+from anven_pipelines.assets.holdout import ledger_of, record_shown
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import InvalidInput, MissingInput
-from anven_pipelines.domain.golden import GOLDEN
+from anven_pipelines.domain.golden import GOLDEN, NOTHING_SEEN
 from anven_pipelines.domain.golden_exchange import (
     SPLITS,
     Record,
@@ -24,8 +26,9 @@ from anven_pipelines.domain.golden_exchange import (
     jsonl,
     mlflow_records,
     of_mlflow,
+    splits_are_told,
 )
-from anven_pipelines.domain.holdout import EXPORTED, holdout_stream
+from anven_pipelines.domain.holdout import EXPORTED, HOLDOUT_WAIVER, holdout_stream, require_sealed
 from anven_pipelines.migrate import of_kind, prepared, tracking_of
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
@@ -61,7 +64,7 @@ class Imported(NamedTuple):
 
 
 def export_golden(workload: str, *, home: Path, to: Path | None, form: Form, sealed: bool) -> Exported:
-    """Write the current version for another tool.
+    """Write the current version for another tool; what leaves open was shown, and no later version seals it.
 
     Args:
         workload: Whose golden dataset it is.
@@ -89,8 +92,11 @@ def export_golden(workload: str, *, home: Path, to: Path | None, form: Form, sea
             raise InvalidInput(message)
         place = str(to) if to else f"mlflow:{workload}-{manifest.digest[:12]}"
         counted = int((opened["split"] == "sealed").sum())
+        state = of_kind(definitions, "state", StateStore)
+        state.require_intact()
+        record_shown(manifest, workload, state)
         if counted:
-            _ledger(definitions, workload, manifest, form=form, to=place)
+            _ledger(state, workload, manifest, form=form, to=place)
         _write(definitions, workload, manifest, opened, form=form, to=to, name=place.removeprefix(_FROM_MLFLOW))
     return Exported(workload, manifest.digest, form, place, opened.height, counted)
 
@@ -107,16 +113,23 @@ def import_golden(source: str, *, workload: str, home: Path) -> Imported:
 
     Raises:
         InvalidInput: a row is no golden item, or the source is of none of these forms; nothing is imported.
+        BurntHoldout: the rows do not say their split, and each was seen.
     """
     with prepared(home) as definitions:
-        golden = of_kind(definitions, "migrations", Migrations).of(workload).migration.golden
+        migration = of_kind(definitions, "migrations", Migrations).of(workload).migration
         artifacts = of_kind(definitions, "artifacts", ArtifactStore)
         if source.startswith(_FROM_MLFLOW):
             name = source.removeprefix(_FROM_MLFLOW)
             records = of_mlflow(tracking_of(definitions).read_dataset(name))
         else:
             records = _read(Path(source))
-        rows = imported_rows(records, holdout=golden.holdout, seed=golden.seed)
+        waived = HOLDOUT_WAIVER in migration.sign_off.waive
+        seen = (
+            NOTHING_SEEN if waived else ledger_of(workload, of_kind(definitions, "state", StateStore), artifacts).seen()
+        )
+        rows = imported_rows(records, migration.golden, seen=seen)
+        if not splits_are_told(records):
+            require_sealed(rows, migration)
         sealed = int((rows["split"] == "sealed").sum())
         facts = {"imported": True, "items": rows.height, "sealed": sealed, "open": rows.height - sealed}
         manifest = artifacts.publish(GOLDEN, [rows], inputs={"imported": digest_of(source)}, facts={"golden": facts})
@@ -133,17 +146,24 @@ def _require_place(to: Path | None, form: Form) -> None:
         raise InvalidInput(message)
 
 
-def _ledger(definitions: dg.Definitions, workload: str, manifest: Manifest, *, form: Form, to: str) -> None:
+def _ledger(state: StateStore, workload: str, manifest: Manifest, *, form: Form, to: str) -> None:
     """Write the opening down before anything leaves."""
-    now, state = datetime.now(UTC), of_kind(definitions, "state", StateStore)
-    state.require_intact()
+    now = datetime.now(UTC)
     state.append(
         stream=holdout_stream(workload),
         kind=EXPORTED,
         key=f"export/{now.isoformat()}",
-        payload={"golden_dataset": manifest.digest, "by": getpass.getuser(), "form": form, "to": to},
+        payload={"golden_dataset": manifest.digest, "by": _user(), "form": form, "to": to},
         now=now,
     )
+
+
+def _user() -> str:
+    """Return who runs this; a container may run under a number that no name belongs to."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _write(

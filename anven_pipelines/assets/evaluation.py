@@ -5,6 +5,7 @@ import polars as pl
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.check import Check
+from anven_pipelines.assets.holdout import record_shown
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     OWNERS,
@@ -26,6 +27,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import Migration, RagasGrader
 
 _ITEMS_CONSERVED = Check("scores", "items_conserved", "Every golden item has exactly one row of scores.", blocking=True)
@@ -48,17 +50,18 @@ _ARMS_EQUALLY_MEASURED = Check(
     ],
 )
 @carries_checks
-def scores(
+def scores(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and resources as arguments
     context: dg.AssetExecutionContext,
     golden_dataset: Manifest,
     legacy_answers: Manifest,
     target_answers: Manifest,
     migrations: Migrations,
     artifacts: ArtifactStore,
+    state: StateStore,
     judge: Judge,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
-    """Score and contract check of both arms, one row per golden item."""
+    """Score and contract check of both arms, one row per golden item; from here on the open items are known."""
     require_same("golden_dataset", legacy_answers, target_answers, current=golden_dataset)
     migration = migrations.of(context.partition_key).migration
     require_current(migration, golden_dataset=golden_dataset, target_answers=target_answers)
@@ -75,13 +78,14 @@ def scores(
         **declared_input(migration, "scores"),
     }
     facts = {"grader_version": GRADER_VERSION, "noise_floor": golden_dataset.facts.get("noise_floor")}
+    record_shown(golden_dataset, context.partition_key, state)
     manifest = artifacts.publish(SCORES, [rows], inputs=inputs, facts=facts)
     unmeasured = int((rows["legacy_score"].is_null() | rows["target_score"].is_null()).sum())
     return result(
         context,
         manifest,
         tracking=tracking,
-        metadata={"unmeasured_items": unmeasured, "reasons": markdown_table(_reasons(rows))},
+        metadata={"unmeasured_items": unmeasured, "reasons": markdown_table(reasons_told(rows))},
         params={"graders": ", ".join(grader_name(each, at) for at, each in enumerate(migration.grading))},
         metrics={"unmeasured_items": unmeasured},
         checks=[
@@ -156,13 +160,19 @@ def noise_floor_metadata(scores: Manifest) -> dict[str, str]:
     return {"noise_floor": noise["reason"]} if noise else {}
 
 
-def _reasons(rows: pl.DataFrame) -> pl.DataFrame:
+def reasons_told(rows: pl.DataFrame) -> pl.DataFrame:
+    """Count the reasons of both arms, the most frequent first.
+
+    A wrong answer has a reason, so the counts over sealed items would be the sealed comparison before it is in the
+    ledger: of those, only the unmeasured are counted.
+    """
     arms = [
-        rows.select(pl.lit(arm).alias("arm"), score=f"{arm}_score", reason=f"{arm}_reason").drop_nulls("reason")
+        rows.select("split", pl.lit(arm).alias("arm"), score=f"{arm}_score", reason=f"{arm}_reason")
         for arm in ("legacy", "target")
     ]
-    grouped = pl.concat(arms).group_by("arm", "reason").agg(items=pl.len(), unmeasured=pl.col("score").null_count())
-    return grouped.sort("items", "arm", "reason", descending=[True, False, False]).head(20)
+    told = pl.concat(arms).drop_nulls("reason").filter((pl.col("split") == "open") | pl.col("score").is_null())
+    grouped = told.group_by("arm", "split", "reason").agg(items=pl.len(), unmeasured=pl.col("score").null_count())
+    return grouped.sort("items", "arm", "split", "reason", descending=[True, False, False, False]).head(20)
 
 
 def _scorecard_metadata(card: Scorecard) -> dict[str, dg.MetadataValue | str | int]:

@@ -25,7 +25,7 @@ from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.drift import traffic_until
 from anven_pipelines.domain.errors import MissingInput
 from anven_pipelines.domain.evaluation import TRAFFIC
-from anven_pipelines.domain.golden import GOLDEN, Freeze, freeze
+from anven_pipelines.domain.golden import GOLDEN, NOTHING_SEEN, Freeze, freeze, opened
 from anven_pipelines.domain.ground_truth import LABELLED, Truths, agreed_labels, labels_stream, with_truths
 from anven_pipelines.domain.holdout import HOLDOUT_WAIVER, draw_key, require_sealed
 from anven_pipelines.domain.manifest import Manifest
@@ -57,6 +57,9 @@ _ENOUGH_SEALED_ITEMS = Check(
     "golden_dataset", "enough_sealed_items", "As many sealed items as the margin is planned to need."
 )
 _QUOTAS_FILLED = Check("golden_dataset", "quotas_filled", "Edge-case and adversarial quotas are filled.")
+_EVERY_STRATUM_SEALED = Check(
+    "golden_dataset", "every_stratum_sealed", "Every stratum to which a sealed item falls by its size has one."
+)
 _VERDICT_IS_CURRENT = Check(
     "golden_dataset", "verdict_is_current", "No ground truth that the latest verdict used has changed since."
 )
@@ -73,6 +76,7 @@ _VERDICT_IS_CURRENT = Check(
     check_specs=[
         _CANDIDATES_CONSERVED.spec,
         _ENOUGH_SEALED_ITEMS.spec,
+        _EVERY_STRATUM_SEALED.spec,
         _QUOTAS_FILLED.spec,
         _VERDICT_IS_CURRENT.spec,
     ],
@@ -116,22 +120,19 @@ def golden_dataset(
             "sealed_items": sealed.height,
             "items_needed": certified["sealed_items_needed"],
             "certified_margin": certified["margin"],
-            "burnt_conversations": frozen.burnt,
+            "seen_before": freezing.seen,
             "noise_floor": (frozen.manifest.facts.get("noise_floor") or {}).get("reason", "not measured"),
             "strata": markdown_table(pl.DataFrame(freezing.facts["strata"])),
             "left_out": dg.MetadataValue.json(freezing.exclusions),
-            "example": markdown_table(freezing.rows.select("id", "source_prompt", "ground_truth"), rows=3),
+            "example": markdown_table(opened(freezing.rows).select("id", "source_prompt", "ground_truth"), rows=3),
             "drawn": dg.MetadataValue.json({name: fact for name, fact in freezing.facts.items() if name != "strata"}),
         },
         params={"size": str(golden.size), "holdout": golden.holdout},
         metrics={"items": freezing.rows.height, "sealed_items": sealed.height, "certified_margin": certified["margin"]},
         checks=[
-            _CANDIDATES_CONSERVED.result(
-                passed=frozen.candidates == freezing.rows.height + sum(freezing.exclusions.values()),
-                found=f"{frozen.candidates} calls = {freezing.rows.height} items + "
-                f"{sum(freezing.exclusions.values())} left out",
-            ),
+            _candidates_conserved(frozen),
             _enough_sealed_items(certified, declared),
+            every_stratum_sealed(freezing),
             _quotas_filled(freezing),
             _verdict_is_current(context.partition_key, freezing.rows, state, artifacts),
         ],
@@ -139,12 +140,18 @@ def golden_dataset(
 
 
 class _Frozen(NamedTuple):
-    """A version and how it came about."""
+    """A version and how it came about.
+
+    Attributes:
+        manifest: Of the version.
+        freezing: Its rows and what became of the rest.
+        candidates: Calls that there were to draw from; None where the version was taken over as it stands.
+        disputed: Items that people label differently.
+    """
 
     manifest: Manifest
     freezing: Freeze
-    candidates: int
-    burnt: int
+    candidates: int | None
     disputed: tuple[str, ...] = ()
 
 
@@ -156,7 +163,7 @@ def _drawn(
     state: StateStore,
     artifacts: ArtifactStore,
 ) -> _Frozen:
-    """Draw a version from the logged calls; it seals nothing that a failed sign-off has looked at."""
+    """Draw a version from the logged calls; it seals nothing that was opened or stood open before."""
     migration, truths = declared.migration, _truths(declared, state)
     drawn_from = {
         "request_log": logged.digest,
@@ -165,17 +172,17 @@ def _drawn(
     }
     draw = draw_key(migration, drawn_from)
     waived = HOLDOUT_WAIVER in migration.sign_off.waive
-    burnt = frozenset[str]() if waived else ledger_of(migration.workload, state, artifacts).burnt_before(draw)
+    seen = NOTHING_SEEN if waived else ledger_of(migration.workload, state, artifacts).seen_before(draw)
     calls = with_truths(artifacts.read(logged), truths) if truths else artifacts.read(logged)
     freezing = freeze(
         calls,
         migration,
         needed=math.ceil(plan["sealed_items"] / migration.golden.holdout),
         baseline=plan["baseline"],
-        burnt=burnt,
+        seen=seen,
         adversarial=adversarial,
     )
-    require_sealed(freezing.rows, burnt, migration)
+    require_sealed(freezing.rows, migration)
     sealed = _sealed_traffic(freezing.rows)
     require_reachable(sealed, migration)
     manifest = artifacts.publish(
@@ -188,7 +195,7 @@ def _drawn(
             "traffic_until": traffic_until(calls),
         },
     )
-    return _Frozen(manifest, freezing, logged.rows + adversarial.height, len(burnt), truths.disputed if truths else ())
+    return _Frozen(manifest, freezing, logged.rows + adversarial.height, truths.disputed if truths else ())
 
 
 def _pinned(version: str, declared: Declared, artifacts: ArtifactStore) -> _Frozen:
@@ -209,7 +216,7 @@ def _pinned(version: str, declared: Declared, artifacts: ArtifactStore) -> _Froz
     require_reachable(_sealed_traffic(rows), migration)
     inputs = {"draw": draw_key(migration, {}), **declared_input(migration, "golden_dataset")}
     freezing = Freeze(rows=rows, exclusions={}, candidates=rows.height, facts={"strata": [], "version": version})
-    return _Frozen(stored.model_copy(update={"inputs": inputs}), freezing, rows.height, 0)
+    return _Frozen(stored.model_copy(update={"inputs": inputs}), freezing, None)
 
 
 def _truths(declared: Declared, state: StateStore) -> Truths | None:
@@ -220,6 +227,33 @@ def _truths(declared: Declared, state: StateStore) -> Truths | None:
     if truth.source == "labels":
         return agreed_labels(state.events(labels_stream(declared.migration.workload), LABELLED))
     return None
+
+
+def _candidates_conserved(frozen: _Frozen) -> dg.AssetCheckResult:
+    """Compare with what went in: the calls of a draw, or the rows that a version had when it was frozen."""
+    rows, left_out = frozen.freezing.rows.height, sum(frozen.freezing.exclusions.values())
+    if frozen.candidates is None:
+        return _CANDIDATES_CONSERVED.result(
+            passed=frozen.manifest.rows == rows,
+            found=f"nothing was drawn: golden.version names a frozen version of {frozen.manifest.rows} items, and "
+            f"{rows} were read",
+        )
+    return _CANDIDATES_CONSERVED.result(
+        passed=frozen.candidates == rows + left_out,
+        found=f"{frozen.candidates} calls = {rows} items + {left_out} left out",
+    )
+
+
+def every_stratum_sealed(freezing: Freeze) -> dg.AssetCheckResult:
+    """Name the strata that a verdict cannot speak for."""
+    without = freezing.facts.get("strata_without_sealed", [])
+    return _EVERY_STRATUM_SEALED.result(
+        passed=not without,
+        found=f"the verdict will not speak for {', '.join(without)}: every item there was opened or stood open before, "
+        "so none is sealed; add logs"
+        if without
+        else "every stratum that is large enough has a sealed item",
+    )
 
 
 def _verdict_is_current(

@@ -1,19 +1,21 @@
 """The ledger of a workload's holdouts, as the assets and the command line read it."""
 
-from functools import cache
+from datetime import UTC, datetime
+from functools import cache, partial
 
 import polars as pl
 
 from anven_pipelines.domain.errors import MissingInput
 from anven_pipelines.domain.ground_truth import changed_truths, explain_stale_verdict
-from anven_pipelines.domain.holdout import Ledger, holdout_stream
+from anven_pipelines.domain.holdout import ASKED, SHOWN, Ledger, holdout_stream, shown_stream
+from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.sign_off import sign_off_stream
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.state_store import StateStore
 
 
 def ledger_of(workload: str, state: StateStore, artifacts: ArtifactStore) -> Ledger:
-    """Read the ledger; a frozen version is read only where its clusters are asked for.
+    """Read the ledger; a frozen version is read only where its items are asked for.
 
     Raises:
         TamperedLog: an event is not what was appended, so nobody knows what is burnt.
@@ -21,17 +23,47 @@ def ledger_of(workload: str, state: StateStore, artifacts: ArtifactStore) -> Led
     state.require_intact()
 
     @cache
-    def sealed_of(digest: str) -> frozenset[str]:
+    def names_of(digest: str, split: str) -> frozenset[str]:
         manifest = artifacts.load_manifest("golden_dataset", workload, digest=digest)
         if manifest is None:
             message = (
                 f"golden_dataset {digest} of {workload!r} stands in the holdout's ledger and not in {artifacts.url}: "
-                "what it sealed cannot be told; restore it from a backup"
+                "what it sealed and what it showed cannot be told; restore it from a backup"
             )
             raise MissingInput(message)
-        return frozenset(artifacts.read(manifest).filter(pl.col("split") == "sealed")["cluster"])
+        rows = artifacts.read(manifest).filter(pl.col("split") == split)
+        return frozenset([*rows["id"], *rows["cluster"]])
 
-    return Ledger(state.events(holdout_stream(workload)), state.events(sign_off_stream(workload)), sealed_of)
+    return Ledger(
+        opened=state.events(holdout_stream(workload)),
+        verdicts=state.events(sign_off_stream(workload)),
+        shown=state.events(shown_stream(workload)),
+        sealed_of=partial(names_of, split="sealed"),
+        open_of=partial(names_of, split="open"),
+    )
+
+
+def record_shown(golden: Manifest, workload: str, state: StateStore) -> None:
+    """Write into the ledger that the open items of a version are about to be shown; once for each draw."""
+    draw = golden.inputs.get("draw")
+    state.append(
+        stream=shown_stream(workload),
+        kind=SHOWN,
+        key=f"{golden.digest}/{draw}",
+        payload={"golden_dataset": golden.digest, "draw": draw},
+        now=datetime.now(UTC),
+    )
+
+
+def record_asked(golden: Manifest, workload: str, state: StateStore, *, night: str, model: str) -> None:
+    """Write into the ledger that production is asked all items of a version; once a night for each model."""
+    state.append(
+        stream=holdout_stream(workload),
+        kind=ASKED,
+        key=f"regression/{night}/{golden.digest}/{model}",
+        payload={"golden_dataset": golden.digest, "night": night, "model": model},
+        now=datetime.now(UTC),
+    )
 
 
 def stale_verdict(workload: str, rows: pl.DataFrame, state: StateStore, artifacts: ArtifactStore) -> str | None:

@@ -18,6 +18,7 @@ from anven_pipelines.assets.materialization import (
     result,
 )
 from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.domain.golden import opened
 from anven_pipelines.domain.inference import ANSWERS, join_recorded, legacy_answers_of, requests_for, work_key
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompts import AdaptedPrompt
@@ -68,14 +69,15 @@ def legacy_answers(
     context: dg.AssetExecutionContext, golden_dataset: Manifest, artifacts: ArtifactStore, tracking: MlflowTracking
 ) -> dg.MaterializeResult[Manifest]:
     """The answers that the legacy model gave in production, as logged."""
-    answers = legacy_answers_of(artifacts.read(golden_dataset))
+    golden = artifacts.read(golden_dataset)
+    answers = legacy_answers_of(golden)
     manifest = artifacts.publish(ANSWERS, [answers], inputs={"golden_dataset": golden_dataset.digest})
     return result(
         context,
         manifest,
         tracking=tracking,
-        metadata=_answers_metadata(answers),
-        metrics=_answer_metrics(answers),
+        metadata=_answers_metadata(answers, golden),
+        metrics=_answer_metrics(answers, golden),
         checks=[_rows_conserved(_LEGACY_ROWS_CONSERVED, golden_dataset, answers)],
     )
 
@@ -134,9 +136,9 @@ def target_answers(
         context,
         manifest,
         tracking=tracking,
-        metadata=_answers_metadata(answers),
+        metadata=_answers_metadata(answers, golden),
         params={"engine": target.engine, "model": target.model, "epoch": config.epoch},
-        metrics=_answer_metrics(answers),
+        metrics=_answer_metrics(answers, golden),
         checks=[
             _rows_conserved(_TARGET_ROWS_CONSERVED, golden_dataset, answers),
             _SOME_ANSWERED.result(
@@ -214,7 +216,7 @@ def _status_counts(answers: pl.DataFrame) -> dict[str, int]:
     return dict(answers["status"].value_counts().sort("status").iter_rows())
 
 
-def _answers_metadata(answers: pl.DataFrame) -> Mapping[str, Any]:
+def _answers_metadata(answers: pl.DataFrame, golden: pl.DataFrame) -> Mapping[str, Any]:
     failures = answers.filter(pl.col("status") != "answered")
     reasons = (
         failures.group_by("status", "reason").agg(items=pl.len()).sort("items", "reason", descending=[True, False])
@@ -228,20 +230,27 @@ def _answers_metadata(answers: pl.DataFrame) -> Mapping[str, Any]:
                 for name in ("input_tokens", "output_tokens", "ttft_ms", "latency_ms", "cost_usd")
             }
         ),
-        "example": dg.MetadataValue.md(f"```\n{_first_output(answers)}\n```"),
+        "example": dg.MetadataValue.md(f"```\n{first_open_output(answers, golden)}\n```"),
     }
 
 
-def _first_output(answers: pl.DataFrame) -> str:
-    return str(answers["output"].drop_nulls().first())[:2000]
+def first_open_output(answers: pl.DataFrame, golden: pl.DataFrame) -> str:
+    """Return the first answer to an open item; an answer to a sealed one is not shown."""
+    shown = _to_open_items(answers, golden)["output"].drop_nulls()
+    return "no open item was answered" if shown.is_empty() else str(shown.first())[:2000]
 
 
-def _answer_metrics(answers: pl.DataFrame) -> dict[str, float | None]:
-    counts = _status_counts(answers)
-    ttft, latency = answers["ttft_ms"].drop_nulls(), answers["latency_ms"].drop_nulls()
+def _to_open_items(answers: pl.DataFrame, golden: pl.DataFrame) -> pl.DataFrame:
+    return answers.filter(pl.col("item_id").is_in(opened(golden)["id"].implode()))
+
+
+def _answer_metrics(answers: pl.DataFrame, golden: pl.DataFrame) -> dict[str, float | None]:
+    """Count the answers; how fast they came is a criterion of the verdict, so it is told of the open items only."""
+    counts, shown = _status_counts(answers), _to_open_items(answers, golden)
+    ttft, latency = shown["ttft_ms"].drop_nulls(), shown["latency_ms"].drop_nulls()
     return {
         **{status: float(counts.get(status, 0)) for status in ("answered", "failed", "unmatched")},
-        "ttft_p95_ms": None if ttft.is_empty() else ttft.quantile(0.95),
-        "latency_p95_ms": None if latency.is_empty() else latency.quantile(0.95),
+        "open_ttft_p95_ms": None if ttft.is_empty() else ttft.quantile(0.95),
+        "open_latency_p95_ms": None if latency.is_empty() else latency.quantile(0.95),
         "output_tokens": None if answers["output_tokens"].count() == 0 else float(answers["output_tokens"].sum()),
     }

@@ -52,8 +52,9 @@ def adapted_prompt(
     migration = migrations.of(context.partition_key).migration
     require_current(migration, golden_dataset=golden_dataset)
     prompt = declared_prompt(migration.prompt)
-    logged = [json.loads(messages) for messages in artifacts.read(golden_dataset)["source_prompt"]]
-    shown = preview(prompt, logged)
+    golden = artifacts.read(golden_dataset)
+    logged = [json.loads(messages) for messages in golden["source_prompt"]]
+    shown = preview(prompt, logged, may_be_shown=(golden["split"] == "open").to_list())
     document = prompt.model_dump_json()
     inputs = {"golden_dataset": golden_dataset.digest, **declared_input(migration, "adapted_prompt")}
     return result(

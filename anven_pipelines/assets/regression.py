@@ -7,6 +7,7 @@ import dagster as dg
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.evaluation import grade_arm
+from anven_pipelines.assets.holdout import record_asked
 from anven_pipelines.assets.inference import AnswerConfig, ask_target
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
@@ -70,14 +71,21 @@ def production_regression(
     judge: Judge,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
-    """The golden set asked of what serves production, paired with the scores frozen at sign-off."""
+    """The golden set asked of what serves production, paired with the scores frozen at sign-off.
+
+    The report tells how the sealed items were answered, by whatever stands at the URL. So each night is in the ledger
+    before it asks, and burns them: the sign-off that stands can be repeated, another target, prompt or limit needs new
+    items.
+    """
     migration = migrations.of(context.partition_key).migration
     epoch = config.epoch or datetime.now(UTC).date().isoformat()
     golden, prompt, baseline = _frozen(migration, state, artifacts)
+    production = serving(migration)
+    record_asked(golden, migration.workload, state, night=epoch, model=production.model)
     items = artifacts.read(golden)
     answers = ask_target(
         context,
-        serving(migration),
+        production,
         items,
         AdaptedPrompt.model_validate_json(read_document(artifacts, prompt)),
         key=(golden.digest, epoch),

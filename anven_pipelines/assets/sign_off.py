@@ -84,13 +84,14 @@ def sign_off(
         now=now,
     )
     ledger = ledger_of(workload, state, artifacts)
-    burnt = ledger.require_admitted(opening)
+    seen = ledger.require_admitted(opening)
     verdict = decide(
         artifacts.read(scores),
         cost_model.facts["cost"],
         migration,
         digests=digests,
-        burnt=burnt,
+        burnt=seen.burnt,
+        shown=seen.shown,
         noise_floor=scores.facts.get("noise_floor"),
     )
     document = verdict.to_json()

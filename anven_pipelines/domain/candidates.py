@@ -13,6 +13,8 @@ from anven_pipelines.domain.table import UTC_TIMESTAMP
 from anven_pipelines.spec import RagasGrader
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anven_pipelines.spec import Migration
 
 AMBIGUOUS: Final = "ambiguous request id"
@@ -87,6 +89,11 @@ def strata_of(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
     return described.select(pl.col("ts").cast(UTC_TIMESTAMP), "cluster", *migration.golden.strata)
 
 
+def stratum_of(strata: Sequence[str]) -> pl.Expr:
+    """Return the declared strata of a call as one JSON text, `stratum`."""
+    return (pl.struct(strata).struct.json_encode() if strata else pl.lit("{}")).alias("stratum")
+
+
 def length_band() -> pl.Expr:
     """Band of a prompt: `short` below 500 tokens, `medium` below 2,000, else `long`.
 
@@ -118,7 +125,6 @@ def _described(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
         untold = pl.when(pl.col("language").is_null()).then(pl.col("user_text"))
         detected = languages(described.select(untold.alias("user_text"))["user_text"])
         described = described.with_columns(pl.coalesce("language", detected.alias("detected")).alias("language"))
-    stratum = pl.struct(strata).struct.json_encode() if strata else pl.lit("{}")
     return (
         described.with_columns(pl.col("characters").fill_null(0) + pl.col("part_characters").fill_null(0))
         .with_columns(
@@ -126,7 +132,7 @@ def _described(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
             pl.col("risk").fill_null(migration.risk or UNKNOWN),
             pl.col("application", "endpoint", "task", "language").fill_null(UNKNOWN),
         )
-        .with_columns(stratum.alias("stratum"))
+        .with_columns(stratum_of(strata))
     )
 
 

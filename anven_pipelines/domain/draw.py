@@ -21,10 +21,11 @@ def traffic_items(pool: pl.DataFrame, size: int) -> pl.DataFrame:
     """Draw from each stratum in proportion to its items, conversation after conversation.
 
     Within a stratum a conversation comes the sooner the more calls its items stand for, so that a prompt that makes
-    up a tenth of the traffic is not left to chance. Burnt conversations come last: they can only be open items.
+    up a tenth of the traffic is not left to chance. Burnt conversations come last: they can only be open items. Those
+    that stood open in an earlier version come in their turn, so that they stay open while others are sealed.
 
     Args:
-        pool: Items with `cluster`, `stratum`, `calls` (how many each stands for), `burnt` and keyed ranks.
+        pool: Items with `cluster`, `stratum`, `calls` (how many each stands for), `burnt`, `seen` and keyed ranks.
         size: Items to draw, at least 1 and at most as many as the pool has.
 
     Returns:
@@ -84,15 +85,15 @@ def sealed(drawn: pl.DataFrame, holdout: float) -> pl.DataFrame:
 
     The sealed items (rounded up over all strata) go to the strata by largest remainder, so that strata too small
     for one sealed item of their own still give their share together. The conversation that reaches a quota may
-    overshoot it, because the verdict rests on the sealed items. A burnt conversation is never sealed; the others
-    make up for it as far as they can.
+    overshoot it, because the verdict rests on the sealed items. A conversation that was seen is never sealed; others
+    of its stratum make up for it as far as they can, then those of other strata.
 
     Returns:
         The drawn items with `split`.
     """
-    fresh = _clusters(drawn.filter(~pl.col("burnt")), "seal_key")
-    wanted = math.ceil(round(holdout * drawn.height, 9))  # 0.1 * 30 is 3.0000000000000004
-    quotas = _apportioned(_sizes(fresh), min(wanted, int(fresh["turns"].sum())))
+    clusters = _clusters(drawn, "seal_key")
+    fresh = clusters.filter(~pl.col("seen"))
+    quotas = _quotas(clusters, fresh, _wanted(drawn, holdout))
     chosen = (
         fresh.join(quotas, on="home").sort("tie", "cluster").filter(_turns_before() < pl.col("quota")).select("cluster")
     )
@@ -100,12 +101,43 @@ def sealed(drawn: pl.DataFrame, holdout: float) -> pl.DataFrame:
     return drawn.with_columns(split=pl.when(in_holdout).then(pl.lit("sealed")).otherwise(pl.lit("open")))
 
 
+def strata_without_sealed(drawn: pl.DataFrame, holdout: float) -> list[str]:
+    """Name the strata to which a sealed item falls by their size and which have none, as all their items were seen.
+
+    Args:
+        drawn: Items with `split`, as `sealed` returns them.
+        holdout: Share that was to be sealed.
+    """
+    clusters = _clusters(drawn, "seal_key")
+    due = _apportioned(_sizes(clusters), _wanted(drawn, holdout)).filter(pl.col("quota") > 0)
+    have = _clusters(drawn.filter(pl.col("split") == "sealed"), "seal_key")
+    return sorted(due.join(have, on="home", how="anti")["home"])
+
+
+def _wanted(drawn: pl.DataFrame, holdout: float) -> int:
+    return math.ceil(round(holdout * drawn.height, 9))  # 0.1 * 30 is 3.0000000000000004
+
+
+def _quotas(clusters: pl.DataFrame, fresh: pl.DataFrame, total: int) -> pl.DataFrame:
+    """Share `total` over strata by all their turns, up to the fresh ones; what is left goes where there are more."""
+    room = _sizes(fresh).select("home", pl.col("size").cast(pl.Int64).alias("room"), "tie")
+    first = (
+        _apportioned(_sizes(clusters), total)
+        .join(room, on="home")
+        .with_columns(pl.min_horizontal("quota", "room").alias("quota"))
+    )
+    spare = first.select("home", "tie", size=pl.col("room") - pl.col("quota"))
+    left = min(total - int(first["quota"].sum()), int(spare["size"].sum()))
+    more = _apportioned(spare, left).rename({"quota": "more"})
+    return first.join(more, on="home").select("home", pl.col("quota") + pl.col("more"))
+
+
 def _clusters(items: pl.DataFrame, tie: str) -> pl.DataFrame:
     """Count the turns and calls of each conversation, and name the stratum it counts in."""
     return items.group_by("cluster").agg(
         pl.len().alias("turns"),
         pl.col("calls").sum(),
-        pl.col("burnt").any(),
+        pl.col("burnt", "seen").any(),
         pl.col("stratum").mode().min().alias("home"),
         pl.col(tie).first().alias("tie"),
     )

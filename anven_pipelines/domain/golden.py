@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import polars as pl
 
 from anven_pipelines.domain.candidates import judged
-from anven_pipelines.domain.draw import edge_cases, fill_quota, sealed, traffic_items
+from anven_pipelines.domain.draw import edge_cases, fill_quota, sealed, strata_without_sealed, traffic_items
 from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
+from anven_pipelines.domain.holdout import Seen
 from anven_pipelines.domain.near_duplicates import families
 from anven_pipelines.domain.power import PLANNED_BASELINE, design_effect, items_for, items_like
 from anven_pipelines.domain.request_log import REQUEST_LOG
@@ -61,6 +62,7 @@ GOLDEN: Final = Table(
     ),
 )
 
+NOTHING_SEEN: Final = Seen()
 AUTO_SIZE: Final = (500, 2_000)
 
 _RENAMED: Final = {
@@ -80,12 +82,14 @@ class Freeze:
         exclusions: Reason to the number of candidates left out for it.
         candidates: Calls that were looked at: golden rows plus exclusions.
         facts: Size rule, seed, counts per stratum and per split; plain JSON values.
+        seen: Distinct calls that qualify and may not be sealed; no fact, so that the same rows are the same version.
     """
 
     rows: pl.DataFrame
     exclusions: dict[str, int]
     candidates: int
     facts: dict[str, Any]
+    seen: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a freeze that lost or repeated a call."""
@@ -104,7 +108,7 @@ def freeze(
     *,
     needed: int,
     baseline: float = PLANNED_BASELINE,
-    burnt: Collection[str] = (),
+    seen: Seen = NOTHING_SEEN,
     adversarial: pl.DataFrame | None = None,
 ) -> Freeze:
     """Draw the golden dataset from logged calls.
@@ -115,8 +119,8 @@ def freeze(
         needed: Items the power calculation asks for if all are independent and weigh the same; counts where
             `golden.size` is `auto`, times what the log's conversations and weights cost.
         baseline: Mean score that is expected of the legacy model.
-        burnt: Conversations that must not be sealed again, neither they nor their near-duplicates; they may still
-            be open items.
+        seen: Ids and conversations that must not be sealed, neither they nor their near-duplicates; they may still be
+            open items.
         adversarial: Calls of the declared adversarial files, with the columns of REQUEST_LOG.
 
     Raises:
@@ -124,7 +128,7 @@ def freeze(
         InvalidInput: `golden.size` is larger than the number of distinct calls that qualify.
     """
     golden, probing = migration.golden, REQUEST_LOG.empty() if adversarial is None else adversarial
-    calls = _collapsed(judged(candidates, probing, migration), golden, burnt)
+    calls = _collapsed(judged(candidates, probing, migration), golden, seen)
     items = calls.filter(pl.col("exclusion").is_null())
     pool, probes = items.filter(~pl.col("adversarial")), items.filter("adversarial")
     exclusions = _counted(calls["exclusion"])
@@ -151,16 +155,24 @@ def freeze(
             "sealed": traffic.filter(pl.col("split") == "sealed").height,
             "open": traffic.filter(pl.col("split") == "open").height,
             "design_effect": round(design_effect(traffic.filter(pl.col("split") == "sealed")), 3),
+            "strata_without_sealed": strata_without_sealed(traffic, golden.holdout),
             "quotas": _quota_counts(edges, probes, extra, golden),
             "strata": _strata_counts(pool, traffic, golden.strata),
         },
+        seen=int(pool["seen"].sum()),
     )
 
 
-def _collapsed(calls: pl.DataFrame, golden: Golden, burnt: Collection[str]) -> pl.DataFrame:
+def opened(golden: pl.DataFrame) -> pl.DataFrame:
+    """Return the items of a golden dataset that may be shown before sign-off."""
+    return golden.filter(pl.col("split") == "open")
+
+
+def _collapsed(calls: pl.DataFrame, golden: Golden, seen: Seen) -> pl.DataFrame:
     """Count the calls that each qualifying one stands for, and leave out the others as near-duplicates.
 
-    A conversation is burnt too where it stands for a call of one that is: its answer was seen.
+    A conversation was seen too where it stands for a call of one that is: its answer was seen. A call is known again
+    by its id or by its conversation.
     """
     qualified = calls.filter(pl.col("exclusion").is_null())
     told = (
@@ -170,10 +182,16 @@ def _collapsed(calls: pl.DataFrame, golden: Golden, burnt: Collection[str]) -> p
     )
     counted = told.with_columns(
         calls=pl.len().over("kept").cast(pl.Int64),
-        burnt=pl.col("cluster").is_in(list(burnt)).any().over("kept"),
+        burnt=named_in(seen.burnt).any().over("kept"),
+        seen=named_in(seen.burnt | seen.shown).any().over("kept"),
         exclusion=pl.when(pl.col("kept") != pl.col("id")).then(pl.lit("near duplicate")),
-    ).with_columns(pl.col("burnt").any().over("cluster"))
+    ).with_columns(pl.col("burnt", "seen").any().over("cluster"))
     return pl.concat([counted, calls.filter(pl.col("exclusion").is_not_null())], how="diagonal")
+
+
+def named_in(names: Collection[str]) -> pl.Expr:
+    """Say whether an item is among the names by its id or its cluster."""
+    return pl.any_horizontal(pl.col("id", "cluster").is_in(list(names)))
 
 
 class _Size(NamedTuple):
@@ -221,9 +239,14 @@ def _quota_items(edges: pl.DataFrame, probes: pl.DataFrame, traffic: pl.DataFram
         ],
         how="diagonal",
     )
+    return sealed_beside(extra, traffic, golden.holdout)
+
+
+def sealed_beside(extra: pl.DataFrame, traffic: pl.DataFrame, holdout: float) -> pl.DataFrame:
+    """Seal what stands for no traffic, role by role; a conversation that stands in the traffic keeps its split."""
     settled = extra.join(traffic.select("cluster", "split").unique(), on="cluster")
     others = extra.join(traffic, on="cluster", how="anti").with_columns(stratum="role")
-    return pl.concat([settled, sealed(others, golden.holdout)], how="diagonal")
+    return pl.concat([settled, sealed(others, holdout)], how="diagonal")
 
 
 def _count_left_out(

@@ -5,23 +5,29 @@ Every form carries GOLDEN's columns by their names, so that what was exported ca
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections import Counter
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
 
+from anven_pipelines.domain.candidates import stratum_of
 from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.draw import sealed
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.evaluation import STRATA, TRAFFIC
-from anven_pipelines.domain.golden import GOLDEN
+from anven_pipelines.domain.golden import GOLDEN, NOTHING_SEEN, named_in, sealed_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from anven_pipelines.domain.holdout import Seen
+    from anven_pipelines.spec import Golden
+
 SPLITS: Final = ("open", "sealed")
+ROLES: Final = (TRAFFIC, "edge_case", "adversarial")
 _JSON: Final[Mapping[str, type]] = {
     "source_prompt": list,
     "input_context": object,
@@ -48,27 +54,27 @@ def json_records(text: str) -> list[Record]:
     return [Record(at, _parsed(line)) for at, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
-def imported_rows(records: Iterable[Record], *, holdout: float, seed: int) -> pl.DataFrame:
+def imported_rows(records: Iterable[Record], golden: Golden, *, seen: Seen = NOTHING_SEEN) -> pl.DataFrame:
     """Return GOLDEN rows, sorted by id, from rows made elsewhere.
 
     Needed are `id`, `source_prompt` and `source_output` or `tool_calls`; JSON columns may be JSON text or plain JSON.
-    Where no row says its split, whole clusters are sealed until the share is reached.
+    Where no row says its split, whole clusters are sealed as a draw seals them.
 
     Args:
         records: Rows with the names of GOLDEN's columns.
-        holdout: Share to seal where the rows do not say.
-        seed: Of the choice which clusters are sealed.
+        golden: Share, strata and seed of the choice which clusters are sealed.
+        seen: Ids and clusters that may not be sealed by that choice.
 
     Raises:
         InvalidInput: a row is no golden item; each is named by line and reason, and nothing is taken over.
     """
     read = list(records)
     ids = Counter(str(record.fields.get("id")) for record in read if isinstance(record.fields, dict))
-    told = {bool(record.fields.get("split")) for record in read if isinstance(record.fields, dict)}
+    told = splits_are_told(read)
     rows, problems = [], []
     for record in read:  # each row is checked on its own, so that each can be told
         try:
-            rows.append(_row(record.fields, ids, split_is_told=True in told))
+            rows.append(_row(record.fields, ids, split_is_told=told))
         except ValueError as error:
             problems.append(f"line {record.line}: {error}")
     if problems or not rows:
@@ -77,7 +83,12 @@ def imported_rows(records: Iterable[Record], *, holdout: float, seed: int) -> pl
         message = f"{len(problems)} of {len(read)} rows are no golden items ({shown}{more}); nothing was imported"
         raise InvalidInput(message)
     frame = GOLDEN.conform(pl.DataFrame(rows, infer_schema_length=None)).sort("id")
-    return frame if True in told else _sealed(frame, holdout, seed)
+    return frame if told else _sealed(frame, golden, seen)
+
+
+def splits_are_told(records: Iterable[Record]) -> bool:
+    """Say whether any row names its split."""
+    return any(record.fields.get("split") for record in records if isinstance(record.fields, dict))
 
 
 def jsonl(rows: pl.DataFrame) -> str:
@@ -173,7 +184,31 @@ def _row(fields: Any, ids: Mapping[str, int], *, split_is_told: bool) -> dict[st
         message = f"split is {row.get('split')!r}; open or sealed is needed in every row, or in none"
         raise ValueError(message)
     # What says nothing else is one call of the traffic.
-    return {"cluster": row["id"], **dict.fromkeys(STRATA, "unknown"), "weight": 1.0, "role": TRAFFIC, **row}
+    role = row.get("role", TRAFFIC)
+    defaults = dict.fromkeys(STRATA, "unknown") | {"weight": float(role == TRAFFIC), "role": role}
+    filled = {"cluster": row["id"], **defaults, **row}
+    _require_consistent(filled)
+    return filled
+
+
+def _require_consistent(row: Mapping[str, Any]) -> None:
+    """Refuse values that the verdict's estimate would stumble over.
+
+    Raises:
+        ValueError: says what was found and what is needed.
+    """
+    if row["role"] not in ROLES:
+        message = f"role is {row['role']!r}; {', '.join(ROLES)} are known"
+        raise ValueError(message)
+    if not row["cluster"].strip():
+        message = "cluster is empty; name the conversation, or leave the field out"
+        raise ValueError(message)
+    if (row["weight"] > 0) != (row["role"] == TRAFFIC):
+        needed = (
+            "traffic stands for calls, so more than 0" if row["role"] == TRAFFIC else "it stands for no traffic, so 0"
+        )
+        message = f"weight is {row['weight']!r} and role {row['role']}: {needed} is needed"
+        raise ValueError(message)
 
 
 def _value(name: str, value: Any) -> Any:  # noqa: ANN401 - as it was read
@@ -219,15 +254,17 @@ def _refuse_constant(constant: str) -> None:
     raise ValueError(message)
 
 
-def _sealed(rows: pl.DataFrame, holdout: float, seed: int) -> pl.DataFrame:
-    """Seal whole clusters, in an order that their names and the seed decide, until the share is reached."""
-    turns = Counter(rows["cluster"])
-    order = sorted(turns, key=lambda cluster: hashlib.sha256(f"{seed}:seal:{cluster}".encode()).hexdigest())
-    wanted, chosen = math.ceil(round(holdout * rows.height, 9)), list[str]()
-    for cluster in order:
-        if wanted <= 0:
-            break
-        chosen.append(cluster)
-        wanted -= turns[cluster]
-    is_sealed = pl.col("cluster").is_in(chosen)
-    return rows.with_columns(split=pl.when(is_sealed).then(pl.lit("sealed")).otherwise(pl.lit("open")))
+def _sealed(rows: pl.DataFrame, golden: Golden, seen: Seen) -> pl.DataFrame:
+    """Seal as a draw does: whole clusters, by stratum and role, and nothing that was seen."""
+    ranks = [sha256(f"{golden.seed}:seal:{cluster}".encode()).hexdigest() for cluster in rows["cluster"]]
+    marked = rows.with_columns(
+        stratum_of(golden.strata),
+        seal_key=pl.Series(ranks, dtype=pl.String),
+        calls=pl.lit(1, pl.Int64),
+        burnt=named_in(seen.burnt).any().over("cluster"),
+        seen=named_in(seen.burnt | seen.shown).any().over("cluster"),
+    )
+    is_traffic = pl.col("role") == TRAFFIC
+    traffic = sealed(marked.filter(is_traffic), golden.holdout)
+    extra = sealed_beside(marked.filter(~is_traffic), traffic, golden.holdout)
+    return GOLDEN.conform(pl.concat([traffic, extra], how="diagonal")).sort("id")

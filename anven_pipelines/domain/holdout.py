@@ -1,8 +1,9 @@
-"""The sealed holdout's life: who opened which version, which clusters are burnt, and who may look again.
+"""The sealed holdout's life: who opened which version, which items are burnt, and who may look again.
 
-All is derived from two append-only streams: `holdout/<workload>`, in which each look is written before anything is
-read, and `sign_off/<workload>`, in which its outcome follows. A look without an outcome was interrupted after the seal
-was broken and counts as one that failed. Whether a look was admitted depends only on what stood in the ledger before
+All is derived from three append-only streams: `holdout/<workload>`, in which each look is written before anything is
+read, `sign_off/<workload>`, in which its outcome follows, and `shown/<workload>`, which names each version before how
+its open items were answered is shown. A look without an outcome was interrupted after the seal was broken and counts
+as one that failed. Whether a look was admitted depends only on what stood in the ledger before
 it, so two runs at once get the same answer as one after the other: the first may look, the second may not.
 """
 
@@ -17,7 +18,7 @@ from anven_pipelines.domain.errors import BurntHoldout
 from anven_pipelines.domain.workload import HOW_IT_IS_ASKED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import polars as pl
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 OPENED: Final = "opened"
 EXPORTED: Final = "exported"
+ASKED: Final = "asked"
+SHOWN: Final = "shown"
 HOLDOUT_WAIVER: Final = "holdout"
 MEASURED: Final = (
     "golden_dataset",
@@ -44,9 +47,18 @@ _DECIDES_AN_ATTEMPT: Final = {"legacy", "target", "grading", "contract", "prompt
 Outcome = Literal["GO", "NO-GO", "INCONCLUSIVE", "no verdict"]
 
 
+_NO_SIGN_OFF: Final = {EXPORTED: "an export", ASKED: "a nightly regression"}
+"""Kinds of looks that no verdict follows: each is admitted, and burns."""
+
+
 def holdout_stream(workload: str) -> str:
     """Return the state stream in which each opening of a workload's holdout stands."""
     return f"holdout/{workload}"
+
+
+def shown_stream(workload: str) -> str:
+    """Return the state stream that names each version of a workload whose open items were shown."""
+    return f"shown/{workload}"
 
 
 def limits_digest(migration: Migration) -> str:
@@ -76,19 +88,31 @@ def draw_key(migration: Migration, inputs: Mapping[str, str]) -> str:
     return digest_of([declared, limits_digest(migration), dict(inputs)])
 
 
-def require_sealed(rows: pl.DataFrame, burnt: Collection[str], migration: Migration) -> None:
+def require_sealed(rows: pl.DataFrame, migration: Migration) -> None:
     """Refuse a draw that has nothing left to seal, before anything is spent on it.
 
     Raises:
-        BurntHoldout: every item was opened for a sign-off that failed.
+        BurntHoldout: every item was looked at.
     """
     if not (rows["split"] == "sealed").any():
         message = (
-            f"{migration.workload}: all {rows.height} items of the draw belong to the {len(burnt)} conversations that "
-            "were opened for a sign-off that failed; add logs, or let them judge again with "
-            "`sign_off.waive: [holdout]`, and the verdict says so"
+            f"{migration.workload}: none of {rows.height} items can be sealed: each belongs to a conversation that was "
+            "opened for a sign-off that failed or stood open in an earlier version; add logs, or let them judge again "
+            "with `sign_off.waive: [holdout]`, and the verdict says so"
         )
         raise BurntHoldout(message)
+
+
+class Seen(NamedTuple):
+    """Names of items that somebody may have learnt from: their ids and their clusters.
+
+    Attributes:
+        burnt: Sealed ones that were opened and not signed off.
+        shown: Those that stood open in a version whose answers were shown.
+    """
+
+    burnt: frozenset[str] = frozenset()
+    shown: frozenset[str] = frozenset()
 
 
 class Look(NamedTuple):
@@ -97,10 +121,11 @@ class Look(NamedTuple):
     Attributes:
         seq: Number of its event: the order in which the looks were asked for.
         day: UTC, as it stands in the ledger.
-        run: Dagster run that opened it; None where a command did.
+        run: Dagster run that opened it; None where it was opened otherwise than by a sign-off.
         golden: Digest of the golden dataset whose sealed items it opened.
         draw: Key of that dataset's draw; None where it was opened otherwise than by a sign-off.
-        measurement: Digest over `MEASURED`: looks that share it see the same scores against the same limits.
+        measurement: Digest over `MEASURED`: looks that share it see the same scores against the same limits. The kind
+            of its event where it is no sign-off's.
         waived: Criteria that were waived.
         outcome: The verdict that followed.
         statuses: Status of each criterion in that verdict.
@@ -123,28 +148,33 @@ class Look(NamedTuple):
 
     def __str__(self) -> str:
         """Write it as `run 1a2b3c4d on 2026-11-21 (NO-GO)`."""
-        by = f"run {self.run[:8]}" if self.run else "an export"
+        by = f"run {self.run[:8]}" if self.run else _NO_SIGN_OFF[self.measurement]
         return f"{by} on {self.day} ({self.outcome})"
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """All looks at one workload's holdouts.
+    """All looks at one workload's holdouts, and the versions whose open items were shown.
 
     Attributes:
         opened: Events of the holdout's stream, oldest first.
         verdicts: Events of the sign-off's stream, oldest first.
-        sealed_of: Gives the sealed clusters of a golden dataset by its digest.
+        shown: Events of the stream of shown versions, oldest first.
+        sealed_of: Gives the names of a golden dataset's sealed items by its digest: their ids and their clusters. An
+            item is known again by either, as a log may gain conversations and an import may leave them out.
+        open_of: The same of its open items.
     """
 
     opened: Sequence[Event]
     verdicts: Sequence[Event]
+    shown: Sequence[Event]
     sealed_of: Callable[[str], frozenset[str]]
+    open_of: Callable[[str], frozenset[str]]
 
     def looks(self, *, before: int | None = None) -> list[Look]:
         """Return the looks that were admitted, as they stood before an event's number; None is now."""
         admitted: list[Look] = []
-        for event in self.opened:  # whether a look was admitted depends on those before it
+        for event in self._telling:  # whether a look was admitted depends on those before it
             if before is not None and event.seq >= before:
                 break
             look = _look(event)
@@ -152,19 +182,29 @@ class Ledger:
                 admitted.append(look)
         return self._resolved(admitted, before=before)
 
-    def burnt_before(self, draw: str) -> frozenset[str]:
-        """Return the clusters that a draw must not seal: those burnt before it was first opened, or until now.
+    def seen(self) -> Seen:
+        """Return the names that were seen until now."""
+        return Seen(self._burnt_by(self.looks()), self._open_in(self._shown_before(None)))
 
-        What was burnt later does not count, so that a draw can be repeated and its verdict reproduced.
+    def seen_before(self, draw: str) -> Seen:
+        """Return the names that a draw must not seal: those seen before it was first opened, or until now.
+
+        What was seen later does not count, so that a draw can be repeated and its verdict reproduced. Nor do the open
+        items of the draw's own version, which the same draw leaves open again; where something else has been seen of
+        what that version seals, the draw comes out otherwise, and they count.
         """
         first = next((look.seq for look in self.looks() if look.draw == draw), None)
-        return self._burnt_by(self.looks(before=first))
+        burnt, versions = self._burnt_by(self.looks(before=first)), self._shown_before(first)
+        shown = self._open_in(golden for golden, draws in versions.items() if draw not in draws)
+        own = (golden for golden, draws in versions.items() if draw in draws)
+        return Seen(burnt, shown | self._open_in(each for each in own if self.sealed_of(each) & (burnt | shown)))
 
-    def require_admitted(self, event: Event) -> frozenset[str]:
+    def require_admitted(self, event: Event) -> Seen:
         """Let a look that was just written into the ledger happen, or refuse it.
 
         Returns:
-            Clusters that were burnt before its measurement was first made: none, unless the migration file waives it.
+            Names of its sealed items that were seen before its measurement was first made. None is burnt, unless the
+            migration file waives it; some may have stood open where other items could not be sealed.
 
         Raises:
             BurntHoldout: an earlier look burnt sealed items of its dataset, or its waivers were chosen after a look.
@@ -173,11 +213,13 @@ class Ledger:
         if (reason := self._refusal(look, earlier)) is not None:
             raise BurntHoldout(reason)
         first = min((each.seq for each in earlier if each.measurement == look.measurement), default=event.seq)
-        return self._burnt_by(self.looks(before=first)) & self.sealed_of(look.golden)
+        sealed = self.sealed_of(look.golden)
+        shown = self._open_in(golden for golden in self._shown_before(first) if golden != look.golden)
+        return Seen(self._burnt_by(self.looks(before=first)) & sealed, shown & sealed)
 
     def _refusal(self, look: Look, earlier: Sequence[Look]) -> str | None:
         """Say why a look is not admitted after the earlier ones; None where it is."""
-        if look.measurement == EXPORTED:
+        if look.measurement in _NO_SIGN_OFF:
             return None
         if same := [each for each in earlier if each.measurement == look.measurement]:
             return _explain_late_waivers(look, same)
@@ -203,6 +245,18 @@ class Ledger:
         return look._replace(outcome=payload["verdict"], statuses=payload.get("statuses", {}))
 
     @cached_property
+    def _telling(self) -> list[Event]:
+        """The events without the nights after a version's first: they add nothing, and there is one every night."""
+        asked: set[str] = set()
+        telling: list[Event] = []
+        for event in self.opened:  # keeps the first of its kind
+            if event.kind == ASKED and event.payload["golden_dataset"] in asked:
+                continue
+            asked |= {event.payload["golden_dataset"]} if event.kind == ASKED else set()
+            telling.append(event)
+        return telling
+
+    @cached_property
     def _verdicts(self) -> dict[str, list[Event]]:
         """The verdicts by what they measured."""
         found: dict[str, list[Event]] = {}
@@ -213,16 +267,27 @@ class Ledger:
     def _burnt_by(self, looks: Iterable[Look]) -> frozenset[str]:
         return frozenset().union(*(self.sealed_of(golden) for golden in {look.golden for look in looks if look.burns}))
 
+    def _shown_before(self, before: int | None) -> dict[str, set[str | None]]:
+        """Return the versions that were shown, by digest, with the draws that they were made for."""
+        found: dict[str, set[str | None]] = {}
+        for event in [*self.opened, *self.shown]:  # what was opened has been shown too
+            if before is None or event.seq < before:
+                found.setdefault(event.payload["golden_dataset"], set()).add(event.payload.get("draw"))
+        return found
+
+    def _open_in(self, versions: Iterable[str]) -> frozenset[str]:
+        return frozenset().union(*map(self.open_of, versions))
+
 
 def _look(event: Event) -> Look:
-    payload, exported = event.payload, event.kind == EXPORTED
+    payload = event.payload
     return Look(
         seq=event.seq,
         day=event.ts_text[:10],
         run=payload.get("run"),
         golden=payload["golden_dataset"],
         draw=payload.get("draw"),
-        measurement=EXPORTED if exported else _measurement(payload),
+        measurement=event.kind if event.kind in _NO_SIGN_OFF else _measurement(payload),
         waived=frozenset(payload.get("waived", ())),
     )
 
@@ -232,14 +297,16 @@ def _measurement(payload: Mapping[str, object]) -> str:
 
 
 def _explain_late_waivers(look: Look, same: Sequence[Look]) -> str | None:
-    """Refuse to waive, after a failed look, what that look found wanting; what nobody measured may be waived late."""
-    unmeasured = {name for each in same for name, status in each.statuses.items() if status == "unmeasured"}
-    late = sorted(look.waived - same[0].waived - unmeasured - {HOLDOUT_WAIVER})
+    """Refuse to waive, after a failed look, what any look has measured; what nobody measured may be waived late."""
+    told = {(name, status == "unmeasured") for each in same for name, status in each.statuses.items()}
+    never_measured = {name for name, unmeasured in told if unmeasured and (name, False) not in told}
+    late = sorted(look.waived - same[0].waived - never_measured - {HOLDOUT_WAIVER})
     if not late or not any(each.burns for each in same):
         return None
     return (
-        f"sign_off.waive names {', '.join(late)}, which {same[0]} did not waive and has measured; a criterion can be "
-        f"waived before the holdout is opened or where it was unmeasured. Take it out of sign_off.waive again, or "
+        f"sign_off.waive names {', '.join(late)}, which {same[0]} did not waive and which has been measured; a "
+        f"criterion can be waived before the holdout is opened or where no look measured it. Take it out of "
+        f"sign_off.waive again, or "
         f"{_HOW_TO_GO_ON}"
     )
 
@@ -252,6 +319,7 @@ def _explain_burnt(burnt: Look) -> str:
 
 
 _HOW_TO_GO_ON: Final = (
-    "add logs or set golden.seed to another number, and golden_dataset seals items that nobody has looked at. Where "
-    "none are left, `sign_off.waive: [holdout]` reuses them, and the verdict says so"
+    "add logs or set golden.seed to another number, and golden_dataset seals items that no sign-off has opened and "
+    "that stood open in no earlier version. Where it says that none are left, `sign_off.waive: [holdout]` reuses "
+    "them, and the verdict says so"
 )

@@ -164,8 +164,9 @@ class Preview(NamedTuple):
 
     Attributes:
         unfit: Prompts that it does not know.
-        message: The same in words, with the first of them.
-        examples: For each form of prompt: how many there are, one as logged, the same as the target is asked.
+        message: The same in words, with the first of them that may be shown.
+        examples: For each form of prompt of which one may be shown: how many there are, that one as logged, the same
+            as the target is asked.
     """
 
     unfit: int
@@ -173,14 +174,21 @@ class Preview(NamedTuple):
     examples: list[tuple[int, str, str]]
 
 
-def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]]) -> Preview:
-    """Look at what becomes of every logged prompt, before the target is asked."""
+def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_be_shown: Sequence[bool]) -> Preview:
+    """Look at what becomes of every logged prompt, before the target is asked.
+
+    Args:
+        prompt: The adaptation.
+        logged: Messages of every golden prompt, sealed ones too: each of them has to fit.
+        may_be_shown: Which of them are open; a sealed prompt is counted and not quoted.
+    """
     if prompt.strategy != "rewrite":
         return Preview(0, f"{len(logged)} prompts are carried over unchanged", [])
     numbers = [fitting_rewrite(prompt.transformation, messages) for messages in logged]
-    first = {number: at for at, number in reversed(list(enumerate(numbers)))}
+    first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at]}
     unfit = numbers.count(None)
-    example = f"; the first without one: {_shown(logged[first[None]])}" if unfit else ""
+    quoted = _shown(logged[first[None]]) if None in first else "sealed, as all of them are"
+    example = f"; the first without one: {quoted}" if unfit else ""
     return Preview(
         unfit,
         f"{len(logged) - unfit} of {len(logged)} golden prompts fit a rewrite{example}",

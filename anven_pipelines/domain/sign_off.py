@@ -106,6 +106,7 @@ def decide(
     *,
     digests: Mapping[str, str],
     burnt: Collection[str] = (),
+    shown: Collection[str] = (),
     noise_floor: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Decide on the sealed items.
@@ -115,7 +116,8 @@ def decide(
         cost: JSON of the cost model, with `status` and `reason`.
         migration: The criteria.
         digests: What the verdict rests on, by name.
-        burnt: Clusters that a failed sign-off has looked at before.
+        burnt: Ids and clusters that a failed sign-off has looked at before.
+        shown: Ids and clusters that stood open in an earlier version.
         noise_floor: JSON of how often the legacy model disagrees with itself; stands beside the quality.
     """
     sealed = scores.filter(pl.col("split") == "sealed").sort("item_id")
@@ -135,7 +137,7 @@ def decide(
         _criterion("ttft", speed.status, speed.reason, spec),
         _criterion("cost", cost["status"], cost["reason"], spec),
         _criterion("safety", safety.status, safety.reason, spec),
-        _criterion("holdout", *_judge_freshness(sealed, burnt), spec),
+        _criterion("holdout", *_judge_freshness(sealed, burnt, shown), spec),
     ]
     return Verdict(
         workload=migration.workload,
@@ -255,14 +257,19 @@ def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:
     return "met", f"none of {len(segments)} segments is proven worse than the margin (Holm)"
 
 
-def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str]) -> tuple[Status, str]:
+def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str], shown: Collection[str]) -> tuple[Status, str]:
     """Judge whether the items could have been chosen by: an error rate holds for the first look only."""
-    seen = sealed.filter(pl.col("cluster").is_in(list(burnt))).height
-    if not seen:
-        return "met", f"none of {sealed.height} sealed items was opened for an earlier sign-off that failed"
+    by_burnt, by_shown = (pl.any_horizontal(pl.col("item_id", "cluster").is_in(list(seen))) for seen in (burnt, shown))
+    counts = {
+        "opened for an earlier sign-off that failed": sealed.filter(by_burnt).height,
+        "open in an earlier version": sealed.filter(by_shown & ~by_burnt).height,
+    }
+    if not any(counts.values()):
+        return "met", f"none of {sealed.height} sealed items was {' or '.join(counts)}"
+    told = "; ".join(f"{seen} of {sealed.height} sealed items were {how}" for how, seen in counts.items() if seen)
     return "undecided", (
-        f"{seen} of {sealed.height} sealed items were opened for an earlier sign-off that failed: what was learnt from "
-        "them may have shaped what they judge now, so the error rate is not the declared level"
+        f"{told}: what was learnt from them may have shaped what they judge now, so the error rate is not the "
+        "declared level"
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from anven_pipelines.domain.draw import edge_cases, fill_quota, sealed, traffic_items
+from anven_pipelines.domain.draw import edge_cases, fill_quota, sealed, strata_without_sealed, traffic_items
 
 
 def key(*parts: object) -> str:
@@ -23,6 +23,7 @@ def pool(calls: list[int], *, seed: int = 0, **columns: Any) -> pl.DataFrame:
         | {"stratum": "{}", "burnt": False, "edge_case": False, "characters": 100}
         | columns
     ).with_columns(pl.col("calls").cast(pl.Int64))
+    frame = frame if "seen" in columns else frame.with_columns(seen="burnt")
     named = frame if "cluster" in columns else frame.with_columns(cluster="id")
     return named.with_columns(
         draw_key=pl.Series([key(seed, "draw", each) for each in named["cluster"]]),
@@ -96,6 +97,21 @@ def test_burnt_conversations_are_drawn_last_and_never_sealed() -> None:
     rest = sealed(traffic_items(pool([1] * 100, burnt=burnt), 100), 1.0)
     assert rest["split"].eq("sealed").sum() == 70
     assert sealed(traffic_items(pool([1] * 9, burnt=True), 9), 1.0)["split"].eq("open").all()
+
+
+def test_each_stratum_seals_by_its_size_up_to_its_fresh_items_and_the_rest_goes_where_there_are_more() -> None:
+    strata = ["a"] * 320 + ["b"] * 80
+    for fresh_in_b, expected in ((80, [80, 20]), (20, [80, 20]), (5, [95, 5]), (0, [100, 0])):
+        seen = [at >= 320 + fresh_in_b for at in range(400)]
+        drawn = sealed(traffic_items(pool([1] * 400, stratum=strata, burnt=seen), 400), 0.25)
+        counts = [drawn.filter(stratum=stratum, split="sealed").height for stratum in "ab"]
+        assert counts == expected
+        assert strata_without_sealed(drawn, 0.25) == ([] if fresh_in_b else ["b"])
+
+
+def test_a_stratum_too_small_for_a_sealed_item_is_not_missed() -> None:
+    drawn = sealed(traffic_items(pool([1] * 101, stratum=["a"] * 100 + ["b"]), 101), 0.1)
+    assert strata_without_sealed(drawn, 0.1) == []
 
 
 def test_a_conversation_with_one_burnt_turn_still_adds_its_weight() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from anven_pipelines.domain.canonical import canonical_json, digest_of_rows
 from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
 from anven_pipelines.domain.golden import GOLDEN, Freeze, freeze
+from anven_pipelines.domain.holdout import Seen
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.spec import Judge, Migration, RagasGrader
 
@@ -361,18 +362,44 @@ def test_adversarial_calls_are_no_traffic_even_without_a_quota() -> None:
     assert result.exclusions == {"adversarial beyond the quota": 1}
 
 
+def test_a_burnt_call_is_known_by_its_id_where_the_log_has_gained_conversations() -> None:
+    calls = [call(n, conversation_id=f"k{n}") for n in range(40)]
+    burnt = {f"r{n:04}" for n in range(10)}
+    again = freeze(log(*calls), migration(holdout=1.0), needed=0, seen=Seen(frozenset(burnt))).rows
+    assert set(again.filter(split="open")["id"]) == burnt
+
+
 def test_a_conversation_that_was_burnt_is_not_sealed_again_nor_is_its_near_duplicate() -> None:
     calls = [call(n, conversation_id=f"k{n // 2}") for n in range(40)]
     first = frozen(calls, migration(size=20, holdout=1.0))
     burnt = set(first.rows["cluster"])
     assert len(burnt) == 10
-    again = freeze(log(*calls), migration(size=20, holdout=1.0), needed=0, burnt=burnt)
+    again = freeze(log(*calls), migration(size=20, holdout=1.0), needed=0, seen=Seen(frozenset(burnt)))
     assert not burnt & set(again.rows["cluster"])
     assert again.facts["sealed"] == 20
     twin = call(99, messages=question(0), conversation_id="new")
-    every = freeze(log(twin, *calls), migration(holdout=1.0), needed=0, burnt=["k0"]).rows
+    every = freeze(log(twin, *calls), migration(holdout=1.0), needed=0, seen=Seen(frozenset(["k0"]))).rows
     assert every.filter(pl.col("cluster").is_in(["k0", "new"]))["split"].unique().to_list() == ["open"]
     assert every.filter(pl.col("split") == "sealed").height == 38
+
+
+def test_what_stood_open_stays_open_while_others_are_left_and_is_drawn_in_its_turn() -> None:
+    calls = [call(n) for n in range(400)]
+    first = frozen(calls, migration(size=200, holdout=0.25)).rows
+    shown = Seen(burnt=frozenset(first.filter(split="sealed")["id"]), shown=frozenset(first.filter(split="open")["id"]))
+    again = freeze(log(*calls), migration(size=200, holdout=0.25), needed=0, seen=shown).rows
+    assert not set(again.filter(split="sealed")["id"]) & set(first["id"])
+    assert (again["split"] == "sealed").sum() == 50
+    assert set(again.filter(split="open")["id"]) == set(first.filter(split="open")["id"])
+
+
+def test_the_next_draw_over_the_same_calls_is_the_same_version_for_as_long_as_nothing_was_opened() -> None:
+    calls = [call(n, application="ab"[n % 3 > 0], conversation_id=f"k{n // 2}") for n in range(120)]
+    first = frozen(calls, migration(holdout=0.25))
+    shown = Seen(shown=frozenset(first.rows.filter(split="open")["cluster"]))
+    again = freeze(log(*calls), migration(holdout=0.25), needed=0, seen=shown)
+    assert again.rows.equals(first.rows)
+    assert (again.facts, again.seen) == (first.facts, 90)
 
 
 def test_auto_allows_for_conversations_and_weights() -> None:

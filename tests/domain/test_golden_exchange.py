@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.golden import GOLDEN
+from anven_pipelines.domain.golden import GOLDEN, NOTHING_SEEN
 from anven_pipelines.domain.golden_exchange import (
     dataset_card,
     imported_rows,
@@ -20,14 +20,16 @@ from anven_pipelines.domain.golden_exchange import (
     mlflow_records,
     of_mlflow,
 )
+from anven_pipelines.domain.holdout import Seen
+from anven_pipelines.spec import Golden
 from tests.builders import golden_of
 
 SMALLEST = {"id": "a", "source_prompt": [{"role": "user", "content": "x?"}], "source_output": "x"}
 
 
-def imported(*rows: Any, holdout: float = 1.0, seed: int = 1) -> pl.DataFrame:
+def imported(*rows: Any, holdout: float = 1.0, seed: int = 1, seen: Seen = NOTHING_SEEN) -> pl.DataFrame:
     text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    return imported_rows(json_records(text), holdout=holdout, seed=seed)
+    return imported_rows(json_records(text), Golden(holdout=holdout, seed=seed, strata=["task"]), seen=seen)
 
 
 def full() -> pl.DataFrame:
@@ -50,7 +52,7 @@ def test_mlflow_records_come_back_as_they_left() -> None:
     records = mlflow_records(full())
     assert records[0]["expectations"] == {"expected_response": "0"}
     assert all(isinstance(tag, str) for record in records for tag in record["tags"].values())
-    assert imported_rows(of_mlflow(records), holdout=1.0, seed=1).equals(full())
+    assert imported_rows(of_mlflow(records), Golden()).equals(full())
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,10 @@ def test_mlflow_records_come_back_as_they_left() -> None:
         ({"latency_ms": True}, "line 2: latency_ms is True"),
         ({"human_score": 3}, "line 2: human_score is 3; a score from 0 to 1"),
         ({"split": "test"}, "line 1: split is None; .*line 2: split is 'test'"),
+        ({"role": "Traffic"}, "line 2: role is 'Traffic'; traffic, edge_case, adversarial are known"),
+        ({"weight": 0}, "line 2: weight is 0.0 and role traffic: .* more than 0 is needed"),
+        ({"role": "edge_case", "weight": 2}, "line 2: weight is 2.0 and role edge_case: .* so 0 is needed"),
+        ({"cluster": ""}, "line 2: cluster is empty; name the conversation"),
         ({"question": "x"}, "line 2: unknown fields question; known are id"),
         ('{"id": "b", "latency_ms": NaN}', "line 2: no JSON object"),
     ],
@@ -99,6 +105,17 @@ def test_whole_conversations_are_sealed_until_the_share_is_reached() -> None:
     assert (frame["split"] == "sealed").sum() == 6
     assert imported(*reversed(rows), holdout=0.25).equals(frame)
     assert not imported(*rows, holdout=0.25, seed=2).equals(frame)
+
+
+def test_an_import_seals_by_stratum_and_role_and_nothing_that_was_seen() -> None:
+    tasks = [SMALLEST | {"id": f"{task}{at}", "task": task} for task in "xy" for at in range(20)]
+    probes = [SMALLEST | {"id": f"p{at}", "role": "adversarial"} for at in range(20)]
+    seen = Seen(burnt=frozenset(f"x{at}" for at in range(10)), shown=frozenset(f"p{at}" for at in range(10)))
+    frame = imported(*tasks, *probes, holdout=0.25, seen=seen)
+    held = frame.filter(split="sealed")
+    assert held["id"].str.head(1).value_counts().sort("id").rows() == [("p", 5), ("x", 5), ("y", 5)]
+    assert not set(held["id"]) & (seen.burnt | seen.shown)
+    assert frame.filter(role="adversarial")["weight"].unique().to_list() == [0.0]
 
 
 def test_the_card_names_each_split_that_is_there_and_every_column() -> None:

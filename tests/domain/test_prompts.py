@@ -130,10 +130,13 @@ def test_a_prompt_that_no_rewrite_fits_is_refused_and_counted(logged: list[dict[
     prompt = declared_prompt(ADAPTATION)
     with pytest.raises(InvalidInput, match="no rewrite of the section prompt fits"):
         apply(prompt, logged)
-    shown = preview(prompt, [asked("Context: a\nQuestion: b"), logged])
+    shown = preview(prompt, [asked("Context: a\nQuestion: b"), logged], may_be_shown=[True, True])
     assert shown.unfit == 1
     assert shown.message.startswith("1 of 2 golden prompts fit a rewrite; the first without one:")
     assert [count for count, *_ in shown.examples] == [1]
+    sealed = preview(prompt, [asked("Context: a\nQuestion: b"), logged], may_be_shown=[False, False])
+    assert (sealed.unfit, sealed.examples) == (1, []), "a sealed prompt is counted and not quoted"
+    assert sealed.message.endswith("the first without one: sealed, as all of them are")
 
 
 def test_a_pattern_that_never_ends_is_an_error_and_not_a_hang() -> None:
@@ -144,7 +147,7 @@ def test_a_pattern_that_never_ends_is_an_error_and_not_a_hang() -> None:
 
 def test_nothing_declared_is_the_identity() -> None:
     assert declared_prompt(PromptAdaptation()) == carry_over()
-    assert preview(carry_over(), [[], []]).message == "2 prompts are carried over unchanged"
+    assert preview(carry_over(), [[], []], may_be_shown=[True, True]).message == "2 prompts are carried over unchanged"
 
 
 def test_another_rewrite_is_another_version() -> None:

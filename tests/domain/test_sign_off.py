@@ -145,6 +145,12 @@ def test_items_that_a_failed_sign_off_has_seen_need_a_waiver_that_the_verdict_te
     assert "holdout: undecided (waived by the migration file): 3 of 1000 sealed items" in "\n".join(waived.reasons)
 
 
+def test_a_burnt_item_is_known_by_its_id_too() -> None:
+    scores = good_scores().with_columns(cluster=pl.lit("conversation of ") + pl.col("item_id"))
+    verdict = decide(scores, CHEAPER, everything_gates(), digests=DIGESTS, burnt=scores["item_id"].head(3).to_list())
+    assert "3 of 1000 sealed items" in "\n".join(verdict.reasons)
+
+
 def test_a_verdict_that_is_not_go_says_what_the_next_attempt_needs() -> None:
     assert explain_burnt(verdict_on(good_scores())) is None
     undecided = verdict_on(good_scores(150), a_migration(sign_off={"quality_margin": 0.03, "waive": ["safety"]}))

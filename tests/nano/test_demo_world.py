@@ -28,7 +28,9 @@ def test_every_legacy_prompt_becomes_the_prompt_that_the_target_was_trained_on(s
 
 def test_each_task_has_a_rewrite_of_its_own() -> None:
     prompt = declared_prompt(PromptAdaptation.model_validate({"rewrites": rewrites()}))
-    shown = preview(prompt, [legacy_messages(item) for item in generate("golden", 60, seed=1)])
+    shown = preview(
+        prompt, [legacy_messages(item) for item in generate("golden", 60, seed=1)], may_be_shown=[True] * 60
+    )
     assert shown.unfit == 0
     assert len(shown.examples) == 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ import dagster as dg
 import pytest
 
 from anven_pipelines import golden_exchange
+from anven_pipelines.assets.golden import every_stratum_sealed
 from anven_pipelines.domain.errors import InvalidInput, MissingInput
+from anven_pipelines.domain.golden import Freeze
+from tests.builders import golden_of
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 
 if TYPE_CHECKING:
@@ -140,6 +144,9 @@ def test_sealed_items_stay_behind_unless_asked_for_and_letting_them_out_burns_th
     (event,) = at_home.state.events("holdout/support")
     assert event.kind == "exported"
     assert event.payload["golden_dataset"] == golden(at_home).digest
+    assert "none of 124 items can be sealed" in failure(materialize(at_home, "golden_dataset"))
+    at_home.write_log([logged_call(at) for at in range(2 * ITEMS)])
+    assert materialize(at_home, "request_log", "2026-10-05").success
     assert materialize(at_home, "golden_dataset").success
     after = at_home.artifacts.read(golden(at_home)).filter(split="sealed")["id"]
     assert not set(before) & set(after)
@@ -158,8 +165,53 @@ def test_an_imported_version_is_judged_on_where_the_migration_file_names_it(at_h
     verdict = at_home.migrate(at_home.declare(golden=HALF | {"version": made.golden_dataset}))
     assert verdict.digests["golden_dataset"] == made.golden_dataset
     assert verdict.quality.n == made.sealed_items == 10
+    assert found(materialize(at_home, "golden_dataset"), "candidates_conserved") == (
+        True,
+        "nothing was drawn: golden.version names a frozen version of 20 items, and 20 were read",
+    )
     at_home.declare(golden=HALF | {"version": "0" * 64})
     assert "is no version of 'support'" in failure(materialize(at_home, "golden_dataset"))
+
+
+def test_a_stratum_without_a_sealed_item_is_named_in_a_warning() -> None:
+    for without, passed, said in (([], True, "has a sealed item"), (["{task: b}"], False, "speak for {task: b}: ")):
+        facts = {"strata_without_sealed": without}
+        check = every_stratum_sealed(Freeze(rows=golden_of(1), exclusions={}, candidates=1, facts=facts))
+        assert check.passed == passed
+        assert said in str(check.description)
+        assert check.severity == dg.AssetCheckSeverity.WARN
+
+
+def test_burnt_items_come_in_as_open_ones_and_an_import_of_nothing_else_is_refused(at_home: Place) -> None:
+    freeze(at_home)
+    golden_exchange.export_golden(
+        "support", home=at_home.folder, to=at_home.folder / "all.jsonl", form="jsonl", sealed=True
+    )
+    file = at_home.folder / "mine.jsonl"
+    for count, expected in ((ITEMS, None), (ITEMS + 3, 3)):
+        rows = [
+            {"id": f"call-{at:04d}", "source_prompt": [{"role": "user", "content": "x?"}], "source_output": str(at)}
+            for at in range(count)
+        ]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if expected is None:
+            with pytest.raises(InvalidInput, match=f"none of {count} items can be sealed"):
+                golden_exchange.import_golden(str(file), workload="support", home=at_home.folder)
+        else:
+            made = golden_exchange.import_golden(str(file), workload="support", home=at_home.folder)
+            assert made.sealed_items == expected
+
+
+def test_an_export_by_a_number_without_a_name_is_ledgered(at_home: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError
+
+    freeze(at_home)
+    monkeypatch.setattr("getpass.getuser", nameless)
+    to = at_home.folder / "all.jsonl"
+    golden_exchange.export_golden("support", home=at_home.folder, to=to, form="jsonl", sealed=True)
+    (event,) = at_home.state.events("holdout/support")
+    assert event.payload["by"] == f"uid {os.getuid()}"
 
 
 def test_a_bad_file_imports_nothing_and_nothing_to_export_is_told(at_home: Place) -> None:

@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 
 import dagster as dg
+import pytest
 
 from anven_pipelines.chain import LOG_ASSETS
+from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.schedules import nightly_regression
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
@@ -81,6 +83,20 @@ def test_each_night_asks_afresh_and_one_night_twice_asks_once(place: Place) -> N
         for night in ("2026-11-21", "2026-11-21", "2026-11-22"):
             run_night(place, night)
         assert len(endpoint.asks) == 2 * ITEMS
+
+
+def test_a_night_is_in_the_ledger_once_and_what_it_saw_judges_no_other_answers(place: Place) -> None:
+    with ScriptedEndpoint(lambda ask: answer(ask, wrong_below=0)) as endpoint:
+        declared = signed_off(place, endpoint.url)
+        for night in ("2026-11-21", "2026-11-21", "2026-11-22"):
+            run_night(place, night)
+    nights = [event.payload["night"] for event in place.state.events("holdout/support", "asked")]
+    assert nights == ["2026-11-21", "2026-11-22"]
+    assert place.migrate(declared).verdict == "GO"
+    answers = [recorded_answer(at, "wrong" if at == 0 else str(at)) for at in range(ITEMS)]
+    (place.folder / "answers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in answers))
+    with pytest.raises(InvalidInput, match="opened by a nightly regression"):
+        place.migrate(declared)
 
 
 def test_the_baseline_stays_frozen_when_the_chain_runs_on(place: Place) -> None:

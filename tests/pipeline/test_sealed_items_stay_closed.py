@@ -1,0 +1,56 @@
+"""What Dagster shows before sign-off tells nothing of how the sealed items were answered."""
+
+from __future__ import annotations
+
+import json
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from anven_pipelines.assets.evaluation import reasons_told
+from tests.builders import scores_of
+from tests.pipeline.conftest import Place, logged_call, recorded_answer
+
+WRONG, TIMED_OUT = "differs from the ground truth", "timeout"
+BEFORE_SIGN_OFF = ("golden_dataset", "adapted_prompt", "legacy_answers", "target_answers", "scores", "scorecard")
+
+
+def graded(split: str) -> pl.DataFrame:
+    reasons = [None, WRONG, TIMED_OUT]
+    return scores_of([1.0, 1.0, 1.0], [1.0, 0.0, None], split=[split] * 3, target_reason=reasons)
+
+
+def test_of_sealed_items_only_the_unmeasured_are_counted() -> None:
+    told = reasons_told(graded("sealed"))
+    assert told.rows() == [("target", "sealed", TIMED_OUT, 1, 1)]
+
+
+def test_of_open_items_each_reason_is_counted() -> None:
+    told = reasons_told(pl.concat([graded("open"), graded("sealed")]))
+    assert set(told.rows()) == {
+        ("target", "open", WRONG, 1, 0),
+        ("target", "open", TIMED_OUT, 1, 1),
+        ("target", "sealed", TIMED_OUT, 1, 1),
+    }
+
+
+@pytest.mark.parametrize("holdout", [0.5, 1.0])
+def test_no_sealed_prompt_or_answer_stands_in_the_metadata_before_sign_off(place: Place, holdout: float) -> None:
+    items, wrong = 120, "a wrong answer"
+    place.write_log([logged_call(at, answer=f"logged-{at:03d}") for at in range(items)])
+    answers = [recorded_answer(at, f"asked-{at:03d} {wrong}") for at in range(items)]
+    (place.folder / "answers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in answers))
+    place.migrate(place.declare(golden={"size": "all", "holdout": holdout}))
+    manifest = place.artifacts.load_manifest("golden_dataset", "support")
+    assert manifest is not None
+    sealed = place.artifacts.read(manifest).filter(pl.col("split") == "sealed")
+    for asset in BEFORE_SIGN_OFF:
+        event = place.instance.get_latest_materialization_event(dg.AssetKey(asset))
+        assert event is not None
+        assert event.asset_materialization is not None
+        shown = str({name: each.value for name, each in event.asset_materialization.metadata.items()})
+        for each in sealed.iter_rows(named=True):
+            number = each["ground_truth"].zfill(3)
+            told = (each["id"], f"logged-{number}", f"asked-{number}", f"ticket {each['ground_truth']}?")
+            assert not [text for text in told if text in shown], f"{asset} shows {each['id']}"
