@@ -81,6 +81,13 @@ def test_too_few_clusters_give_no_interval(clusters: np.ndarray[tuple[int], np.d
         paired_mean_interval(np.zeros(size), clusters=clusters, level=0.9)
 
 
+def test_a_few_heavy_items_give_no_interval() -> None:
+    heavy = np.r_[1e6, np.ones(199)]
+    for clusters in (None, np.arange(200) // 2):
+        with pytest.raises(TooFewPairs, match="at least 10 are needed for an interval"):
+            paired_mean_interval(np.ones(200), clusters=clusters, weights=heavy, level=0.9)
+
+
 def test_no_difference_at_all_gives_no_interval() -> None:
     with pytest.raises(TooFewPairs, match="0 independent items"):
         paired_mean_interval(np.array([]), clusters=None, level=0.9)
