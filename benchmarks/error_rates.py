@@ -364,7 +364,7 @@ def allowance_row(groups: int, turns: int, samples: int, rng: np.random.Generato
 
 def allowance_rows(samples: int, rng: np.random.Generator) -> Iterator[Row]:
     """Rows of the speed criterion, from one item a conversation to ten."""
-    for groups, turns, weighted in ((200, 1, False), (200, 1, True), (30, 10, False), (60, 5, False), (60, 5, True)):
+    for groups, turns, weighted in ((200, 1, False), (200, 1, True), (30, 10, False), (60, 5, False)):
         yield allowance_row(groups, turns, samples, rng, weighted=weighted)
 
 

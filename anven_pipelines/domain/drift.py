@@ -196,7 +196,7 @@ def _is_common(unseen: pl.DataFrame, frozen: FrozenTraffic, live: pl.DataFrame, 
 
     A small freeze may have missed what was always there: more than that could have been is needed, too.
     """
-    before = max(1, round(frozen.calls["calls"].sum() / frozen.design_effect))
+    before = max(1, round(float(frozen.calls["calls"].sum()) / frozen.design_effect))
     since = max(1, round(live.height / calls_per_independent(live)))
     share = float(unseen["live"].sum()) / live.height
     level = 1 - 2 * limits.level

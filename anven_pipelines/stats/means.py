@@ -33,7 +33,8 @@ def paired_mean_interval(
         level: Two-sided coverage in [0, 1); each bound alone holds with (1 + level) / 2.
 
     Returns:
-        Interval in the unit of `difference`.
+        Interval in the unit of `difference`. It leans on the normal: for log-normal amounts of MIN_CLUSTERS items a
+        90 % interval misses 21 %, nearly always on the side of the long tail; equal differences leave it no width.
 
     Raises:
         TooFewPairs: fewer than MIN_CLUSTERS items or clusters, by their number or, where they have weights, by Kish's
@@ -53,7 +54,7 @@ def paired_mean_interval(
         raise TooFewPairs(message)
     scaled = scaled_weights(weights, difference.size)
     counted = np.ones(difference.size) if scaled is None else scaled
-    effective = groups if scaled is None else effective_number(np.bincount(labels, weights=counted))
+    effective = groups if scaled is None else effective_number(np.bincount(labels, weights=counted).astype(np.float64))
     if effective < MIN_CLUSTERS:
         message = (
             f"{groups} items of such unequal weight count like {effective:.1f}; at least {MIN_CLUSTERS} are needed for "

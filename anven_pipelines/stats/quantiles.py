@@ -83,7 +83,7 @@ def paired_quantile_difference(  # noqa: PLR0913 - one test, its allowance and i
 
     draws = np.concatenate([change(counts) for counts in _resampled(sample.sizes.size, rng, resamples)])
     estimate = float(change(np.ones((1, sample.sizes.size)))[0])
-    error = float(normal_tail(t_quantile((1 + level) / 2, tail - 1)))
+    error = float(normal_tail(np.asarray(t_quantile((1 + level) / 2, tail - 1))))
     lower, upper = np.quantile(draws, [error, 1 - error])
     over = "" if sample.sizes.size == target.size else f" over {sample.sizes.size} clusters"
     method = f"paired percentile bootstrap{over}, {resamples} resamples, like {tail:.1f} values beyond the quantile"
@@ -157,7 +157,7 @@ class _Sample(NamedTuple):
         labels = cluster_labels(clusters, n)
         scaled = scaled_weights(weights, n)
         counted = np.ones(n) if scaled is None else scaled
-        return _Sample(labels, counted, np.bincount(labels, weights=counted))
+        return _Sample(labels, counted, np.bincount(labels, weights=counted).astype(np.float64))
 
 
 def _resampled(groups: int, rng: np.random.Generator, resamples: int) -> Iterator[FloatArray]:

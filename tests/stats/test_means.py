@@ -47,8 +47,9 @@ def test_normal_amounts_are_covered_as_promised(clusters: int, turns: int) -> No
     assert misses == pytest.approx(0.10, abs=0.03)
 
 
-def test_skewed_amounts_are_nearly_covered_at_the_smallest_size() -> None:
-    assert _misses(clusters=MIN_CLUSTERS, turns=1, skewed=True) < 0.25
+def test_skewed_amounts_are_missed_twice_as_often_as_promised_at_the_smallest_size() -> None:
+    # 200,000 samples gave 21.1 % in place of 10 %; this is what the docstring tells.
+    assert _misses(clusters=MIN_CLUSTERS, turns=1, skewed=True) == pytest.approx(0.211, abs=0.032)
 
 
 def test_ignoring_clusters_would_miss_far_too_often() -> None:
