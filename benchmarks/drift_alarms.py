@@ -10,14 +10,15 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from anven_pipelines.domain.drift import find_drift
+from anven_pipelines.domain.candidates import calls_per_independent
+from anven_pipelines.domain.drift import FrozenTraffic, find_drift
 from anven_pipelines.spec import Drift as Limits
 
 SHARES: Final = np.array([0.4, 0.3, 0.2, 0.07, 0.03])
 SHIFTED: Final = np.array([0.25, 0.45, 0.2, 0.07, 0.03])  # a distance of 0.15
 NAMES: Final = [f"stratum-{at}" for at in range(SHARES.size)]
 CALLS: Final = (100, 1_000, 10_000)
-TURNS: Final = (1, 4)
+TURNS: Final = ((1, 1), (4, 4), (20, 1))  # calls a conversation, at the freeze and since
 LEVEL: Final = 0.01
 
 
@@ -32,14 +33,15 @@ def traffic(rng: np.random.Generator, shares: np.ndarray, calls: int, turns: int
     )
 
 
-def rates(shares: np.ndarray, calls: int, turns: int, runs: int) -> dict[str, float]:
+def rates(shares: np.ndarray, calls: int, turns: tuple[int, int], runs: int) -> dict[str, float]:
     """Return the share of runs that ended each way, for ours and for the plain test."""
     rng = np.random.default_rng(2026)
     said = {"drifted": 0, "represents": 0, "too few calls to tell": 0, "plain": 0}
     for _ in range(runs):
-        frozen = traffic(rng, SHARES, calls, turns)["stratum"].value_counts().rename({"count": "calls"})
-        live = traffic(rng, shares, calls, turns)
-        said[find_drift(frozen, live, ["stratum"], Limits(level=LEVEL)).status] += 1
+        before, live = traffic(rng, SHARES, calls, turns[0]), traffic(rng, shares, calls, turns[1])
+        frozen = before["stratum"].value_counts().rename({"count": "calls"})
+        seen = FrozenTraffic(frozen, calls_per_independent(before), before.select("stratum"))
+        said[find_drift(seen, live, ["stratum"], Limits(level=LEVEL)).status] += 1
         both = frozen.join(live["stratum"].value_counts(), on="stratum", how="full", coalesce=True).fill_null(0)
         said["plain"] += int(stats.chi2_contingency(both.select("calls", "count").to_numpy()).pvalue < LEVEL)
     return {name: count / runs for name, count in said.items()}
@@ -56,10 +58,12 @@ def main() -> None:
         for calls in CALLS:
             for turns in TURNS:
                 row = rates(shares, calls, turns, runs)
-                found |= {f"{world}/{calls} calls/{turns} turns/{name}": rate for name, rate in row.items()}
+                found |= {
+                    f"{world}/{calls} calls/{turns[0]} and {turns[1]} turns/{name}": rate for name, rate in row.items()
+                }
                 if not arguments.json:
                     shown = ", ".join(f"{name} {rate:.1%}" for name, rate in row.items())
-                    print(f"{world:8} {calls:>6} calls, {turns} a conversation: {shown}")
+                    print(f"{world:8} {calls:>6} calls, {turns[0]} and {turns[1]} a conversation: {shown}")
     if arguments.json:
         print(json.dumps(found))
 

@@ -1,6 +1,6 @@
 """Measured error rates of every decision and interval in `anven_pipelines.stats`.
 
-    python benchmarks/error_rates.py [--quick] [--json] [--seed N]
+    python benchmarks/error_rates.py [--quick] [--quantiles] [--json] [--seed N]
 
 Each row is the worst case over a grid of truths that lie exactly on the margin, so each false verdict is an error.
 Rows called exact add up all possible tables; the others are simulated. Beside ours stands the plain test (paired t on
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
+from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.cluster_t import guarded_t_bound
 from anven_pipelines.stats.paired import difference_interval
 from anven_pipelines.stats.quantiles import paired_quantile_difference
@@ -315,6 +316,58 @@ def quantile_row(n: int, samples: int, rng: np.random.Generator) -> Row:
     return Row("p95 bootstrap", f"n={n}, level 0.90", named, _noise(samples))
 
 
+def allowance_row(groups: int, turns: int, samples: int, rng: np.random.Generator, *, weighted: bool = False) -> Row:
+    """Error rates of the speed criterion in conversations, the target exactly on the allowed increase of p95.
+
+    The worst of three shapes (as spread as the legacy and half alike, wider and unrelated, narrower and alike) and of
+    three correlations within a conversation. Weighted: three in ten items stand for 4 calls each.
+    """
+    labels, worst = np.repeat(np.arange(groups), turns), np.zeros(5)
+    shapes, correlations = ((0.5, 0.6), (0.8, 0.0), (0.3, 0.9)), (0.0, 0.5, 0.9) if turns > 1 else (0.0,)
+    at = float(stats.norm.ppf(0.95))
+    legacy_p95 = 800 * math.exp(0.5 * at)
+    allowed = max(0.2 * legacy_p95, 300.0)
+    for (spread, alike), correlation in itertools.product(shapes, correlations):
+        counts = np.zeros(5)
+        for _ in range(samples):
+            shared, own = rng.normal(size=(2, groups))[:, labels], rng.normal(size=(2, labels.size))
+            first, second = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
+            legacy = 800 * np.exp(0.5 * first)
+            latent = alike * first + math.sqrt(1 - alike**2) * second
+            target = (legacy_p95 + allowed) * np.exp(spread * (latent - at))
+            weights = np.where(rng.random(labels.size) < 0.3, 4.0, 1.0) if weighted else None
+            plain = paired_quantile_difference(target, legacy, quantile=0.95, level=0.9, rng=rng, resamples=200)
+            seen = max(0.2 * float(np.quantile(legacy, 0.95)), 300.0)
+            counts[2:4] += [plain.upper <= seen, plain.lower > seen]
+            try:
+                ours = paired_quantile_difference(
+                    target,
+                    legacy,
+                    quantile=0.95,
+                    allowed_share=0.2,
+                    allowed=300.0,
+                    clusters=labels,
+                    weights=weights,
+                    level=0.9,
+                    rng=rng,
+                    resamples=200,
+                )
+            except TooFewPairs:
+                counts[4] += 1
+                continue
+            counts[:2] += [ours.upper <= 0, ours.lower > 0]
+        worst = np.maximum(worst, counts / samples)
+    names = ("false met", "false not met", "ignoring clusters met", "ignoring clusters not met", "refused at most")
+    case = f"{groups} of {turns}{', weighted' if weighted else ''}, level {LEVEL}"
+    return Row("p95 allowance", case, dict(zip(names, map(float, worst), strict=True)), _noise(samples))
+
+
+def allowance_rows(samples: int, rng: np.random.Generator) -> Iterator[Row]:
+    """Rows of the speed criterion, from one item a conversation to ten."""
+    for groups, turns, weighted in ((200, 1, False), (200, 1, True), (30, 10, False), (60, 5, False)):
+        yield allowance_row(groups, turns, samples, rng, weighted=weighted)
+
+
 def power_rows(samples: int, rng: np.random.Generator) -> Iterator[Row]:
     """Power that the planned number of pairs reaches with equally good arms: 80 % were planned."""
     for margin, discordance in itertools.product((0.05, 0.03, 0.02), (0.05, 0.1, 0.2)):
@@ -355,9 +408,16 @@ def measure(*, quick: bool, seed: int) -> Iterator[Row]:
     ):
         yield clustered_row(groups, kind, samples // (2 if groups < 300 else 4), rng)
     yield from coverage_rows(samples, rng, (30,) if quick else (30, 100))
-    for n in (100, 200, 400, 1000):
-        yield quantile_row(n, 100 if quick else 2000, rng)
     yield from power_rows(20 * samples, rng)
+    yield from quantile_rows(quick=quick, seed=seed)
+
+
+def quantile_rows(*, quick: bool, seed: int) -> Iterator[Row]:
+    """Measure the rows of quantiles: they have a generator of their own, and can be run without the rest."""
+    rng = np.random.default_rng(seed)
+    for n in (100, 200, 400, 1000):
+        yield quantile_row(n, 100 if quick else 1000, rng)
+    yield from allowance_rows(50 if quick else 600, rng)
 
 
 def main() -> None:
@@ -365,8 +425,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller samples, under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object of named figures on stdout")
     parser.add_argument("--seed", type=int, default=20250101)
+    parser.add_argument(
+        "--quantiles", action="store_true", help="only the rows of quantiles, which have a generator of their own"
+    )
     options = parser.parse_args()
     rows = measure(quick=options.quick, seed=options.seed)
+    if options.quantiles:
+        rows = quantile_rows(quick=options.quick, seed=options.seed)
     if options.json:
         figures = {f"{row.name}: {row.case}: {name}": rate for row in rows for name, rate in row.rates.items()}
         print(json.dumps({"seed": options.seed, "quick": options.quick, "figures": figures}))

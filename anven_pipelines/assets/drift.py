@@ -32,7 +32,7 @@ _STILL_REPRESENTS_TRAFFIC = Check(
     group_name="monitor",
     kinds={"json"},
     owners=OWNERS,
-    code_version="1",
+    code_version="2",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
     ins={"request_log": dg.AssetIn(partition_mapping=dg.AllPartitionMapping())},

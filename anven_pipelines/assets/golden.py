@@ -20,7 +20,7 @@ from anven_pipelines.assets.materialization import (
     result,
 )
 from anven_pipelines.assets.partitions import workloads
-from anven_pipelines.domain.candidates import AMBIGUOUS
+from anven_pipelines.domain.candidates import AMBIGUOUS, traffic_strata
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.drift import traffic_until
 from anven_pipelines.domain.errors import MissingInput
@@ -193,6 +193,7 @@ def _drawn(
             "golden": freezing.facts | {"certifies": _certified(sealed, declared, baseline=plan["baseline"])},
             "noise_floor": noise_floor(calls, migration).to_json(),
             "traffic_until": traffic_until(calls),
+            "traffic": traffic_strata(calls, migration),
         },
     )
     return _Frozen(manifest, freezing, logged.rows + adversarial.height, truths.disputed if truths else ())

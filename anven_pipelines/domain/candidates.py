@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 import polars as pl
@@ -22,8 +22,13 @@ MEDIUM_FROM_TOKENS: Final = 500
 LONG_FROM_TOKENS: Final = 2_000
 CHARACTERS_PER_TOKEN: Final = 4  # rule of thumb for English; used where the log has no token count
 
+ASKED_WITH: Final = """
+CREATE MACRO asked_with(params) AS json_merge_patch(coalesce(params, '{}'),
+    '{"user":null,"seed":null,"stream":null,"stream_options":null,"metadata":null}')::VARCHAR
+"""
+"""Defines the parameters of a call without those that say who asks or how the answer travels."""
+
 # An id made up for a call without one covers what was asked and answered, and nothing of where the line stood.
-# `asked_with` leaves out the parameters that say who asks or how the answer travels.
 _DESCRIBED: Final = """
 WITH asked AS (
     SELECT *, to_json([messages, params, context, output, tool_calls])::VARCHAR AS asked_and_answered FROM calls
@@ -46,8 +51,7 @@ SELECT *,
     lower(json_extract_string(tags, '$.language')) AS language,
     declared OR coalesce(lower(json_extract_string(tags, '$.adversarial')) IN ('true', '1'), false) AS adversarial,
     coalesce(lower(json_extract_string(tags, '$.edge_case')) IN ('true', '1'), false) AS edge_case,
-    json_merge_patch(coalesce(params, '{}'),
-        '{"user":null,"seed":null,"stream":null,"stream_options":null,"metadata":null}')::VARCHAR AS asked_with,
+    asked_with(params) AS asked_with,
     left(array_to_string(list_transform(
         list_filter(json_extract(messages, '$[*]'), lambda each: json_extract_string(each, '$.role') = 'user'),
         lambda each: json_extract_string(each, '$.content')), ' '), 1000) AS user_text,
@@ -94,6 +98,32 @@ def stratum_of(strata: Sequence[str]) -> pl.Expr:
     return (pl.struct(strata).struct.json_encode() if strata else pl.lit("{}")).alias("stratum")
 
 
+def traffic_strata(calls: pl.DataFrame, migration: Migration) -> dict[str, Any]:
+    """Return what the traffic is at a freeze, for a later one to be compared with: a fact of the golden dataset.
+
+    All calls of the workload count, as `strata_of` returns them: also those that cannot stand in a golden dataset, such
+    as failed and repeated ones and those without a truth. `strata` has the calls by stratum, and `design_effect` is the
+    calls per independent one, if a conversation stays in one stratum.
+    """
+    traffic = strata_of(calls, migration)
+    strata = migration.golden.strata
+    counted = traffic.group_by(strata).len("calls") if strata else traffic.select(calls=pl.len())
+    return {
+        "strata": counted.with_columns(pl.col("calls").cast(pl.Int64)).sort(strata or ["calls"]).to_dicts(),
+        "design_effect": calls_per_independent(traffic),
+    }
+
+
+def calls_per_independent(traffic: pl.DataFrame) -> float:
+    """Return the design effect of conversations that stay in one stratum: sum(calls²) / calls, the most it can be.
+
+    Args:
+        traffic: Column `cluster`, one row a call.
+    """
+    sizes = traffic.group_by("cluster").len()["len"].cast(pl.Float64)
+    return max(1.0, float((sizes**2).sum()) / traffic.height) if traffic.height else 1.0
+
+
 def length_band() -> pl.Expr:
     """Band of a prompt: `short` below 500 tokens, `medium` below 2,000, else `long`.
 
@@ -120,6 +150,7 @@ def _described(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
     strata = migration.golden.strata
     with duckdb.connect() as connection:
         connection.register("calls", calls)
+        connection.execute(ASKED_WITH)
         described: pl.DataFrame = connection.sql(_DESCRIBED, params={"seed": str(migration.golden.seed)}).pl()
     if "language" in strata:
         untold = pl.when(pl.col("language").is_null()).then(pl.col("user_text"))

@@ -61,7 +61,7 @@ def families(pool: pl.DataFrame, *, threshold: float) -> pl.DataFrame:
 
     Source:
         Broder (1997), On the resemblance and containment of documents; MinHash and its LSH index from rensa. LSH only
-        proposes: each pair's similarity is then computed, so the hash functions do not change the result.
+        proposes: each pair's similarity is then computed, so the hash functions only change which pairs are missed.
     """
     texts = pool.sort("turn_key", "id").with_columns(text=_normalised(pl.col("messages")))
     same = texts.with_columns(pl.col("id").first().over(*ALIKE, "text").alias("first"))

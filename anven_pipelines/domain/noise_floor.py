@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import duckdb
 import numpy as np
 import polars as pl
 
-from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.domain.candidates import ASKED_WITH
 from anven_pipelines.domain.evaluation import Finding
 from anven_pipelines.domain.grading import grade_rows
 from anven_pipelines.domain.request_log import of_applications, of_model
 from anven_pipelines.spec import RagasGrader
-from anven_pipelines.stats.means import FloatArray, paired_mean_interval
+from anven_pipelines.stats.cluster_t import FloatArray, guarded_t_bound
+from anven_pipelines.stats.means import MIN_CLUSTERS
 
 if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
 
 LEVEL: Final = 0.95
-_PROMPT: Final = ("messages", "params", "context")
+_PROMPT: Final = ("messages", "asked_with", "context")
 
 
 class NoiseFloor(Finding):
@@ -41,7 +43,8 @@ class NoiseFloor(Finding):
 def noise_floor(calls: pl.DataFrame, migration: Migration) -> NoiseFloor:
     """Compare the legacy model's answers to prompts that it was asked more than once.
 
-    Same prompt means same messages, parameters and context. Two answers differ when the graders score them
+    Same prompt means same messages, context and parameters, but for those that say who asks or how the answer travels,
+    such as `user` and `seed`. Two answers differ when the graders score them
     differently, where every repeated call has a ground truth and no grader is a judge; else when their text differs.
     Each prompt counts once, with the share of its pairs that differ; prompts are the unit of independence.
 
@@ -51,7 +54,7 @@ def noise_floor(calls: pl.DataFrame, migration: Migration) -> NoiseFloor:
 
     Source:
         The share of differing pairs within a prompt is the unbiased (U-statistic) form of Gini and Simpson's index,
-        Simpson (1949), Nature 163:688; the interval over prompts is `paired_mean_interval`'s.
+        Simpson (1949), Nature 163:688; the interval over prompts is `guarded_t_bound`'s.
     """
     repeated = _repeated(calls, migration)
     gradable = not any(isinstance(grader, RagasGrader) for grader in migration.grading)
@@ -86,6 +89,10 @@ def _repeated(calls: pl.DataFrame, migration: Migration) -> pl.DataFrame:
         pl.col("request_id").is_not_null(),
     ).sort("request_id", "ts", "output")
     once = answered.unique("request_id", keep="first", maintain_order=True)
+    with duckdb.connect() as connection:
+        connection.register("once", once)
+        connection.execute(ASKED_WITH)
+        once = connection.sql("SELECT *, asked_with(params) AS asked_with FROM once ORDER BY request_id").pl()
     return _asked_twice(once.with_columns(prompt=pl.struct(_PROMPT).struct.json_encode()))
 
 
@@ -115,14 +122,15 @@ def _differing(compared: pl.DataFrame) -> FloatArray:
 
 
 def _interval(differing: FloatArray) -> tuple[float, float] | None:
-    """Return the interval over prompts; None where there are too few.
+    """Return the interval over prompts; None where fewer than MIN_CLUSTERS were measured.
 
-    Each bound counts one imagined prompt beyond it, so that answers which never differed give no certainty.
+    Each bound counts one imagined prompt beyond it, so that answers which never differed give no certainty. It is no
+    measured one: it counts neither for how many there are nor for the degrees of freedom.
     """
-    try:
-        low, high = (
-            paired_mean_interval(np.append(differing, beyond), clusters=None, level=LEVEL) for beyond in (0.0, 1.0)
-        )
-    except TooFewPairs:
+    if differing.size < MIN_CLUSTERS:
         return None
-    return max(low.lower, 0.0), min(high.upper, 1.0)
+    ones, tail = np.ones(differing.size), (1 - LEVEL) / 2
+    # `guarded_t_bound` is for differences in [-1, 1], and imagines the far end of that; a share ends at 0 and 1.
+    lower = (1 + guarded_t_bound(2 * differing - ones, ones, tail=tail, side=-1)) / 2
+    upper = (1 + guarded_t_bound(2 * differing - ones, ones, tail=tail, side=1)) / 2
+    return float(lower), float(upper)

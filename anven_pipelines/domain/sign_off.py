@@ -19,16 +19,19 @@ from anven_pipelines.domain.evaluation import (
     ContractReport,
     Finding,
     Missingness,
+    cluster_codes,
     compare_missingness,
     report_contract,
 )
 from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments, explain_quality
-from anven_pipelines.stats.quantiles import paired_quantile_difference
+from anven_pipelines.stats.pairs import MIN_PAIRS
+from anven_pipelines.stats.quantiles import paired_quantile_difference, weighted_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from anven_pipelines.spec import Migration, SignOff
+    from anven_pipelines.stats.interval import Interval
 
 Status = Literal["met", "not met", "undecided", "unmeasured"]
 Outcome = Literal["GO", "NO-GO", "INCONCLUSIVE"]
@@ -36,6 +39,8 @@ SIGNED_OFF, REFUSED = "signed_off", "refused"
 SPEED_QUANTILE = 0.95
 # A p95 over fewer measured pairs than this share could be moved past any limit by the pairs that are missing.
 SPEED_COVERAGE = 0.99
+# A time to first token that stands for "never": 30 years, beyond any allowance, and exact to a millisecond.
+NEVER_MS = 1e12
 
 
 class Criterion(Finding):
@@ -48,7 +53,13 @@ class Criterion(Finding):
 
 
 class Speed(Finding):
-    """Time to first token, paired; NULL where it was not measured."""
+    """Time to first token, paired, over calls of the traffic; NULL where it was not measured.
+
+    Attributes:
+        interval_ms: Of `increase_ms`, over measured pairs; it describes.
+        beyond_allowed_ms: Bounds of the increase less what is allowed, which decide; NULL where unmeasured pairs leave
+            it without bound.
+    """
 
     status: Status
     reason: str
@@ -57,6 +68,7 @@ class Speed(Finding):
     target_ttft_p95_ms: float | None = None
     increase_ms: float | None = None
     interval_ms: tuple[float, float] | None = None
+    beyond_allowed_ms: tuple[float | None, float | None] | None = None
     allowed_ms: float | None = None
     legacy_latency_p95_ms: float | None = None
     target_latency_p95_ms: float | None = None
@@ -183,10 +195,12 @@ def combine(criteria: Sequence[Criterion]) -> Outcome:
 
 
 def assess_speed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> Speed:
-    """Judge the increase of p95 time to first token on its one-sided bounds.
+    """Judge the increase of p95 time to first token over calls of the traffic on its one-sided bounds.
 
-    The allowance is the larger of the relative and the absolute one. Pairs of which one side has no time to
-    first token are unmeasured; below `SPEED_COVERAGE` measured pairs nothing is claimed.
+    The allowance is the larger of the relative and the absolute one, and is estimated with the increase. A pair of
+    which one side has no time to first token counts against whatever is to be proven: for "met" the target was
+    infinitely slow and the legacy instant, for "not met" the other way round. Below `SPEED_COVERAGE` measured pairs
+    nothing is claimed.
     """
     pairs = scores.filter(pl.col("legacy_ttft_ms").is_not_null() & pl.col("target_ttft_ms").is_not_null())
     if pairs.height < SPEED_COVERAGE * scores.height or pairs.is_empty():
@@ -195,34 +209,73 @@ def assess_speed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> Speed:
             f"{SPEED_COVERAGE:.0%} are needed"
         )
         return Speed(status="unmeasured", reason=reason, n_measured=pairs.height)
-    legacy, target = pairs["legacy_ttft_ms"].to_numpy(), pairs["target_ttft_ms"].to_numpy()
-    legacy_p95, target_p95 = (float(np.quantile(values, SPEED_QUANTILE)) for values in (legacy, target))
+    legacy_p95, target_p95 = (_p95(pairs, f"{arm}_ttft_ms") or 0.0 for arm in ("legacy", "target"))
     allowed = max(spec.ttft_increase * legacy_p95, spec.ttft_increase_ms)
     facts = {
         "n_measured": pairs.height,
         "legacy_ttft_p95_ms": round(legacy_p95, 3),
         "target_ttft_p95_ms": round(target_p95, 3),
         "allowed_ms": round(allowed, 3),
-        "legacy_latency_p95_ms": _p95(pairs["legacy_latency_ms"]),
-        "target_latency_p95_ms": _p95(pairs["target_latency_ms"]),
+        "legacy_latency_p95_ms": _p95(pairs, "legacy_latency_ms"),
+        "target_latency_p95_ms": _p95(pairs, "target_latency_ms"),
     }
     try:
-        increase = paired_quantile_difference(
-            target, legacy, quantile=SPEED_QUANTILE, level=1 - 2 * spec.level, rng=np.random.default_rng(seed)
-        )
+        increase = _speed_change(pairs, spec, seed=seed)
+        lower, upper = _beyond_allowed(scores, spec, seed=seed)
     except TooFewPairs as error:
         return Speed(status="undecided", reason=str(error), **facts)
-    status: Status = "met" if increase.upper <= allowed else "not met" if increase.lower > allowed else "undecided"
+    status: Status = "met" if upper <= 0 else "not met" if lower > 0 else "undecided"
+    beyond = _known(lower), _known(upper)
+    ends = " to ".join("?" if bound is None else f"{bound:+.0f}" for bound in beyond)
+    missing = scores.height - pairs.height
     reason = (
         f"p95 time to first token changes by {increase.estimate:+.0f} ms "
-        f"({increase.lower:+.0f} to {increase.upper:+.0f}); up to {allowed:+.0f} ms is allowed"
+        f"({increase.lower:+.0f} to {increase.upper:+.0f}); up to {allowed:+.0f} ms is allowed, which is "
+        f"exceeded by {ends} ms" + (f", with the worst for {missing} unmeasured items" if missing else "")
     )
     return Speed(
         status=status,
         reason=reason,
         increase_ms=round(increase.estimate, 3),
         interval_ms=(round(increase.lower, 3), round(increase.upper, 3)),
+        beyond_allowed_ms=beyond,
         **facts,
+    )
+
+
+def _speed_change(pairs: pl.DataFrame, spec: SignOff, *, seed: int, beyond: bool = False) -> Interval:
+    """Bound the change of the p95, or by how much it lies beyond what is allowed; the same seed, the same resamples."""
+    return paired_quantile_difference(
+        pairs["target_ttft_ms"].to_numpy(),
+        pairs["legacy_ttft_ms"].to_numpy(),
+        quantile=SPEED_QUANTILE,
+        allowed_share=spec.ttft_increase if beyond else 0.0,
+        allowed=spec.ttft_increase_ms if beyond else 0.0,
+        clusters=cluster_codes(pairs),
+        weights=pairs["weight"].to_numpy(),
+        level=1 - 2 * spec.level,
+        rng=np.random.default_rng(seed),
+    )
+
+
+def _beyond_allowed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> tuple[float, float]:
+    """Bound the increase of the p95 less what is allowed, each side with the worst for what was not measured."""
+    best, worst = (_without_gaps(scores, slow=arm) for arm in ("legacy", "target"))
+    against = _speed_change(worst, spec, seed=seed, beyond=True)
+    in_favour = against if best.equals(worst) else _speed_change(best, spec, seed=seed, beyond=True)
+    return in_favour.lower, against.upper
+
+
+def _known(bound: float) -> float | None:
+    return None if abs(bound) > NEVER_MS / 2 else round(bound, 3)
+
+
+def _without_gaps(scores: pl.DataFrame, *, slow: str) -> pl.DataFrame:
+    """Fill the times of pairs that were not measured in both arms: one arm never answered, the other at once."""
+    measured = pl.col("legacy_ttft_ms").is_not_null() & pl.col("target_ttft_ms").is_not_null()
+    return scores.with_columns(
+        pl.when(measured).then(f"{arm}_ttft_ms").otherwise(NEVER_MS if arm == slow else 0.0).alias(f"{arm}_ttft_ms")
+        for arm in ("legacy", "target")
     )
 
 
@@ -250,11 +303,30 @@ def _explain_missingness(missingness: Missingness) -> str:
 
 
 def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:
-    """Judge the family of segments: one that is proven worse than the margin is harm, however good the mean."""
-    worse = [f"{segment.stratum} = {segment.value}" for segment in segments if segment.outcome == "worse"]
+    """Judge the family of segments: one that is proven worse than the margin is harm, however good the mean.
+
+    A segment that is too small to compare blocks nothing and is named; one that is not, and of which nothing was
+    measured, does.
+    """
+    worse = [segment for segment in segments if segment.outcome == "worse"]
     if worse:
-        return "not met", f"proven worse than the margin in {', '.join(worse)} (Holm over {len(segments)} segments)"
-    return "met", f"none of {len(segments)} segments is proven worse than the margin (Holm)"
+        return "not met", f"proven worse than the margin in {_named(worse)} (Holm over {len(segments)} segments)"
+    if not segments:
+        return "met", "there are no segments: the migration file declares no strata that the traffic has"
+    blank = [segment for segment in segments if segment.legacy_mean is None and segment.n >= MIN_PAIRS]
+    if blank:
+        return "unmeasured", f"nothing was measured in both arms in {_of(blank, segments)}"
+    small = [segment for segment in segments if segment.outcome == "too few items"]
+    none = f"none of {len(segments)} segments is proven worse than the margin (Holm)"
+    return "met", f"{none}; too few items to tell in {_of(small, segments)}" if small else none
+
+
+def _of(some: Sequence[Segment], segments: Sequence[Segment]) -> str:
+    return f"{len(some)} of {len(segments)} segments: {_named(some, counted=True)}"
+
+
+def _named(segments: Sequence[Segment], *, counted: bool = False) -> str:
+    return ", ".join(f"{each.stratum} = {each.value}" + (f" ({each.n})" if counted else "") for each in segments)
 
 
 def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str], shown: Collection[str]) -> tuple[Status, str]:
@@ -294,6 +366,10 @@ def _stable(value: Any) -> Any:  # noqa: ANN401 - JSON is of any type
     return value
 
 
-def _p95(values: pl.Series) -> float | None:
-    measured = values.drop_nulls()
-    return None if measured.is_empty() else round(float(np.quantile(measured.to_numpy(), SPEED_QUANTILE)), 3)
+def _p95(pairs: pl.DataFrame, column: str) -> float | None:
+    """Return the p95 over calls of the traffic; None where no item has a value."""
+    measured = pairs.filter(pl.col(column).is_not_null())
+    if measured.is_empty():
+        return None
+    weights = measured["weight"].to_numpy()
+    return round(weighted_quantile(measured[column].to_numpy(), SPEED_QUANTILE, weights=weights), 3)

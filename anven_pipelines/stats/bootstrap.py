@@ -36,8 +36,8 @@ def bootstrap_difference(
         resamples: Bootstrap samples, at least MIN_RESAMPLES.
 
     Returns:
-        Interval in score points. With few clusters it covers less than `level` (docs/statistics.md): it describes
-        weighted and skewed samples, where `paired.difference_interval` decides on unweighted ones.
+        Interval in score points. With few clusters it covers less than `level` (docs/statistics.md). It describes, as
+        `paired.difference_interval` does, which takes clusters and weights too; `paired.noninferiority` decides.
 
     Raises:
         TooFewPairs: fewer than MIN_PAIRS pairs or MIN_CLUSTERS clusters, or clusters that are all alike.

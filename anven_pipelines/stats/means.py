@@ -10,7 +10,7 @@ import numpy.typing as npt
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.distributions import t_quantile
 from anven_pipelines.stats.interval import Interval
-from anven_pipelines.stats.pairs import scaled_weights
+from anven_pipelines.stats.pairs import effective_number, scaled_weights
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -33,16 +33,18 @@ def paired_mean_interval(
         level: Two-sided coverage in [0, 1); each bound alone holds with (1 + level) / 2.
 
     Returns:
-        Interval in the unit of `difference`.
+        Interval in the unit of `difference`. It leans on the normal: for log-normal amounts of MIN_CLUSTERS items a
+        90 % interval misses 21 %, nearly always on the side of the long tail; equal differences leave it no width.
 
     Raises:
-        TooFewPairs: fewer than MIN_CLUSTERS items or clusters.
+        TooFewPairs: fewer than MIN_CLUSTERS items or clusters, by their number or, where they have weights, by Kish's
+            effective number, which a few heavy ones leave small.
         ValueError: a difference is NaN or infinite, a weight is not above 0, shapes disagree or `level` is no
             coverage.
 
     Source:
         Cameron and Miller (2015), A Practitioner's Guide to Cluster-Robust Inference, sections II and VI.D,
-        for a regression on a constant.
+        for a regression on a constant; Kish (1965), Survey Sampling, section 11.7, for the effective number.
     """
     _check(difference, clusters, level)
     labels = np.arange(difference.size) if clusters is None else np.unique(clusters, return_inverse=True)[1]
@@ -52,6 +54,13 @@ def paired_mean_interval(
         raise TooFewPairs(message)
     scaled = scaled_weights(weights, difference.size)
     counted = np.ones(difference.size) if scaled is None else scaled
+    effective = groups if scaled is None else effective_number(np.bincount(labels, weights=counted).astype(np.float64))
+    if effective < MIN_CLUSTERS:
+        message = (
+            f"{groups} items of such unequal weight count like {effective:.1f}; at least {MIN_CLUSTERS} are needed for "
+            "an interval"
+        )
+        raise TooFewPairs(message)
     mean = float(np.average(difference, weights=scaled))
     residuals = np.bincount(labels, weights=counted * (difference - mean), minlength=groups)
     error = math.sqrt(groups / (groups - 1) * float(residuals @ residuals)) / difference.size

@@ -303,7 +303,8 @@ def items_needed(
     if math.isclose(effect, 0, abs_tol=1e-12):
         return None
     direction: Direction = "noninferior" if effect > 0 else "inferior"
-    evidence = getattr(_evidence(pairs, margin, kind), direction)
+    both = _evidence(pairs, margin, kind)
+    evidence = both.noninferior if direction == "noninferior" else both.inferior
     spread = float(np.sum((totals - effect * pairs.sizes) ** 2)) * pairs.n_clusters / (pairs.n_clusters - 1)
     reach = float(
         -normal_quantile(level) * math.sqrt(evidence.variance / n) + normal_quantile(power) * math.sqrt(spread / n)

@@ -92,7 +92,7 @@ def pair_up(
     if target.size < MIN_PAIRS:
         message = f"{target.size} pairs; at least {MIN_PAIRS} are needed: measure more items"
         raise TooFewPairs(message)
-    labels = _labels(clusters, target.size)
+    labels = cluster_labels(clusters, target.size)
     scaled = scaled_weights(weights, target.size)
     sizes = np.bincount(labels, weights=scaled).astype(np.float64)
     if sizes.size < MIN_CLUSTERS:
@@ -152,6 +152,28 @@ def scaled_weights(weights: FloatArray | None, n: int) -> FloatArray | None:
     return None if np.ptp(weights) == 0 else weights / weights.mean()
 
 
+def cluster_labels(clusters: Labels | None, n: int) -> npt.NDArray[np.intp]:
+    """Number the clusters from 0 up, shape (n,).
+
+    Args:
+        clusters: Cluster of each item, shape (n,), any type that sorts; None where every item stands alone.
+        n: Number of items.
+
+    Raises:
+        ValueError: another shape, or a cluster is NaN.
+    """
+    if clusters is None:
+        return np.arange(n)
+    clusters = np.asarray(clusters)
+    if clusters.shape != (n,):
+        message = f"clusters have shape {clusters.shape}; one cluster per pair, shape ({n},), is needed"
+        raise ValueError(message)
+    if clusters.dtype.kind == "f" and np.isnan(clusters).any():
+        message = "a cluster is NaN; give an item without a cluster a cluster of its own"
+        raise ValueError(message)
+    return np.unique(clusters, return_inverse=True)[1]
+
+
 def _summed(labels: npt.NDArray[np.intp], scores: FloatArray, weights: FloatArray | None) -> FloatArray:
     return np.bincount(labels, weights=scores if weights is None else scores * weights).astype(np.float64)
 
@@ -169,19 +191,6 @@ def _scores(name: str, scores: FloatArray) -> FloatArray:
         message = f"{name} scores run from {scores.min():g} to {scores.max():g}; scores in [0, 1] are needed"
         raise ValueError(message)
     return scores
-
-
-def _labels(clusters: Labels | None, n: int) -> npt.NDArray[np.intp]:
-    if clusters is None:
-        return np.arange(n)
-    clusters = np.asarray(clusters)
-    if clusters.shape != (n,):
-        message = f"clusters have shape {clusters.shape}; one cluster per pair, shape ({n},), is needed"
-        raise ValueError(message)
-    if clusters.dtype.kind == "f" and np.isnan(clusters).any():
-        message = "a cluster is NaN; give an item without a cluster a cluster of its own"
-        raise ValueError(message)
-    return np.unique(clusters, return_inverse=True)[1]
 
 
 def _counts(target: FloatArray, legacy: FloatArray) -> Counts:

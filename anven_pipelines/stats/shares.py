@@ -25,17 +25,17 @@ class ShareComparison(NamedTuple):
 
 
 def compare_shares(
-    first: FloatArray, second: FloatArray, *, design_effect: float, detectable: float, level: float
+    first: FloatArray, second: FloatArray, *, design_effects: tuple[float, float], detectable: float, level: float
 ) -> ShareComparison:
     """Compare the category counts of two independent samples.
 
-    Categories are pooled, the rarest first, until each is expected `MIN_EXPECTED` times in both samples. Both counts
-    are divided by the design effect, so that calls of one conversation do not count as independent.
+    Categories are pooled, the rarest first, until each is expected `MIN_EXPECTED` times in both samples. Each
+    sample's counts are divided by its own design effect, so that calls of one conversation do not count as independent.
 
     Args:
         first: Counts per category, shape (k,), not negative.
         second: Counts of the same categories, shape (k,).
-        design_effect: Calls per independent one, at least 1; 1 where calls are independent.
+        design_effects: Calls per independent one in each sample, at least 1; 1 where calls are independent.
         detectable: Distance in (0, 1] for which the power is stated.
         level: Error rate in (0, 1) at which the power is stated.
 
@@ -47,11 +47,11 @@ def compare_shares(
         with the largest design effect in place of the mean one. Power: noncentral chi-squared, whose noncentrality is
         at least 4 d² n m / (n + m) at a total variation distance d, by Cauchy and Schwarz.
     """
-    _check(first, second, design_effect, detectable, level)
+    _check(first, second, design_effects, detectable, level)
     from scipy import stats  # noqa: PLC0415 - takes 0.5 s to import
 
     distance = 0.5 * float(np.abs(first / first.sum() - second / second.sum()).sum())
-    table = _pooled(np.stack([first, second]) / design_effect)
+    table = _pooled(np.stack([first, second]) / np.array(design_effects)[:, None])
     sizes = table.sum(axis=1)
     freedom = table.shape[1] - 1
     if freedom < 1:
@@ -64,7 +64,8 @@ def compare_shares(
         p_difference=float(stats.chi2.sf(2 * terms.sum(), freedom)),
         distance=distance,
         power=float(stats.ncx2.sf(critical, freedom, noncentrality)),
-        method=f"G-test over {freedom + 1} categories, design effect {design_effect:.2f}",
+        method=f"G-test over {freedom + 1} categories, design effects "
+        f"{design_effects[0]:.2f} and {design_effects[1]:.2f}",
     )
 
 
@@ -78,7 +79,9 @@ def _pooled(table: FloatArray) -> FloatArray:
     return np.array(columns).T
 
 
-def _check(first: FloatArray, second: FloatArray, design_effect: float, detectable: float, level: float) -> None:
+def _check(
+    first: FloatArray, second: FloatArray, design_effects: tuple[float, float], detectable: float, level: float
+) -> None:
     """Refuse what would give a wrong answer in silence."""
     if first.ndim != 1 or first.shape != second.shape:
         message = f"counts of shapes {first.shape} and {second.shape}; two of the same shape (k,) are needed"
@@ -87,9 +90,9 @@ def _check(first: FloatArray, second: FloatArray, design_effect: float, detectab
     if not (np.isfinite(both).all() and (both >= 0).all() and first.sum() > 0 and second.sum() > 0):
         message = "a count is negative, NaN or infinite, or a sample is empty; finite counts of calls are needed"
         raise ValueError(message)
-    if not (design_effect >= 1 and 0 < detectable <= 1 and 0 < level < 1):
+    if not (all(each >= 1 for each in design_effects) and 0 < detectable <= 1 and 0 < level < 1):
         message = (
-            f"design_effect is {design_effect}, detectable {detectable}, level {level}; at least 1, and shares above 0 "
-            "are needed"
+            f"design_effects are {design_effects}, detectable {detectable}, level {level}; at least 1, and shares "
+            "above 0 are needed"
         )
         raise ValueError(message)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from scipy import stats
 
 from anven_pipelines.domain.noise_floor import noise_floor
 from anven_pipelines.domain.request_log import REQUEST_LOG
@@ -75,6 +77,25 @@ def test_an_empty_log_and_answers_that_cannot_be_graded_are_not_measured() -> No
     numbers = a_migration(grading=[{"kind": "number"}])
     ungradable = calls_of(["p", "p"], ["1", "2"], ground_truth=["one", "one"])
     assert noise_floor(ungradable, numbers).status == "unmeasured"
+
+
+def test_who_asks_and_the_seed_are_no_part_of_the_question() -> None:
+    params = ['{"seed":1,"temperature":1,"user":"a"}', '{"temperature":1,"user":"b"}']
+    assert noise_floor(calls_of(["p", "p"], ["A", "B"], params=params), MIGRATION).disagreement == 1.0
+
+
+def test_the_imagined_prompt_is_no_measured_one() -> None:
+    def floor(prompts: int) -> tuple[float, float] | None:
+        asked = [str(at // 2) for at in range(2 * prompts)]
+        return noise_floor(calls_of(asked, ["A", "A"] * (prompts - 1) + ["A", "B"]), MIGRATION).interval
+
+    assert floor(9) is None
+    found = floor(10)
+    assert found is not None
+    # By hand: 1 of 10 prompts differs and an imagined one does; t with 9 degrees of freedom.
+    values = np.array([0.0] * 9 + [1.0, 1.0])
+    reach = stats.t.ppf(0.975, 9) * math.sqrt(11 / 10 * values.var() / 11)
+    assert found[1] == pytest.approx(values.mean() + reach)
 
 
 def test_answers_that_never_differed_give_no_certainty() -> None:

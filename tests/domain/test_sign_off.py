@@ -80,6 +80,75 @@ def test_one_open_gate_is_no_go_or_inconclusive(
     assert any(each.startswith(reason) for each in verdict.reasons), verdict.reasons
 
 
+def in_conversations(turns: int) -> pl.DataFrame:
+    """Times that conversations share; the target is 250 ms slower at p95, 50 ms less than is allowed."""
+    rng = np.random.default_rng(2)
+    legacy, target = np.repeat(rng.lognormal(6, 0.25, size=(2, 1000 // turns)), turns, axis=1)
+    return good_scores().with_columns(
+        cluster=pl.Series([f"c{at // turns}" for at in range(1000)]),
+        legacy_ttft_ms=pl.Series(legacy),
+        target_ttft_ms=pl.Series(target + np.quantile(legacy, 0.95) - np.quantile(target, 0.95) + 230),
+    )
+
+
+def ttft_of(scores: pl.DataFrame) -> tuple[str, str]:
+    speed = verdict_on(scores).speed
+    return speed.status, speed.reason
+
+
+def test_times_that_conversations_share_count_once_a_conversation() -> None:
+    assert ttft_of(in_conversations(1))[0] == "met"
+    assert ttft_of(in_conversations(5))[0] == "undecided"
+    status, reason = ttft_of(in_conversations(20))
+    assert status == "undecided"
+    assert "1000 pairs count like 50 independent, equal ones for the 0.95 quantile; at least 100 are needed" in reason
+
+
+def test_the_p95_is_that_of_the_calls_and_not_of_the_items() -> None:
+    slow = pl.int_range(pl.len()) < 20
+    scores = good_scores().with_columns(target_ttft_ms=pl.when(slow).then(5000.0).otherwise("target_ttft_ms"))
+    assert ttft_of(scores)[0] == "met"  # 2 % of the items
+    heavy = verdict_on(scores.with_columns(weight=pl.when(slow).then(5.0).otherwise(1.0))).speed  # 9 % of the calls
+    assert heavy.status == "not met"
+    assert heavy.target_ttft_p95_ms == 5000.0
+
+
+def test_the_allowance_is_as_uncertain_as_the_legacy_p95() -> None:
+    rng = np.random.default_rng(3)
+    legacy = rng.lognormal(8, 0.5, size=1000)
+    scores = good_scores().with_columns(
+        legacy_ttft_ms=pl.Series(legacy), target_ttft_ms=pl.Series(legacy * 1.195 + rng.normal(size=1000))
+    )
+    speed = verdict_on(scores).speed
+    # The increase may exceed 20 % of the p95 as measured, and not 20 % of whatever that p95 is.
+    assert speed.interval_ms is not None
+    assert speed.allowed_ms is not None
+    assert speed.interval_ms[1] > speed.allowed_ms
+    assert speed.status == "met"
+
+
+@pytest.mark.parametrize(("shift", "whole"), [(285.0, "met"), (315.0, "not met")])
+@pytest.mark.parametrize("arm", ["legacy", "target"])
+def test_items_without_a_time_count_against_what_is_to_be_proven(shift: float, whole: str, arm: str) -> None:
+    scores = slower_by(shift)
+    assert ttft_of(scores)[0] == whole
+    gaps = pl.when(pl.int_range(pl.len()) < 10).then(None).otherwise(f"{arm}_ttft_ms").alias(f"{arm}_ttft_ms")
+    status, reason = ttft_of(scores.with_columns(gaps))
+    assert status == "undecided"
+    assert "with the worst for 10 unmeasured items" in reason
+
+
+def test_a_heavy_item_without_a_time_leaves_a_bound_open() -> None:
+    first = pl.int_range(pl.len()) == 0
+    gap = pl.when(~first).then("target_ttft_ms").alias("target_ttft_ms")
+    scores = slower_by(5.0)[:400].with_columns(gap, weight=pl.when(first).then(8.0).otherwise(1.0))
+    speed = verdict_on(scores).speed
+    assert speed.status == "undecided"
+    assert speed.beyond_allowed_ms is not None
+    assert speed.beyond_allowed_ms[1] is None
+    assert "to ? ms, with the worst for 1 unmeasured items" in speed.reason
+
+
 def test_a_difference_in_missingness_blocks_a_winner() -> None:
     legacy: list[float | None] = [*[0.0] * 500, *[1.0] * 500]
     target: list[float | None] = [1.0] * 980 + [None] * 20
@@ -102,6 +171,47 @@ def test_a_harmed_segment_blocks_unless_it_is_waived_by_name() -> None:
     assert any("application = billing" in reason for reason in verdict.reasons)
     waived = a_migration(sign_off={"quality_margin": 0.03, "waive": ["segments", "ttft", "cost", "safety"]})
     assert verdict_on(scores, waived).verdict == "GO"
+
+
+def billing(items: int, **columns: Any) -> pl.DataFrame:
+    return paired_scores(both=items, lost=0, gained=0).with_columns(
+        application=pl.lit("billing"),
+        item_id="bill-" + pl.col("item_id"),
+        cluster="bill-" + pl.col("item_id"),
+        **{name: pl.lit(value, dtype=pl.Float64) for name, value in columns.items()},
+    )
+
+
+def segments_of(*parts: pl.DataFrame, strata: tuple[str, ...] = ("application",)) -> tuple[str, str]:
+    golden = {"size": "all", "holdout": 1.0, "strata": list(strata)}
+    verdict = verdict_on(pl.concat(parts), a_migration(golden=golden))
+    return next((each.status, each.reason) for each in verdict.criteria if each.name == "segments")
+
+
+def test_a_segment_that_is_too_small_to_compare_is_named_and_blocks_nothing() -> None:
+    status, reason = segments_of(paired_scores(both=1500, lost=0, gained=200), billing(9, target_score=0.0))
+    assert status == "met"
+    assert reason.endswith("too few items to tell in 1 of 2 segments: application = billing (9)")
+
+
+def test_a_segment_too_small_to_compare_blocks_nothing_measured_or_not() -> None:
+    status, reason = segments_of(
+        paired_scores(both=1500, lost=0, gained=200), billing(9, target_score=None, legacy_score=None)
+    )
+    assert (status, "application = billing (9)" in reason) == ("met", True)
+
+
+def test_a_segment_of_which_nothing_was_measured_is_unmeasured() -> None:
+    blank = billing(30, target_score=None, legacy_score=None)
+    assert segments_of(paired_scores(both=1500, lost=0, gained=200), blank) == (
+        "unmeasured",
+        "nothing was measured in both arms in 1 of 2 segments: application = billing (30)",
+    )
+
+
+def test_a_verdict_without_segments_says_so() -> None:
+    status, reason = segments_of(paired_scores(both=1500, lost=0, gained=200), strata=())
+    assert (status, reason[:22]) == ("met", "there are no segments:")
 
 
 def test_open_items_never_reach_the_verdict() -> None:

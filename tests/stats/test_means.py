@@ -47,8 +47,9 @@ def test_normal_amounts_are_covered_as_promised(clusters: int, turns: int) -> No
     assert misses == pytest.approx(0.10, abs=0.03)
 
 
-def test_skewed_amounts_are_nearly_covered_at_the_smallest_size() -> None:
-    assert _misses(clusters=MIN_CLUSTERS, turns=1, skewed=True) < 0.25
+def test_skewed_amounts_are_missed_twice_as_often_as_promised_at_the_smallest_size() -> None:
+    # 200,000 samples gave 21.1 % in place of 10 %; this is what the docstring tells.
+    assert _misses(clusters=MIN_CLUSTERS, turns=1, skewed=True) == pytest.approx(0.211, abs=0.032)
 
 
 def test_ignoring_clusters_would_miss_far_too_often() -> None:
@@ -79,6 +80,13 @@ def test_too_few_clusters_give_no_interval(clusters: np.ndarray[tuple[int], np.d
     size = MIN_CLUSTERS - 1 if clusters is None else clusters.size
     with pytest.raises(TooFewPairs, match=f"at least {MIN_CLUSTERS} are needed"):
         paired_mean_interval(np.zeros(size), clusters=clusters, level=0.9)
+
+
+def test_a_few_heavy_items_give_no_interval() -> None:
+    heavy = np.r_[1e6, np.ones(199)]
+    for clusters in (None, np.arange(200) // 2):
+        with pytest.raises(TooFewPairs, match="at least 10 are needed for an interval"):
+            paired_mean_interval(np.ones(200), clusters=clusters, weights=heavy, level=0.9)
 
 
 def test_no_difference_at_all_gives_no_interval() -> None:

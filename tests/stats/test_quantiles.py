@@ -5,9 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from anven_pipelines.domain.errors import TooFewPairs
-from anven_pipelines.stats.quantiles import paired_quantile_difference, unpaired_quantile_difference
+from anven_pipelines.stats.quantiles import (
+    paired_quantile_difference,
+    unpaired_quantile_difference,
+    weighted_quantile,
+)
 
 RNG = np.random.default_rng(1)
 LEGACY = RNG.lognormal(6, 0.4, size=400)
@@ -30,7 +35,9 @@ def test_it_agrees_with_a_bootstrap_written_out() -> None:
     picks = rng.integers(0, 400, size=(5000, 400))
     drawn = np.quantile(TARGET[picks], 0.95, axis=1) - np.quantile(LEGACY[picks], 0.95, axis=1)
     found = interval(resamples=5000)
-    assert (found.lower, found.upper) == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=0.06 * np.ptp(drawn))
+    error = stats.norm.sf(stats.t.isf(0.05, 400 * 0.05 - 1))
+    expected = np.quantile(drawn, [error, 1 - error])
+    assert (found.lower, found.upper) == pytest.approx(expected, abs=0.03 * np.ptp(drawn))
 
 
 def test_a_constant_shift_is_found_without_doubt_because_pairs_stay_together() -> None:
@@ -55,8 +62,77 @@ def test_the_bounds_miss_about_as_rarely_as_they_say() -> None:
         target = np.exp(0.1 + 0.5 * (0.6 * shared + 0.8 * rng.normal(size=200)))
         found = interval(target, np.exp(0.5 * shared), rng=rng, resamples=200)
         misses += [found.upper < truth, found.lower > truth]
-    # 5 % on each side, 3 Monte Carlo errors, and the documented 2 points of a percentile bootstrap in a short tail.
-    assert (misses / 200 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200) + 0.02).all()
+    assert (misses / 200 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)).all()
+
+
+@pytest.mark.parametrize(("groups", "turns"), [(30, 10), (60, 5)])
+@pytest.mark.parametrize(("spread", "shared"), [(0.8, 0.0), (0.3, 0.9)])
+def test_an_increase_of_what_is_allowed_in_conversations_is_called_less_or_more_at_the_level(
+    groups: int, turns: int, spread: float, shared: float
+) -> None:
+    rng, labels, errors, runs = np.random.default_rng(4), np.repeat(np.arange(groups), turns), np.zeros(2), 200
+    legacy_p95 = 800 * math.exp(0.5 * 1.644854)
+    base = (legacy_p95 + max(0.2 * legacy_p95, 300)) / math.exp(spread * 1.644854)
+    for _ in range(runs):
+        first, second = math.sqrt(0.5) * (rng.normal(size=(2, groups))[:, labels] + rng.normal(size=(2, labels.size)))
+        latent = shared * first + math.sqrt(1 - shared**2) * second
+        arms = base * np.exp(spread * latent), 800 * np.exp(0.5 * first)
+        try:
+            found = interval(*arms, clusters=labels, allowed_share=0.2, allowed=300, rng=rng, resamples=200)
+        except TooFewPairs:
+            continue
+        errors += [found.upper <= 0, found.lower > 0]
+    assert (errors / runs < 0.05 + 3 * math.sqrt(0.05 * 0.95 / runs)).all()
+
+
+def test_the_allowance_is_the_larger_one_and_is_as_uncertain_as_the_legacy() -> None:
+    allowed = 0.5 * np.quantile(LEGACY, 0.95)
+    found = interval(LEGACY * 1.5, allowed_share=0.5, allowed=allowed - 100)
+    assert (found.lower, found.upper) == pytest.approx((0, 0))  # target and allowance move together
+    assert interval(allowed_share=0.5).estimate == pytest.approx(interval().estimate - allowed)
+    assert interval(allowed=30, allowed_share=0).lower == pytest.approx(interval().lower - 30)
+
+
+def test_conversations_that_are_alike_count_like_one_item() -> None:
+    labels = np.repeat(np.arange(100), 4)
+    alike = interval(np.repeat(TARGET[:100], 4), np.repeat(LEGACY[:100], 4), clusters=labels)
+    assert "100 clusters" in alike.method
+    assert alike.upper - alike.lower > 1.5 * (interval().upper - interval().lower)
+    with pytest.raises(TooFewPairs, match="400 pairs count like 80 independent, equal ones"):
+        interval(np.repeat(TARGET[:80], 5), np.repeat(LEGACY[:80], 5), clusters=np.repeat(np.arange(80), 5))
+
+
+def test_clusters_of_one_and_equal_weights_change_nothing() -> None:
+    assert interval(clusters=np.arange(400)) == interval()
+    assert interval(weights=np.full(400, 7.0)) == interval()
+
+
+def test_an_item_of_weight_w_is_w_equal_items_of_one_cluster() -> None:
+    weights = np.random.default_rng(5).integers(1, 4, 400)
+    weighted = weighted_quantile(TARGET, 0.95, weights=weights.astype(float))
+    assert weighted == pytest.approx(np.quantile(np.repeat(TARGET, weights), 0.95), rel=0.01)
+    found = interval(weights=weights.astype(float))
+    clusters = np.repeat(np.arange(400), weights)
+    repeated = interval(np.repeat(TARGET, weights), np.repeat(LEGACY, weights), clusters=clusters)
+    assert (found.lower, found.upper) == pytest.approx((repeated.lower, repeated.upper), abs=5)
+
+
+def test_the_weighted_quantile_is_numpys_where_all_weigh_the_same() -> None:
+    for quantile in (0.05, 0.5, 0.95):
+        assert weighted_quantile(TARGET, quantile) == pytest.approx(np.quantile(TARGET, quantile))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"clusters": np.arange(400) % 9}, "400 pairs in 9 clusters, which count like 9.0; 10 are needed"),
+        ({"weights": np.r_[np.ones(399), 1e6]}, "400 pairs in 400 clusters, which count like 1.0; 10 are needed"),
+        ({"weights": np.r_[np.ones(380), np.full(20, 100.0)]}, r"400 pairs count like \d+ independent, equal ones"),
+    ],
+)
+def test_few_conversations_and_heavy_items_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(TooFewPairs, match=words):
+        interval(**change)
 
 
 def test_five_observations_beyond_the_quantile_are_enough() -> None:

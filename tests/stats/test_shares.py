@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,8 +13,8 @@ from scipy import stats
 from anven_pipelines.stats.shares import FloatArray, ShareComparison, compare_shares
 
 
-def compare(first: list[float], second: list[float], **changes: float) -> ShareComparison:
-    settings = {"design_effect": 1.0, "detectable": 0.1, "level": 0.01} | changes
+def compare(first: list[float], second: list[float], **changes: Any) -> ShareComparison:
+    settings: dict[str, Any] = {"design_effects": (1.0, 1.0), "detectable": 0.1, "level": 0.01} | changes
     return compare_shares(np.array(first, float), np.array(second, float), **settings)
 
 
@@ -28,7 +30,7 @@ def test_it_agrees_with_scipys_g_test_where_nothing_is_pooled(counts: list[tuple
     table = np.array(counts, float).T
     reference = stats.chi2_contingency(table, correction=False, lambda_="log-likelihood")
     if reference.expected_freq.min() >= 5:
-        found = compare_shares(table[0], table[1], design_effect=1, detectable=0.1, level=0.01)
+        found = compare_shares(table[0], table[1], design_effects=(1, 1), detectable=0.1, level=0.01)
         assert found.p_difference == pytest.approx(reference.pvalue, rel=1e-6, abs=1e-12)
 
 
@@ -43,7 +45,11 @@ def test_one_category_says_nothing() -> None:
 
 
 def test_calls_of_one_conversation_do_not_count_as_independent() -> None:
-    assert compare([60, 40], [40, 60], design_effect=4).p_difference > compare([60, 40], [40, 60]).p_difference
+    alone, both = compare([60, 40], [40, 60]), compare([60, 40], [40, 60], design_effects=(4, 4))
+    one = compare([60, 40], [40, 60], design_effects=(4, 1))
+    assert alone.p_difference < one.p_difference < both.p_difference
+    assert alone.power > one.power > both.power
+    assert one.p_difference == pytest.approx(compare([15, 10], [40, 60]).p_difference)
 
 
 @pytest.mark.parametrize(
@@ -54,13 +60,13 @@ def test_calls_of_one_conversation_do_not_count_as_independent() -> None:
         ([], [], {}, "a sample is empty"),
         ([1, float("nan")], [1, 2], {}, "NaN"),
         ([1, -1], [1, 2], {}, "negative"),
-        ([1, 2], [1, 2], {"design_effect": 0.5}, "design_effect is 0.5"),
+        ([1, 2], [1, 2], {"design_effects": (1.0, 0.5)}, r"design_effects are \(1.0, 0.5\)"),
         ([1, 2], [1, 2], {"detectable": 0.0}, "detectable 0.0"),
         ([1, 2], [1, 2], {"level": float("nan")}, "level nan"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    first: list[float], second: list[float], changes: dict[str, float], message: str
+    first: list[float], second: list[float], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         compare(first, second, **changes)
@@ -84,3 +90,13 @@ def test_the_stated_power_is_the_least_that_a_shift_of_that_distance_has() -> No
     pairs = zip(draws(before, 900, 600, rng), draws(after, 900, 600, rng), strict=True)
     found = [compare(list(a), list(b)) for a, b in pairs]
     assert np.mean([each.p_difference < 0.01 for each in found]) > found[0].power > 0.8
+
+
+def test_the_stated_power_counts_the_categories_that_are_left_after_pooling() -> None:
+    rng, before = np.random.default_rng(3), np.array([0.5, 0.49, 0.004, 0.003, 0.003])
+    after = before + np.array([-0.1, 0.1, 0, 0, 0])
+    pairs = zip(draws(before, 600, 600, rng), draws(after, 600, 600, rng), strict=True)
+    found = [compare(list(a), list(b)) for a, b in pairs]
+    pooled = [each for each in found if each.method.startswith("G-test over 3 categories")]
+    assert len(pooled) > 300
+    assert np.mean([each.p_difference < 0.01 for each in pooled]) > max(each.power for each in pooled) - 0.05
