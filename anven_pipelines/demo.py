@@ -37,6 +37,7 @@ MOST_CALLS_PER_SECOND: Final = 30.0
 # Share of what the server answers one after another that is sent to it: latencies without much of a queue.
 LOAD: Final = 0.4
 _PROBES: Final = 30
+_TOLD_EVERY_S: Final = 15.0  # where no progress bar can be drawn
 _LOCK: Final = "_demo"  # no workload's name begins so
 _HEADER: Final = """\
 # Written by `anven demo`, which starts anew each time: copy this file to keep it. The server at target.url ended with
@@ -130,7 +131,7 @@ def show_demonstration(shown: Demonstration, console: Console) -> None:
 [bold]Look at it[/bold]       {anven} dev   opens the Dagster UI and MLflow: assets, checks, charts, answers
 [bold]What it read[/bold]     {escape(str(shown.folder))}: the log, both migration files, the servers' output
 [bold]See it refuse[/bold]    {anven} demo --break regress   (or slow, errors, cost)
-[bold]Your own[/bold]         copy a migration file out of that folder, change it, then: {anven} migrate FILE
+[bold]Your own[/bold]         {anven} migrate FILE   ("Your own migration" in the README)
 Took {shown.seconds:.0f} s""",
         highlight=False,
         soft_wrap=True,
@@ -158,11 +159,16 @@ def _legacy_log(folder: Path, url: str, *, calls: int, seed: int, console: Conso
     bar = Progress(*columns, console=console, transient=True)
     with log, bar if console.is_terminal else nullcontext():
         task = bar.add_task("calls", total=len(plan.calls))
-        summary = asyncio.run(
-            drive(
-                plan, url=url, model=LEGACY, write=log.write, progress=lambda done, _: bar.update(task, completed=done)
-            )
-        )
+        told = time.monotonic()
+
+        def progress(done: int, of: int) -> None:
+            nonlocal told
+            bar.update(task, completed=done)
+            if not console.is_terminal and time.monotonic() - told >= _TOLD_EVERY_S:
+                told = time.monotonic()
+                console.print(f"   {done:,} of {of:,} calls", highlight=False)
+
+        summary = asyncio.run(drive(plan, url=url, model=LEGACY, write=log.write, progress=progress))
     if summary.failed == summary.sent:
         message = f"all {summary.sent} calls to {LEGACY} failed; its output is in {folder / 'legacy-nano.log'}"
         raise StepFailed(message)

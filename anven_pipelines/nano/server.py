@@ -18,13 +18,13 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
 
-from anven_pipelines.domain.errors import AnvenError, InvalidInput
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
 from anven_pipelines.nano.chat_api import ChatApi
 from anven_pipelines.nano.faults import Faults
 from anven_pipelines.nano.models import MODELS, model_folder, verify
@@ -71,12 +71,23 @@ def bind(host: str, port: int) -> socket.socket:
 
     asyncio switches Nagle's algorithm off only where the socket names TCP as its protocol, which uvicorn's own does
     not: a stream's second packet then waits up to 40 ms for the acknowledgement of the first.
+
+    Raises:
+        UnavailableService: the host is not known here, or the port is taken.
     """
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, kind, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.bind(address)
+    with ExitStack() as stack:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = stack.enter_context(socket.socket(family, kind, socket.IPPROTO_TCP))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.bind(address)
+        except OSError as error:
+            message = f"cannot serve on port {port} of {host}: {error.strerror}; --port 0 takes a free port"
+            raise UnavailableService(message) from error
+        stack.pop_all()
     return listener
 
 

@@ -150,7 +150,8 @@ def _require_sense(url: str, pace: Pace) -> None:
         raise InvalidInput(message)
     if not (0 < pace.speed < math.inf and pace.most_in_flight >= 1 and 0 < pace.timeout_s < math.inf):
         message = (
-            f"{pace} cannot be kept; a finite speed and timeout above 0 and at least one call in flight are needed"
+            f"speed {pace.speed:g}, {pace.most_in_flight} calls in flight and a timeout of {pace.timeout_s:g} s cannot "
+            "be kept; a finite speed and timeout above 0 and at least one call in flight are needed"
         )
         raise InvalidInput(message)
 

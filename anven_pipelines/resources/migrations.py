@@ -108,7 +108,8 @@ class Migrations(dg.ConfigurableResource[None]):
     def _files(self) -> list[Path]:
         pointers = sorted(Path(self.registry).glob("*.json")) if self.registry else []
         registered = [Path(json.loads(pointer.read_text())["file"]) for pointer in pointers]
-        return self._watched() + registered
+        # Once each: a file whose workload was renamed has been registered under both names.
+        return list(dict.fromkeys(self._watched() + registered))
 
 
 def read_migration(file: Path) -> Declared:

@@ -204,7 +204,7 @@ def test_runs_and_materializations_are_in_postgres(instance: dg.DagsterInstance)
 def test_the_state_stores_events_verify(site: Site, done: subprocess.CompletedProcess[str]) -> None:
     state = StateStore(url=site.environment["ANVEN_STATE_URL"])
     assert state.verify().ok
-    assert [event.kind for event in state.events()] == ["opened", "signed_off"]
+    assert [event.kind for event in state.events()] == ["shown", "opened", "signed_off"]
     assert state.events(kind="signed_off")[0].payload["verdict"] == "GO"
 
 

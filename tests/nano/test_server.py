@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 
+from anven_pipelines.domain.errors import UnavailableService
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import anven_messages
 from anven_pipelines.nano.server import bind, main
@@ -424,6 +425,14 @@ def test_bad_options_end_with_one_clear_line(
     assert found == code
     assert said in shown.err.splitlines()[-1]
     assert shown.out == ""
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with closing(bind("127.0.0.1", 0)) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(UnavailableService, match=f"cannot serve on port {port} of 127.0.0.1: .* --port 0 takes"):
+            bind("127.0.0.1", port)
 
 
 def test_connections_send_at_once() -> None:

@@ -85,6 +85,16 @@ def test_a_file_elsewhere_is_known_once_registered(tmp_path: Path) -> None:
     assert migrations.of("far").file == str(moved.resolve())
 
 
+def test_a_registered_file_may_rename_its_workload(tmp_path: Path) -> None:
+    file = write(tmp_path / "elsewhere", "m.yaml", "far")
+    migrations = migrations_in(tmp_path)
+    migrations.register(file)
+    write(tmp_path / "elsewhere", "m.yaml", "near")
+    migrations.register(file)
+    catalogue = migrations.catalogue()
+    assert (set(catalogue.declared), catalogue.broken) == ({"near"}, {})
+
+
 def test_a_registered_file_that_is_gone_is_told(tmp_path: Path) -> None:
     file = write(tmp_path / "elsewhere", "m.yaml", "far")
     migrations = migrations_in(tmp_path)
