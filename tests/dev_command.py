@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
-START_S: Final = 150.0
+START_S: Final = 300.0
 STOP_S: Final = 60.0
 
 

@@ -17,7 +17,7 @@ from tests.mlflow_server import free_uri
 if TYPE_CHECKING:
     from tests.dev_command import Dev
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 INTERRUPTED: Final = 130
 NOT_DONE: Final = 3

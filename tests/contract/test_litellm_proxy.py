@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 KEY: Final = "sk-scripted-proxy-master-9f2c"  # the proxy refuses well-known ones
-UP_WITHIN_S: Final = 100.0  # 10 s on an idle machine
+UP_WITHIN_S: Final = 200.0  # 10 s on an idle machine
 
 
 def script(ask: Ask) -> Reply:
@@ -127,7 +127,7 @@ def ask(
     )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_answers_come_through_with_what_the_server_counted(proxy_url: str, tmp_path: Path) -> None:
     answers = ask(proxy_url, tmp_path, *(f"item {number}" for number in range(12)))
     assert answers["status"].to_list() == ["answered"] * 12
@@ -137,7 +137,7 @@ def test_answers_come_through_with_what_the_server_counted(proxy_url: str, tmp_p
     assert (answers["ttft_ms"] <= answers["latency_ms"]).all()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_time_to_first_token_is_measured_through_the_proxy(proxy_url: str, tmp_path: Path) -> None:
     ask(proxy_url, tmp_path / "warm", "warm up")  # the proxy's first request is 0.7 s slower
     [(ttft, latency)] = ask(proxy_url, tmp_path, "slow").select("ttft_ms", "latency_ms").rows()
@@ -145,7 +145,7 @@ def test_time_to_first_token_is_measured_through_the_proxy(proxy_url: str, tmp_p
     assert latency - ttft >= 300
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_429_passes_through_and_is_retried(proxy_url: str, backend: ScriptedEndpoint, tmp_path: Path) -> None:
     waits: list[float] = []
     answers = ask(proxy_url, tmp_path, "busy once", waits=waits)
@@ -154,7 +154,7 @@ def test_a_429_passes_through_and_is_retried(proxy_url: str, backend: ScriptedEn
     assert waits == [11.0]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_failures_behind_the_proxy_keep_their_reason(proxy_url: str, tmp_path: Path) -> None:
     answers = ask(proxy_url, tmp_path, "fine", "always busy", "breaks", max_attempts=2, concurrency=1)
     assert answers["status"].to_list() == ["answered", "failed", "failed"]
@@ -169,7 +169,7 @@ def test_failures_behind_the_proxy_keep_their_reason(proxy_url: str, tmp_path: P
     [({"key": "sk-wrong-key-0000"}, "No connected db"), ({"model": "unheard-of"}, "model=unheard-of")],
     ids=["key", "model"],
 )
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_wrong_key_or_model_is_one_clear_error(
     proxy_url: str, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
