@@ -144,7 +144,7 @@ def test_sealed_items_stay_behind_unless_asked_for_and_letting_them_out_burns_th
     (event,) = at_home.state.events("holdout/support")
     assert event.kind == "exported"
     assert event.payload["golden_dataset"] == golden(at_home).digest
-    assert "none of 124 items can be sealed" in failure(materialize(at_home, "golden_dataset"))
+    assert f"none of {ITEMS} items can be sealed" in failure(materialize(at_home, "golden_dataset"))
     at_home.write_log([logged_call(at) for at in range(2 * ITEMS)])
     assert materialize(at_home, "request_log", "2026-10-05").success
     assert materialize(at_home, "golden_dataset").success
@@ -158,16 +158,16 @@ def test_an_imported_version_is_judged_on_where_the_migration_file_names_it(at_h
     prompt = [{"role": "user", "content": "x?"}]
     rows = [
         {"id": f"call-{at:04d}", "source_prompt": prompt, "source_output": str(at), "ground_truth": str(at)}
-        for at in range(20)
+        for at in range(160)
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = golden_exchange.import_golden(str(file), workload="support", home=at_home.folder)
     verdict = at_home.migrate(at_home.declare(golden=HALF | {"version": made.golden_dataset}))
     assert verdict.digests["golden_dataset"] == made.golden_dataset
-    assert verdict.quality.n == made.sealed_items == 10
+    assert verdict.quality.n == made.sealed_items == 80
     assert found(materialize(at_home, "golden_dataset"), "candidates_conserved") == (
         True,
-        "nothing was drawn: golden.version names a frozen version of 20 items, and 20 were read",
+        "nothing was drawn: golden.version names a frozen version of 160 items, and 160 were read",
     )
     at_home.declare(golden=HALF | {"version": "0" * 64})
     assert "is no version of 'support'" in failure(materialize(at_home, "golden_dataset"))
