@@ -37,7 +37,7 @@ def test_of_open_items_each_reason_is_counted() -> None:
 
 @pytest.mark.parametrize("holdout", [0.5, 1.0])
 def test_no_sealed_prompt_or_answer_stands_in_the_metadata_before_sign_off(place: Place, holdout: float) -> None:
-    items, wrong = 120, "a wrong answer"
+    items, wrong = 160, "a wrong answer"
     place.write_log([logged_call(at, answer=f"logged-{at:03d}") for at in range(items)])
     answers = [recorded_answer(at, f"asked-{at:03d} {wrong}") for at in range(items)]
     (place.folder / "answers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in answers))
