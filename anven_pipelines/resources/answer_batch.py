@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import polars as pl
@@ -135,7 +136,9 @@ class AnswerBatch:
 
     async def _ask_all(self, pending: Sequence[CompletionRequest], interrupts: Interrupts) -> None:
         interrupts.cancel(asyncio.current_task())
-        queue = iter(pending)  # shared: each request goes to the worker that asks for it
+        # Shared: each request goes to the worker that asks for it. The cancellation takes a few turns of the loop to
+        # reach the workers; what comes in meanwhile must not start another request.
+        queue = takewhile(lambda _: not interrupts.received, pending)
         outage = Outage(self.endpoint, len(pending), self.concurrency, has_answered=self._done > self._failed)
         try:
             async with self.connected(), asyncio.TaskGroup() as group:
