@@ -1,4 +1,4 @@
-"""The command line: `anven demo`, `migrate`, `dev`, `doctor`, `fill-mlflow`, `golden export`, `golden import`.
+"""The command line: `anven demo`, `migrate`, `dev`, `doctor`, `weights`, `fill-mlflow`, `golden export` and `import`.
 
 Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
 its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done, 130 interrupted.
@@ -139,6 +139,31 @@ def doctor(*, as_json: AsJson = False) -> None:
                     console.print(f"         mend it: {escape(each.remedy)}")
     if not all(each.ok for each in findings):
         raise typer.Exit(NEGATIVE)
+
+
+@app.command()
+def weights(
+    folder: Annotated[Path, typer.Argument(help="Model folder in Hugging Face layout.", show_default=False)],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Print the digest that a migration file pins a model's weights with, and how much memory the model takes."""
+    with _reported(as_json=as_json) as output:
+        from anven_pipelines.domain.model_fit import GIB  # noqa: PLC0415
+        from anven_pipelines.worker.weights import Weights  # noqa: PLC0415
+
+        found = Weights.in_folder(folder)
+        shape, digest = found.shape(), found.digest()
+        kv_bytes = shape.kv_bytes_per_token(bytes_each=shape.weight_bytes_each)
+        facts = {"digest": digest, "weight_bytes": shape.weight_bytes, "kv_bytes_per_token": kv_bytes}
+        if not output.tell(json.dumps(facts)):
+            typer.echo(f"digest: {digest}")
+            stderr.print(
+                f"weights of {shape.weight_bytes / GIB:.3f} GiB in {', '.join(file.name for file in found.files)}; "
+                f"{kv_bytes:,} bytes of keys and values per token, up to {shape.context_length:,} tokens a request",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 @app.command("fill-mlflow")

@@ -26,7 +26,7 @@ from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.run_watch import DONE
 from anven_pipelines.sensors.log_arrival import declared_keys
-from anven_pipelines.spec import RagasGrader, RecordedTarget
+from anven_pipelines.spec import EndpointTarget, RagasGrader, RecordedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def _require_inputs(declared: Declared) -> None:
     log_source(declared.migration.legacy, declared.folder)
     if isinstance(target, RecordedTarget):
         list_files(target.answers, base=declared.folder)
-    else:
+    elif isinstance(target, EndpointTarget):
         api_key(target.api_key_env, of=repr(target.model))
     for judge in (grader.judge for grader in graders if isinstance(grader, RagasGrader)):
         api_key(judge.api_key_env, of=f"the judge {judge.model!r}")

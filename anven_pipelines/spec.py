@@ -199,7 +199,60 @@ class EndpointTarget(Section):
     """Token price of the target; cost stays unmeasured where it is absent."""
 
 
-Target = Annotated[RecordedTarget | EndpointTarget, Field(discriminator="engine")]
+class NanoTarget(Section):
+    """One of the two tiny models that come with the project, run by the batch itself: no GPU, no server, no key."""
+
+    engine: Literal["nano"]
+    model: Literal["legacy-nano", "anven-nano"]
+    concurrency: int = Field(default=32, ge=1, le=1024)
+    """Requests in flight at once."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Request parameters that replace the logged ones, such as max_tokens."""
+    price: Price | None = None
+    """Token price of the target; cost stays unmeasured where it is absent."""
+
+
+class JobTarget(Section):
+    """A model that the batch itself runs with vLLM; fields named as vLLM's engine arguments mean the same."""
+
+    engine: Literal["vllm-job"]
+    model: str = Field(min_length=1)
+    """Name of the target model, such as ANVEN-3b-instruct."""
+    weights: str = Field(min_length=1)
+    """Folder of the model in Hugging Face layout, as an absolute path on the machine of the worker."""
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Which weights they must be: what `anven weights FOLDER` prints."""
+    licence: str = Field(min_length=1)
+    """Licence of the weights, for the record: its SPDX identifier, or its name."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the computation (vLLM's `dtype`)."""
+    quantization: str | None = None
+    """How the weights are quantised, where their config.json does not say."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Longest prompt and answer together, in tokens; the model's own limit where absent."""
+    kv_cache_fraction: float = Field(default=0.9, gt=0, le=1)
+    """Share of the GPU's memory for weights and KV cache (vLLM's `gpu_memory_utilization`)."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs over which each layer is split (vLLM's `tensor_parallel_size`)."""
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Memory of one GPU in GiB; a model that cannot fit is refused before any is taken."""
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    """Most sequences in one step of the engine."""
+    enforce_eager: bool = False
+    """Do not compile or capture graphs: starts faster, runs slower."""
+    tool_parser: str | None = None
+    """vLLM's parser of the model's tool calls, such as `hermes`; needed where logged calls offer tools."""
+    concurrency: int = Field(default=256, ge=1, le=4096)
+    """Requests in flight at once; enough to fill the engine's batch."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Request parameters that replace the logged ones, such as max_tokens."""
+    price: Price | None = None
+    """Token price of the target; cost stays unmeasured where it is absent."""
+
+
+BatchTarget = NanoTarget | JobTarget
+AskedTarget = EndpointTarget | BatchTarget
+Target = Annotated[RecordedTarget | EndpointTarget | NanoTarget | JobTarget, Field(discriminator="engine")]
 
 
 class Judge(Section):

@@ -25,12 +25,11 @@ from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.ingest.sources import list_files
-from anven_pipelines.resources.answer_batch import Progress
 from anven_pipelines.resources.artifact_store import ArtifactStore
-from anven_pipelines.resources.llm_client import LlmClient
+from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
-from anven_pipelines.spec import EndpointTarget, RecordedTarget
+from anven_pipelines.spec import RecordedTarget
 
 _LEGACY_ROWS_CONSERVED, _TARGET_ROWS_CONSERVED = (
     Check(asset, "rows_conserved", "Every golden item has exactly one answer, failure or unmatched row.", blocking=True)
@@ -103,7 +102,7 @@ def target_answers(
     adapted_prompt: Manifest,
     migrations: Migrations,
     artifacts: ArtifactStore,
-    llm_client: LlmClient,
+    batch_inference: BatchInference,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
     """The target model's answer to every golden item, or the reason why there is none."""
@@ -113,18 +112,14 @@ def target_answers(
     target = declared.migration.target
     golden = artifacts.read(golden_dataset)
     prompt = AdaptedPrompt.model_validate_json(read_document(artifacts, adapted_prompt))
+    figures: Mapping[str, Any] = {}
     if isinstance(target, RecordedTarget):
         answers = read_recorded(context, target, golden, folder=declared.folder)
     else:
-        answers = ask_target(
-            context,
-            target,
-            golden,
-            prompt,
-            key=(golden_dataset.digest, config.epoch),
-            artifacts=artifacts,
-            llm_client=llm_client,
+        key = work_key(
+            golden_digest=golden_dataset.digest, prompt_digest=prompt.version, target=target, epoch=config.epoch
         )
+        answers, figures = batch_inference.answer(context, target, requests_for(golden, prompt, target), key=key)
     inputs = {
         "golden_dataset": golden_dataset.digest,
         "adapted_prompt": adapted_prompt.digest,
@@ -136,7 +131,10 @@ def target_answers(
         context,
         manifest,
         tracking=tracking,
-        metadata=_answers_metadata(answers, golden),
+        metadata={
+            **_answers_metadata(answers, golden),
+            **({"batch": dg.MetadataValue.json(figures)} if figures else {}),
+        },
         params={"engine": target.engine, "model": target.model, "epoch": config.epoch},
         metrics=_answer_metrics(answers, golden),
         checks=[
@@ -165,43 +163,6 @@ def read_recorded(
         for file, line, reason in batch.rejected.select("source_file", "source_line", "reason").iter_rows():
             context.log.warning("%s, line %s is no recorded answer: %s", file, line, reason)
     return join_recorded(golden, pl.concat(recorded), join=target.join)
-
-
-def ask_target(
-    context: dg.AssetExecutionContext,
-    target: EndpointTarget,
-    golden: pl.DataFrame,
-    prompt: AdaptedPrompt,
-    *,
-    key: tuple[str, str],
-    artifacts: ArtifactStore,
-    llm_client: LlmClient,
-) -> pl.DataFrame:
-    """Ask the endpoint for every item whose answer is not durable yet.
-
-    Args:
-        context: Reports progress.
-        target: The endpoint.
-        golden: GOLDEN rows.
-        prompt: How the logged messages are changed for the target.
-        key: Digest of the golden dataset, and the epoch; answers are reused under the same key.
-        artifacts: Keeps the checkpoint.
-        llm_client: Asks.
-
-    Returns:
-        ANSWERS, one row per golden item.
-    """
-    digest, epoch = key
-    checkpoint = artifacts.checkpoint(
-        ANSWERS, work_key(golden_digest=digest, prompt_digest=prompt.version, target=target, epoch=epoch)
-    )
-    requests = requests_for(golden, prompt, target)
-    return llm_client.answer(target, requests, checkpoint=checkpoint, progress=lambda each: _tell(context, each))
-
-
-def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:
-    said = f"{progress.done:,} of {progress.total:,} asked, {progress.failed:,} failed, {progress.tokens:,} tokens"
-    context.log.info("%s, %.0f s", said, progress.elapsed_s)
 
 
 def _rows_conserved(check: Check, golden: Manifest, answers: pl.DataFrame) -> dg.AssetCheckResult:

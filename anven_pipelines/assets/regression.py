@@ -8,7 +8,7 @@ from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.evaluation import grade_arm
 from anven_pipelines.assets.holdout import record_asked
-from anven_pipelines.assets.inference import AnswerConfig, ask_target
+from anven_pipelines.assets.inference import AnswerConfig
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     OWNERS,
@@ -21,14 +21,15 @@ from anven_pipelines.assets.materialization import (
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.errors import MissingInput, StaleInput
 from anven_pipelines.domain.grading import GRADER_VERSION
+from anven_pipelines.domain.inference import requests_for, work_key
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.domain.regression import compare_with_baseline, serving
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.workload import declared_digest
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.judge import Judge
-from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
@@ -67,7 +68,7 @@ def production_regression(
     migrations: Migrations,
     artifacts: ArtifactStore,
     state: StateStore,
-    llm_client: LlmClient,
+    batch_inference: BatchInference,
     judge: Judge,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
@@ -83,15 +84,9 @@ def production_regression(
     production = serving(migration)
     record_asked(golden, migration.workload, state, night=epoch, model=production.model)
     items = artifacts.read(golden)
-    answers = ask_target(
-        context,
-        production,
-        items,
-        AdaptedPrompt.model_validate_json(read_document(artifacts, prompt)),
-        key=(golden.digest, epoch),
-        artifacts=artifacts,
-        llm_client=llm_client,
-    )
+    adapted = AdaptedPrompt.model_validate_json(read_document(artifacts, prompt))
+    key = work_key(golden_digest=golden.digest, prompt_digest=adapted.version, target=production, epoch=epoch)
+    answers, _ = batch_inference.answer(context, production, requests_for(items, adapted, production), key=key)
     report = compare_with_baseline(
         items, artifacts.read(baseline), grade_arm(answers, items, migration, judge), migration, epoch=epoch
     )

@@ -17,12 +17,15 @@ from anven_pipelines.domain.canonical import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Kind = Literal["refused", "bad_request", "busy", "server_error", "timeout", "unreachable", "broken_answer"]
+Kind = Literal[
+    "refused", "bad_request", "busy", "server_error", "timeout", "unreachable", "broken_answer", "unsupported", "poison"
+]
 
 RETRIED: Final[frozenset[Kind]] = frozenset({"busy", "server_error", "timeout", "unreachable", "broken_answer"})
 ASKED_AGAIN: Final[frozenset[Kind]] = RETRIED | {"refused"}  # by a later run: the key or the address was mended
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
+ITEMS_OWN: Final[frozenset[Kind]] = frozenset({"unsupported", "poison"})  # said by our own engine, which is well
 LONGEST_RETRY_AFTER_S: Final = 300.0  # whoever asks for more has the item fail, to be asked by a later run
 REASON_LENGTH: Final = 300
 

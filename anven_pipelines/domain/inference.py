@@ -12,12 +12,14 @@ from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.completion import ASKED_AGAIN
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.domain.table import Column, Table
+from anven_pipelines.domain.workload import HOW_IT_IS_ASKED
+from anven_pipelines.spec import EndpointTarget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.prompts import AdaptedPrompt
-    from anven_pipelines.spec import EndpointTarget
+    from anven_pipelines.spec import AskedTarget
 
 ANSWERS: Final = Table(
     "answers",
@@ -58,7 +60,7 @@ class CompletionRequest(NamedTuple):
     params: dict[str, Any]
 
 
-def requests_for(golden: pl.DataFrame, prompt: AdaptedPrompt, target: EndpointTarget) -> list[CompletionRequest]:
+def requests_for(golden: pl.DataFrame, prompt: AdaptedPrompt, target: AskedTarget) -> list[CompletionRequest]:
     """Build what the target is asked, in golden order.
 
     Args:
@@ -168,6 +170,11 @@ def merge_answers(item_ids: Sequence[str] | pl.Series, kept: pl.DataFrame) -> pl
     return conserved(item_ids, best)
 
 
+def without_timing(answers: pl.DataFrame) -> pl.DataFrame:
+    """Return answers of a batch without their times: in a full queue they measure no latency that a user would see."""
+    return answers.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("ttft_ms", "latency_ms"))
+
+
 def conserved(item_ids: Sequence[str] | pl.Series, answers: pl.DataFrame) -> pl.DataFrame:
     """Return the answers in the order of the items, and prove that rows in = answers + failures + unmatched.
 
@@ -196,28 +203,23 @@ def settled(kept: pl.DataFrame) -> pl.DataFrame:
     return kept.filter((pl.col("status") == "answered") | ~failure.is_in(list(ASKED_AGAIN)).fill_null(value=False))
 
 
-def work_key(*, golden_digest: str, prompt_digest: str, target: EndpointTarget, epoch: str) -> str:
+def work_key(*, golden_digest: str, prompt_digest: str, target: AskedTarget, epoch: str) -> str:
     """Return the digest under which answers are kept: equal keys would be asked the same of the same model.
 
-    How the endpoint is asked (concurrency, timeout, attempts, key, price) is left out, so changing it keeps what
+    How the target is asked (concurrency, timeout, attempts, key, price) is left out, so changing it keeps what
     was already answered.
 
     Args:
         golden_digest: Digest of the golden dataset.
         prompt_digest: Version of the adapted prompt.
-        target: The endpoint; its model, URL and params count.
+        target: An endpoint counts with its model, URL and params, a model of our own with its weights and settings.
         epoch: Chosen by the caller; another one asks everything afresh.
     """
-    return digest_of(
-        {
-            "golden": golden_digest,
-            "prompt": prompt_digest,
-            "model": target.model,
-            "url": target.url,
-            "params": target.params,
-            "epoch": epoch,
-        }
-    )
+    if isinstance(target, EndpointTarget):
+        asked = {"model": target.model, "url": target.url, "params": target.params}
+    else:
+        asked = target.model_dump(mode="json", exclude={*HOW_IT_IS_ASKED, "price"})
+    return digest_of({"golden": golden_digest, "prompt": prompt_digest, "epoch": epoch, **asked})
 
 
 def _params(logged: Mapping[str, Any], replaced: Mapping[str, Any]) -> dict[str, Any]:

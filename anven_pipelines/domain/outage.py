@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal
 
-from anven_pipelines.domain.completion import Answer, Failure
+from anven_pipelines.domain.completion import ITEMS_OWN, Answer, Failure
 from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class Outage:
         """
         if isinstance(outcome, Answer) or (outcome.kind == "bad_request" and self.has_answered):
             self.has_answered = True
+            self._streak.clear()
+            return "item"
+        if outcome.kind in ITEMS_OWN:
             self._streak.clear()
             return "item"
         if is_new or outcome.kind == "unreachable":

@@ -44,7 +44,7 @@ def serving(migration: Migration) -> EndpointTarget:
     if regression.url is None:
         message = (
             f"workload {migration.workload!r}: regression.url is missing; the URL that serves production is needed, "
-            "because recorded answers cannot be asked again"
+            "because what gave the answers at sign-off is no server"
         )
         raise InvalidInput(message)
     return EndpointTarget.model_validate({"engine": "endpoint", "model": target.model} | named)

@@ -22,7 +22,18 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 """Asset to the sections of the migration file that decide what it holds."""
 
 
-HOW_IT_IS_ASKED: Final = frozenset({"concurrency", "timeout", "max_attempts", "api_key_env"})
+HOW_IT_IS_ASKED: Final = frozenset(
+    {
+        "concurrency",
+        "timeout",
+        "max_attempts",
+        "api_key_env",
+        "kv_cache_fraction",
+        "max_num_seqs",
+        "licence",
+        "gpu_memory_gib",
+    }
+)
 """Fields of a target that change no answer."""
 
 

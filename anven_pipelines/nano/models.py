@@ -34,6 +34,12 @@ def model_folder(name: str) -> Path:
     raise InvalidInput(message)
 
 
+def weights_digest(name: str) -> str:
+    """Return the SHA-256 that the weights of a shipped model's embedded engine were shipped under."""
+    shipped = json.loads((model_folder(name).parent / DIGESTS).read_text(encoding="utf-8"))
+    return str(shipped[f"{name}/ctranslate2/model.bin"])
+
+
 def verify(name: str) -> None:
     """Compare a model's files with the digests they were shipped under.
 

@@ -10,28 +10,21 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from anven_pipelines.worker.engine import EngineRequest, Sampling
+from anven_pipelines.worker.chat_request import NEUTRAL, Parameters
+from anven_pipelines.worker.engine import UnsupportedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anven_pipelines.worker.engine import EngineAnswer, EngineChunk, ModelFacts, TokenLogprob
+    from anven_pipelines.worker.engine import EngineAnswer, EngineChunk, EngineRequest, ModelFacts, TokenLogprob
 
 # Parameters that the server does not carry out, with the values that ask for nothing.
 _NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
-    "n": (1,),
+    **NEUTRAL,
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-    "modalities": (["text"],),
 }
 _SHOWN: Final = 80  # characters of a refused value
 
@@ -93,20 +86,11 @@ class StreamOptions(_Section):
     include_usage: bool = False
 
 
-class ChatRequest(_Section):
+class ChatRequest(Parameters):
     """The parameters that are carried out, and those that change no answer."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -129,26 +113,13 @@ class ChatRequest(_Section):
         Raises:
             ApiError: parameters contradict each other.
         """
-        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(stop):
-            _refuse("stop holds an empty text; leave it out", param="stop")
-        if self.top_logprobs is not None and not self.logprobs:
-            _refuse("top_logprobs needs logprobs to be true", param="top_logprobs")
-        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            _refuse("max_tokens and max_completion_tokens differ; give one", param="max_tokens")
-        return EngineRequest(
-            messages=tuple(message.for_template() for message in self.messages),
-            max_tokens=self.max_completion_tokens or self.max_tokens,
-            sampling=Sampling(
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                top_k=max(0, self.top_k or 0),
-                seed=self.seed,
-            ),
-            stop=stop,
-            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            response_format="json_object" if self.wants_json() else "text",
-        )
+        try:
+            return self.engine_request(
+                [message.for_template() for message in self.messages],
+                response_format="json_object" if self.wants_json() else "text",
+            )
+        except UnsupportedRequest as error:
+            _refuse(str(error), param=error.field)
 
 
 def read_request(body: bytes) -> ChatRequest:

@@ -82,6 +82,7 @@ class AnswerBatch:
         report: Is told how far the batch is, at most once a second and at the end.
         connected: Entered before the first ask, left after the last.
         clock: Seconds; only differences count.
+        drain_s: Seconds that requests in flight get after an interrupt; no new one starts.
     """
 
     requests: Sequence[CompletionRequest]
@@ -92,6 +93,7 @@ class AnswerBatch:
     report: Callable[[Progress], None]
     connected: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     clock: Callable[[], float] = time.perf_counter
+    drain_s: float = 0.0
     _earlier: dict[str, int] = field(default_factory=dict)
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _suspects: list[dict[str, Any]] = field(default_factory=list)
@@ -135,13 +137,14 @@ class AnswerBatch:
         return [request for request in self.requests if request.item_id not in closed]
 
     async def _ask_all(self, pending: Sequence[CompletionRequest], interrupts: Interrupts) -> None:
-        interrupts.cancel(asyncio.current_task())
+        interrupts.cancel(asyncio.current_task(), after_s=self.drain_s)
         # Shared: each request goes to the worker that asks for it. The cancellation takes a few turns of the loop to
         # reach the workers; what comes in meanwhile must not start another request.
         queue = takewhile(lambda _: not interrupts.received, pending)
         outage = Outage(self.endpoint, len(pending), self.concurrency, has_answered=self._done > self._failed)
         try:
             async with self.connected(), asyncio.TaskGroup() as group:
+                self._started = self.clock()  # a model may take minutes to load, which is no speed of its answers
                 group.create_task(self._keep_parts())
                 workers = range(min(self.concurrency, len(pending)))
                 await asyncio.wait([group.create_task(self._work(queue, outage)) for _ in workers])
@@ -214,14 +217,19 @@ class Interrupts:
     received: list[int] = field(default_factory=list)
     _cancel: Callable[[], object] | None = None
 
-    def cancel(self, task: asyncio.Task[Any] | None) -> None:
-        """Cancel the task on a signal, also on one that came before."""
+    def cancel(self, task: asyncio.Task[Any] | None, *, after_s: float) -> None:
+        """Cancel the task so long after the first signal, also after one that came before; a second one is at once."""
         loop = asyncio.get_running_loop()
-        if task is not None:
-            # Between two steps of the loop, never within one.
-            self._cancel = lambda: None if loop.is_closed() else loop.call_soon_threadsafe(task.cancel)
-        if self.received and self._cancel:
-            self._cancel()
+
+        def cancel() -> None:
+            if task is not None and not loop.is_closed():
+                wait_s = after_s if len(self.received) < 2 else 0.0  # noqa: PLR2004 - the second signal
+                # Between two steps of the loop, never within one.
+                loop.call_soon_threadsafe(lambda: loop.call_later(wait_s, task.cancel))
+
+        self._cancel = cancel
+        if self.received:
+            cancel()
 
     def receive(self, number: int, _: object) -> None:
         """Note a signal and cancel the task."""

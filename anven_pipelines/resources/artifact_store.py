@@ -29,7 +29,7 @@ from anven_pipelines.domain.canonical import canonical_json, digest_of_rows
 from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, MissingInput
 from anven_pipelines.domain.manifest import Manifest, Part
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Table
-from anven_pipelines.resources.checkpoint import Checkpoint, parquet_of
+from anven_pipelines.resources.checkpoint import Checkpoint, checkpoint, parquet_of
 from anven_pipelines.resources.durable_folder import DurableFolder, path_name
 
 if TYPE_CHECKING:
@@ -143,8 +143,8 @@ class ArtifactStore(dg.ConfigurableResource[None]):
             value: JSON without NaN; stored in its canonical form.
         """
         uri = _document_uri(name)
-        self._folder.write(uri, canonical_json(value).encode())
-        return self._folder.location(uri)
+        self.folder.write(uri, canonical_json(value).encode())
+        return self.folder.location(uri)
 
     def read_json(self, name: str) -> Any:  # noqa: ANN401 - JSON is of any type
         """Return the JSON document stored under a name.
@@ -154,10 +154,8 @@ class ArtifactStore(dg.ConfigurableResource[None]):
             CorruptArtifact: the document is not JSON.
         """
         uri = _document_uri(name)
-        if (data := self._folder.read(uri)) is None:
-            message = (
-                f"no document {name!r} at {self._folder.location(uri)}; materialise the asset that writes it first"
-            )
+        if (data := self.folder.read(uri)) is None:
+            message = f"no document {name!r} at {self.folder.location(uri)}; materialise the asset that writes it first"
             raise MissingInput(message)
         try:
             return json.loads(data)
@@ -168,8 +166,8 @@ class ArtifactStore(dg.ConfigurableResource[None]):
         """Make the manifest what the asset's partition (None: the unpartitioned asset) holds from now on."""
         data = manifest.model_dump_json().encode()
         folder = _manifest_folder(asset, partition)
-        self._folder.write(f"{folder}/{manifest.digest}.json", data)
-        self._folder.write(f"{folder}/current.json", data)
+        self.folder.write(f"{folder}/{manifest.digest}.json", data)
+        self.folder.write(f"{folder}/current.json", data)
 
     def load_manifest(self, asset: str, partition: str | None, *, digest: str | None = None) -> Manifest | None:
         """Return what the asset's partition holds now, or held under a digest; None if it never held it.
@@ -178,7 +176,7 @@ class ArtifactStore(dg.ConfigurableResource[None]):
             CorruptArtifact: the stored manifest cannot be read, or is not the one of that digest.
         """
         uri = f"{_manifest_folder(asset, partition)}/{path_name(digest or 'current')}.json"
-        if (data := self._folder.read(uri)) is None:
+        if (data := self.folder.read(uri)) is None:
             return None
         try:
             manifest = Manifest.model_validate_json(data)
@@ -190,14 +188,15 @@ class ArtifactStore(dg.ConfigurableResource[None]):
 
     def checkpoint(self, table: Table, key: str) -> Checkpoint:
         """Return the append-only progress kept under a key, such as the digest of the work's inputs."""
-        return Checkpoint(self._folder, f"checkpoints/{path_name(key)}", table)
+        return checkpoint(self.folder, key, table)
 
     def location(self, uri: str) -> str:
         """Return where a part is, for people: a local path or a full URL."""
-        return self._folder.location(uri)
+        return self.folder.location(uri)
 
     @property
-    def _folder(self) -> DurableFolder:
+    def folder(self) -> DurableFolder:
+        """Where everything is kept, for what is no table."""
         if self._opened is None:
             self._opened = DurableFolder(self.url, self.storage_options)
         return self._opened
@@ -210,7 +209,7 @@ class ArtifactStore(dg.ConfigurableResource[None]):
         sha256 = hashlib.sha256(data).hexdigest()
         uri = f"parts/{path_name(table.name)}/{sha256}.parquet"
         if not self._stands(uri, data):
-            self._folder.write(uri, data)
+            self.folder.write(uri, data)
         return Part(
             uri=uri,
             sha256=sha256,
@@ -222,10 +221,10 @@ class ArtifactStore(dg.ConfigurableResource[None]):
 
     def _stands(self, uri: str, data: bytes) -> bool:
         """Compare the bytes too: to publish again is how a damaged part is mended."""
-        return self._folder.size(uri) == len(data) and self._folder.read(uri) == data
+        return self.folder.size(uri) == len(data) and self.folder.read(uri) == data
 
     def _read_part(self, manifest: Manifest, part: Part) -> pl.DataFrame:
-        data = self._folder.read(part.uri)
+        data = self.folder.read(part.uri)
         found = None if data is None else hashlib.sha256(data).hexdigest()
         if data is None or found != part.sha256:
             raise self._corrupt_part(part, found)
@@ -244,10 +243,10 @@ class ArtifactStore(dg.ConfigurableResource[None]):
 
     def _verified_path(self, part: Part, folder: Path) -> Path:
         """Return a local file with the part's bytes, hashed in chunks so that it need not fit into memory."""
-        path = self._folder.local_path(part.uri)
+        path = self.folder.local_path(part.uri)
         if path is None:
             path = folder / f"{part.sha256}.parquet"
-            if not path.exists() and not self._folder.download(part.uri, path):
+            if not path.exists() and not self.folder.download(part.uri, path):
                 raise self._corrupt_part(part, None)
         try:
             with path.open("rb") as file:
@@ -265,7 +264,7 @@ class ArtifactStore(dg.ConfigurableResource[None]):
 
     def _corrupt(self, uri: str, *, expected: str, found: str) -> CorruptArtifact:
         return CorruptArtifact(
-            f"{self._folder.location(uri)}: expected {expected}, found {found}; "
+            f"{self.folder.location(uri)}: expected {expected}, found {found}; "
             "materialise the asset that published it again, or restore the file from a backup"
         )
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from anven_pipelines.resources.durable_folder import path_name
+
 if TYPE_CHECKING:
     from anven_pipelines.domain.table import Table
     from anven_pipelines.resources.durable_folder import DurableFolder
@@ -70,3 +72,8 @@ class Checkpoint:
     def _set_aside(self, uri: str, reason: str) -> None:
         self.folder.rename(uri, f"{uri}.corrupt")
         _log.warning("%s was set aside: %s; its rows will be done again", self.folder.location(uri), reason)
+
+
+def checkpoint(folder: DurableFolder, key: str, table: Table) -> Checkpoint:
+    """Return the progress that a store keeps under a key, such as the digest of the work's inputs."""
+    return Checkpoint(folder, f"checkpoints/{path_name(key)}", table)

@@ -12,6 +12,7 @@
 | AWS_ACCESS_KEY_ID and the like | credentials for s3:// URLs, in every form that botocore reads | the same |
 | ANVEN_STATE_URL | SQLite in `$ANVEN_HOME` | needed: a SQLAlchemy URL of a Postgres database |
 | MLFLOW_TRACKING_URI | SQLite in `$ANVEN_HOME` | needed: URL of an MLflow server |
+| ANVEN_WORKER_PYTHON | python of the environment with vLLM, for `engine: vllm-job` | the same |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
 """
 
@@ -25,6 +26,7 @@ import dagster as dg
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.environment import keep_private
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.llm_client import LlmClient
@@ -98,7 +100,7 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
     shared = name != "local"
     folder = home(environment)
     artifacts = _shared_artifacts(environment) if shared else ArtifactStore(url=str(folder / "artifacts"))
-    mlflow = folder / "mlflow"
+    llm_client, mlflow = LlmClient(), folder / "mlflow"
     return {
         "artifacts": artifacts,
         "io_manager": ManifestIOManager(artifacts=artifacts),
@@ -110,7 +112,10 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
             ui_url=environment.get("ANVEN_MLFLOW_UI") or (environment.get("MLFLOW_TRACKING_URI") if shared else None),
             deployment=name,
         ),
-        "llm_client": LlmClient(),
+        "llm_client": llm_client,
+        "batch_inference": BatchInference(
+            artifacts=artifacts, llm_client=llm_client, worker_python=environment.get("ANVEN_WORKER_PYTHON", "")
+        ),
         "judge": Judge(),
         "migrations": Migrations(
             folder=environment.get("ANVEN_MIGRATIONS", "migrations"),

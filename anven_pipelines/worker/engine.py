@@ -17,8 +17,8 @@ from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
-Feature = Literal["logprobs", "seed", "json_object", "json_schema", "tools"]
-FinishReason = Literal["stop", "length"]
+Feature = Literal["logprobs", "seed", "json_object", "json_schema", "tools", "penalties"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 ResponseFormat = Literal["text", "json_object"] | dict[str, Any]  # a dict is a JSON Schema
 
 
@@ -48,12 +48,16 @@ class Sampling:
         top_p: Keep the likeliest tokens that together reach this probability.
         top_k: Keep this many of the likeliest tokens; 0 keeps all.
         seed: The same request with the same seed gets the same tokens from the same engine; None draws afresh.
+        presence_penalty: Taken off the logit of every token that the answer already holds.
+        frequency_penalty: The same, once for each time that it holds the token.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,8 @@ class EngineChunk:
         elapsed_ms: Milliseconds from the request's arrival at the engine to this chunk.
         logprobs: One entry per token of `output_tokens`, where they were asked for.
         finish_reason: Why the answer ended; None in every chunk but the last.
+        tool_calls: Tool calls of the chat completions API; only in the last chunk, and then no text is left of them.
+        cached_tokens: Of the prompt, those whose keys and values were cached; None where the engine does not say.
     """
 
     text: str
@@ -113,6 +119,8 @@ class EngineChunk:
     elapsed_ms: float
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +134,8 @@ class EngineAnswer:
     ttft_ms: float | None
     latency_ms: float
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    cached_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,4 +217,6 @@ def whole(chunks: list[EngineChunk]) -> EngineAnswer:
         ttft_ms=next((chunk.elapsed_ms for chunk in chunks if chunk.output_tokens), None),
         latency_ms=chunks[-1].elapsed_ms,
         logprobs=tuple(logprob for chunk in chunks for logprob in chunk.logprobs),
+        tool_calls=chunks[-1].tool_calls,
+        cached_tokens=chunks[-1].cached_tokens,
     )

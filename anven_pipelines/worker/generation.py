@@ -169,6 +169,9 @@ def _refuse_unsupported(request: EngineRequest) -> None:
     if isinstance(request.response_format, dict):
         message = "the embedded engine cannot hold an answer to a JSON Schema; json_object is the nearest it can do"
         raise UnsupportedRequest(message, field="response_format")
+    if request.sampling.presence_penalty or request.sampling.frequency_penalty:
+        message = "the embedded engine knows no presence or frequency penalty; leave them out"
+        raise UnsupportedRequest(message, field="presence_penalty")
 
 
 def _room(prompt: int, asked: int | None, context: int) -> int:

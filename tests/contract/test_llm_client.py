@@ -17,7 +17,8 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import ANSWERS, CompletionRequest
-from anven_pipelines.resources.llm_client import LlmClient, Pace, ask_endpoint
+from anven_pipelines.resources.endpoint import Pace, ask_endpoint
+from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec import EndpointTarget
 from tests.fakes import FolderCheckpoint
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint, answering

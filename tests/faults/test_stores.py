@@ -109,13 +109,13 @@ def run(script: str, folder: Path) -> list[tuple[str, str]]:
 
 def assert_only_whole_things(folder: Path, acknowledged: list[tuple[str, str]]) -> None:
     artifacts = ArtifactStore(url=str(folder / "artifacts"))
-    parts = artifacts._folder.names("parts/calls")
+    parts = artifacts.folder.names("parts/calls")
     for name in parts:
-        data = artifacts._folder.read(f"parts/calls/{name}")
+        data = artifacts.folder.read(f"parts/calls/{name}")
         assert data is not None
         assert hashlib.sha256(data).hexdigest() == name.removesuffix(".parquet")
 
-    saved = [name.removesuffix(".json") for name in artifacts._folder.names("manifests/calls/~all")]
+    saved = [name.removesuffix(".json") for name in artifacts.folder.names("manifests/calls/~all")]
     manifests = [artifacts.load_manifest("calls", None, digest=digest) for digest in saved if digest != "current"]
     current = artifacts.load_manifest("calls", None)
     assert current in manifests

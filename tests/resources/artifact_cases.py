@@ -67,9 +67,9 @@ class ArtifactCases:
     def damage(self, artifacts: ArtifactStore, uri: str, data: bytes | None) -> None:
         """Replace a file behind the store's back; None removes it."""
         if data is None:
-            artifacts._folder._files.rm_file(artifacts._folder._path(uri))
+            artifacts.folder._files.rm_file(artifacts.folder._path(uri))
         else:
-            artifacts._folder._files.pipe_file(artifacts._folder._path(uri), data)
+            artifacts.folder._files.pipe_file(artifacts.folder._path(uri), data)
 
     def test_published_rows_come_back_in_order_with_their_types(self, artifacts: ArtifactStore) -> None:
         manifest = artifacts.publish(CALLS, [calls("b", "a"), LabelledFrame(calls("c"), {"source": "log.jsonl"})])
@@ -105,14 +105,14 @@ class ArtifactCases:
         second = artifacts.publish(CALLS, [calls("a"), calls("b")])
 
         assert second == first
-        assert len(artifacts._folder.names("parts/calls")) == 2
+        assert len(artifacts.folder.names("parts/calls")) == 2
 
     def test_frames_are_taken_one_at_a_time(self, artifacts: ArtifactStore) -> None:
         stored: list[int] = []
 
         def frames() -> Iterator[pl.DataFrame]:
             for name in ("a", "b", "c"):
-                stored.append(len(artifacts._folder.names("parts/calls")))
+                stored.append(len(artifacts.folder.names("parts/calls")))
                 yield calls(name)
 
         artifacts.publish(CALLS, frames())
@@ -138,7 +138,7 @@ class ArtifactCases:
     ) -> None:
         manifest = artifacts.publish(CALLS, [calls("a"), calls("b")])
         part = manifest.parts[1]
-        data = artifacts._folder.read(part.uri)
+        data = artifacts.folder.read(part.uri)
         assert data is not None
         self.damage(artifacts, part.uri, damaged(data))
 
@@ -192,7 +192,7 @@ class ArtifactCases:
 
         assert artifacts.read_json("verdict/support answers") == {"a": "ü", "b": [1, None]}
         assert where.endswith("documents/verdict/support%20answers.json")
-        assert artifacts._folder.read("documents/verdict/support%20answers.json") == '{"a":"ü","b":[1,null]}'.encode()
+        assert artifacts.folder.read("documents/verdict/support%20answers.json") == '{"a":"ü","b":[1,null]}'.encode()
 
     def test_a_document_that_was_never_written_is_missing_input(self, artifacts: ArtifactStore) -> None:
         with pytest.raises(MissingInput, match=r"no document 'verdict' at .*documents/verdict\.json; materialise"):
@@ -268,14 +268,14 @@ class ArtifactCases:
     ) -> None:
         checkpoint = artifacts.checkpoint(CALLS, "d1")
         checkpoint.append(calls("a"))
-        (damaged,) = artifacts._folder.names("checkpoints/d1")
+        (damaged,) = artifacts.folder.names("checkpoints/d1")
         checkpoint.append(calls("b"))
         self.damage(artifacts, f"checkpoints/d1/{damaged}", b"PAR1 and then the power went")
         self.damage(artifacts, "checkpoints/d1/notes.txt", b"not a part")
 
         assert checkpoint.load()["id"].to_list() == ["b"]
         assert "was set aside: its bytes do not match its digest" in caplog.text
-        assert f"{damaged}.corrupt" in artifacts._folder.names("checkpoints/d1")
+        assert f"{damaged}.corrupt" in artifacts.folder.names("checkpoints/d1")
 
         checkpoint.append(calls("a"))
         assert sorted(checkpoint.load()["id"]) == ["a", "b"]

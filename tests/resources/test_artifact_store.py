@@ -50,7 +50,7 @@ class TestLocalFolder(ArtifactCases):
         assert part.stat().st_mode & 0o777 == 0o644
 
     def test_only_old_strays_are_swept(self, artifacts: ArtifactStore) -> None:
-        folder = artifacts._folder.local_path("parts/calls")
+        folder = artifacts.folder.local_path("parts/calls")
         assert folder is not None
         folder.mkdir(parents=True)
         old, young = folder / ".old.tmp", folder / ".young.tmp"
@@ -62,7 +62,7 @@ class TestLocalFolder(ArtifactCases):
         manifest = artifacts.publish(CALLS, [calls("a")])
 
         assert (old.exists(), young.exists()) == (False, True)
-        assert artifacts._folder.names("parts/calls") == [f"{manifest.parts[0].sha256}.parquet"]
+        assert artifacts.folder.names("parts/calls") == [f"{manifest.parts[0].sha256}.parquet"]
 
     def test_processes_publish_the_same_content_at_once(self, artifacts: ArtifactStore) -> None:
         command = [sys.executable, "-c", THREE_PROCESSES, artifacts.url]
@@ -70,7 +70,7 @@ class TestLocalFolder(ArtifactCases):
 
         assert digests == [digests[0]] * 3
         assert artifacts.read(artifacts.publish(CALLS, [calls(str(n)) for n in range(100)])).height == 100
-        assert len(artifacts._folder.names("parts/calls")) == 100
+        assert len(artifacts.folder.names("parts/calls")) == 100
 
 
 class TestMemory(ArtifactCases):

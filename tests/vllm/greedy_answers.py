@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+from vllm import LLM, SamplingParams
 
 
 def main(folder: str, chats: Path, answers: Path) -> None:

@@ -1,0 +1,299 @@
+"""Any OpenAI-compatible endpoint, asked through LiteLLM.
+
+LiteLLM sends the request; what comes back is read from the server's own chunks. Its stream wrapper is left out on
+purpose: where the server sends no finish_reason it invents "stop", and where the server counts no tokens it
+counts some itself, neither of which could be told from a measurement afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import random
+import re
+import time
+import warnings
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+from anven_pipelines.domain.completion import (
+    Answer,
+    AnswerInProgress,
+    Failure,
+    kind_of,
+    retry_after_s,
+    wait_s,
+    without_secrets,
+)
+from anven_pipelines.resources.answer_batch import AnswerBatch, Asked, Checkpoint, Progress
+from anven_pipelines.resources.environment import NO_KEY, api_key, keep_private
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from types import ModuleType
+
+    import polars as pl
+    from openai import AsyncOpenAI
+
+    from anven_pipelines.domain.completion import Outcome
+    from anven_pipelines.domain.inference import CompletionRequest
+    from anven_pipelines.spec import EndpointTarget
+
+# From the richest form to the plainest that an endpoint may insist on. The body's `stream` is what the server sees.
+_FORMS: Final[tuple[Mapping[str, Any], ...]] = (
+    {"stream_options": {"include_usage": True}},
+    {},
+    {"extra_body": {"stream": False}},
+)
+_FORM_REFUSED: Final = (400, 422)
+_WARM_UP_SECONDS: Final = 10.0
+_WARM_UP_ANSWER: Final = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    b'data: {"id":"","object":"chat.completion.chunk","created":0,"model":"","choices":'
+    b'[{"index":0,"delta":{"content":"warm"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+)
+_WARM_UP_ERROR: Final = b"HTTP/1.1 500 Warm\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Time and chance, so that a test needs neither."""
+
+    clock: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    jitter: Callable[[], float] = random.random
+
+
+def ask_endpoint(
+    target: EndpointTarget,
+    requests: Sequence[CompletionRequest],
+    *,
+    checkpoint: Checkpoint,
+    progress: Callable[[Progress], None],
+    environ: Mapping[str, str],
+    pace: Pace | None = None,
+    drain_s: float = 0.0,
+) -> pl.DataFrame:
+    """Ask every request that the checkpoint does not settle yet, and return ANSWERS in the order of `requests`.
+
+    Args:
+        target: The endpoint and how it may be asked.
+        requests: The whole batch; each item once.
+        checkpoint: Answers kept under the batch's work key.
+        progress: Is told how far the batch is, at most once a second.
+        environ: Holds the key.
+        pace: Clock, sleep and chance; the real ones where absent.
+        drain_s: Seconds that answers in flight get after an interrupt.
+
+    Raises:
+        InvalidInput: the key is missing, or the endpoint refuses key, model, URL or params.
+        UnavailableService: the endpoint does not answer; what it answered before is kept.
+    """
+    paced = pace or Pace()
+    endpoint = _Endpoint(target, api_key(target.api_key_env, of=repr(target.model), environment=environ), paced)
+    batch = AnswerBatch(
+        requests=requests,
+        ask=endpoint.ask,
+        concurrency=target.concurrency,
+        connected=endpoint.connected,
+        endpoint=f"the endpoint {without_secrets(target.url, secrets=())} (model {target.model!r})",
+        checkpoint=checkpoint,
+        report=progress,
+        clock=paced.clock,
+        drain_s=drain_s,
+    )
+    with warnings.catch_warnings():
+        # LiteLLM prepares a request in a thread; of one that is cancelled meanwhile a coroutine is left over, in a
+        # cycle that only the collector finds.
+        warnings.filterwarnings("ignore", message="coroutine 'OpenAIChatCompletion.* was never awaited")
+        try:
+            return batch.run()
+        finally:
+            gc.collect()
+
+
+@cache
+def load_litellm() -> ModuleType:
+    """Import LiteLLM, 1.7 s, with everything off that reads a .env file, downloads, retries or chats."""
+    keep_private()
+    import litellm  # noqa: PLC0415 - the code location must load without it
+
+    litellm.suppress_debug_info = True
+    litellm.drop_params = False
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy", "httpx", "openai"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are kept as reasons; a log may show the key
+    return litellm
+
+
+class _Endpoint:
+    """One endpoint during one batch: what form of request it takes is found out once."""
+
+    def __init__(self, target: EndpointTarget, key: str | None, pace: Pace) -> None:
+        self._target = target
+        self._key = key
+        self._pace = pace
+        self._proven_form: int | None = None
+        self._connections: AsyncOpenAI | None = None
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Keep connections to the endpoint, warm, until all is asked."""
+        load_litellm()
+        await self._warm_up()
+        async with self._client(self._target.url) as self._connections:
+            yield
+
+    async def ask(self, request: CompletionRequest) -> Asked:
+        """Ask until there is an answer, a failure that will not pass, or no attempt left."""
+        asks = 0
+        for attempt in range(1, self._target.max_attempts + 1):
+            outcome, forms = await self._attempt(request)
+            asks += forms
+            if isinstance(outcome, Answer):
+                break
+            wait = wait_s(outcome, attempt=attempt, jitter=self._pace.jitter())
+            if wait is None or attempt == self._target.max_attempts:
+                break
+            await self._pace.sleep(wait)
+        return Asked(outcome, asks)
+
+    async def _attempt(self, request: CompletionRequest) -> tuple[Outcome, int]:
+        """Ask once; while the endpoint has taken no form of request yet, a refused one is tried in plainer forms."""
+        asks = 0
+        for form in range(self._proven_form or 0, len(_FORMS)):
+            outcome = await self._ask_once(request, _FORMS[form])
+            asks += 1
+            if isinstance(outcome, Answer):
+                self._proven_form = form if self._proven_form is None else self._proven_form
+                break
+            if outcome.status not in _FORM_REFUSED or self._proven_form is not None:
+                break
+        return outcome, asks
+
+    async def _ask_once(self, request: CompletionRequest, form: Mapping[str, Any]) -> Outcome:
+        if self._connections is None:
+            message = "an endpoint is asked within connected()"
+            raise RuntimeError(message)
+        started = self._pace.clock()
+        try:
+            async with asyncio.timeout(self._target.timeout.total_seconds()):
+                wrapper = await self._send(self._connections, request.messages, request.params, form)
+                async with wrapper.completion_stream as stream:
+                    return await self._read(stream, started)
+        except Exception as error:  # noqa: BLE001 - whatever one item does, the others are still asked
+            return self._failure(error)
+
+    async def _read(self, stream: Any, started: float) -> Outcome:  # noqa: ANN401 - openai.AsyncStream, imported lazily
+        """Read the server's own chunks, or its one JSON answer where it does not stream."""
+        answer = AnswerInProgress()
+        if "json" in stream.response.headers.get("content-type", ""):
+            answer.add(json.loads(await stream.response.aread()), elapsed_ms=None)
+        else:
+            async for chunk in stream:
+                elapsed_ms = (self._pace.clock() - started) * 1e3
+                answer.add(chunk.model_dump(exclude_unset=True), elapsed_ms=elapsed_ms)
+        return answer.whole(latency_ms=(self._pace.clock() - started) * 1e3)
+
+    def _client(self, url: str) -> AsyncOpenAI:
+        """Return a client of our own, where LiteLLM would leave one open for every event loop it has seen."""
+        from litellm.llms.openai.openai import OpenAIChatCompletion  # noqa: PLC0415 - loaded with the first batch
+        from openai import AsyncOpenAI  # noqa: PLC0415
+
+        return AsyncOpenAI(
+            base_url=url,
+            api_key=self._key or NO_KEY,
+            timeout=self._target.timeout.total_seconds(),
+            max_retries=0,
+            http_client=OpenAIChatCompletion.get_async_http_client(),
+        )
+
+    async def _send(
+        self,
+        client: AsyncOpenAI,
+        messages: Sequence[Mapping[str, Any]],
+        params: Mapping[str, Any],
+        form: Mapping[str, Any],
+    ) -> Any:  # noqa: ANN401 - litellm.CustomStreamWrapper, imported lazily
+        """Send a request through LiteLLM, unchanged.
+
+        What stands in extra_body it neither drops nor renames. Messages stand there too: given as an argument alone,
+        a `content` of null would be lost. Nor may it turn to another API for models whose name it knows.
+        """
+        return await load_litellm().acompletion(
+            model=f"openai/{self._target.model}",
+            client=client,
+            api_base=str(client.base_url),
+            api_key=client.api_key,
+            messages=messages,
+            stream=True,
+            stream_options=form.get("stream_options"),
+            extra_body={**params, "messages": messages, **form.get("extra_body", {})},
+            timeout=self._target.timeout.total_seconds(),
+            num_retries=0,
+            max_retries=0,
+            _skip_responses_api_bridge=True,
+        )
+
+    def _failure(self, error: Exception) -> Failure:
+        """Say what an error of LiteLLM, openai, httpx or asyncio means."""
+        links = list(_chain(error))
+        message = without_secrets(_said(error), secrets=[self._key] if self._key else [])
+        if isinstance(error, TimeoutError):
+            return Failure("timeout", f"no whole answer within {self._target.timeout.total_seconds():g} s")
+        # LiteLLM gives an error without any HTTP response the status 500; only these headers tell.
+        headers = getattr(error, "litellm_response_headers", None)
+        if headers is not None:
+            statuses = [status for link in links if isinstance(status := getattr(link, "status_code", None), int)]
+            status = statuses[-1]  # the innermost is the server's own
+            asked_to_wait = headers.get("retry-after") or headers.get("llm_provider-retry-after")  # LiteLLM's proxy
+            wait = retry_after_s(asked_to_wait, now=self._pace.now())
+            return Failure(kind_of(status), message, status, wait)
+        names = {type(link).__name__ for link in links}
+        if "ConnectError" in names:
+            return Failure("unreachable", message)
+        return Failure("timeout" if names & {"APITimeoutError", "Timeout"} else "broken_answer", message)
+
+    async def _warm_up(self) -> None:
+        """Ask a server on loopback that answers once and fails once.
+
+        LiteLLM's first call takes 2 s and its first error 0.6 s, in which nothing else runs; neither is a latency
+        of the target's.
+        """
+        answers = [_WARM_UP_ANSWER, _WARM_UP_ERROR]
+
+        async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"(?i)content-length: (\d+)", head)
+            await reader.readexactly(int(length[1]) if length else 0)
+            writer.write(answers.pop(0))
+            await writer.drain()
+            writer.close()
+
+        with suppress(Exception):  # no loopback, or a proxy for it: the first answers are just slower
+            async with asyncio.timeout(_WARM_UP_SECONDS), await asyncio.start_server(reply, "127.0.0.1", 0) as server:
+                url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+                async with self._client(url) as client:
+                    while answers:
+                        wrapper = await self._send(client, [{"role": "user", "content": ""}], {}, _FORMS[0])
+                        async with wrapper.completion_stream as stream:
+                            await self._read(stream, self._pace.clock())
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Walk from an error to what caused it."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _said(error: Exception) -> str:
+    """Return the server's words without the names that LiteLLM puts before them."""
+    text = str(error)
+    return text.partition("OpenAIException - ")[2] or text or type(error).__name__

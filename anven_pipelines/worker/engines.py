@@ -1,0 +1,120 @@
+"""The engines that a job may name, and how an engine's outcome becomes a row of ANSWERS."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never
+
+from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.completion import Answer, Failure
+from anven_pipelines.domain.errors import CorruptArtifact
+from anven_pipelines.resources.answer_batch import Asked
+from anven_pipelines.worker.chat_request import engine_request
+from anven_pipelines.worker.engine import ContextLengthExceeded, EngineFailed, UnsupportedRequest
+from anven_pipelines.worker.isolation import EngineBroken, IsolatingEngine, PoisonRequest
+from anven_pipelines.worker.job import EmbeddedSettings, VllmSettings
+from anven_pipelines.worker.weights import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from anven_pipelines.domain.completion import Outcome
+    from anven_pipelines.domain.inference import CompletionRequest
+    from anven_pipelines.worker.engine import Engine, EngineAnswer
+
+
+def load(settings: EmbeddedSettings | VllmSettings) -> Engine:
+    """Load a model, which may take minutes.
+
+    Raises:
+        UnreadableSource: the folder holds no model of that engine's layout.
+        CorruptArtifact: the weights are not the declared ones.
+    """
+    folder = Path(settings.folder)
+    match settings:
+        case EmbeddedSettings():
+            from anven_pipelines.worker.embedded import EmbeddedEngine  # noqa: PLC0415 - the GPU image lacks it
+
+            engine: Engine = EmbeddedEngine(
+                folder, name=settings.name, precision=settings.precision, threads=settings.threads
+            )
+        case VllmSettings():
+            from anven_pipelines.worker.vllm_engine import VllmEngine  # noqa: PLC0415 - only the GPU image has it
+
+            digest = Weights.in_folder(folder).digest()
+            _require(digest, settings)  # before a GPU is taken
+            engine = VllmEngine(settings.target, digest=digest)
+        case _:
+            assert_never(settings)
+    _require(engine.facts.weights, settings)
+    return engine
+
+
+def _require(found: str, settings: EmbeddedSettings | VllmSettings) -> None:
+    if settings.weights not in {None, found}:
+        message = (
+            f"{settings.folder} holds weights with the digest {found}, declared is {settings.weights}; "
+            "declare the new ones, or restore the files"
+        )
+        raise CorruptArtifact(message)
+
+
+@dataclass
+class LocalModel:
+    """A model in this process, asked as an endpoint is."""
+
+    settings: EmbeddedSettings | VllmSettings
+
+    def __post_init__(self) -> None:
+        """Prepare the engine; it is opened by the first request."""
+        self._engine = IsolatingEngine(self._open)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Keep the model loaded until all is asked."""
+        try:
+            await self._engine.opened()
+            yield
+        finally:
+            await self._engine.close()
+
+    async def ask(self, request: CompletionRequest) -> Asked:
+        """Ask once.
+
+        Raises:
+            EngineBroken: no engine lives.
+        """
+        return Asked(await self._outcome(request), attempts=1)
+
+    async def _outcome(self, request: CompletionRequest) -> Outcome:
+        try:
+            answer = await self._engine.answer(engine_request(request.messages, request.params))
+        except (UnsupportedRequest, ContextLengthExceeded) as error:
+            return Failure("unsupported", str(error))
+        except PoisonRequest as error:
+            return Failure("poison", str(error))
+        except EngineBroken:
+            raise
+        except EngineFailed as error:
+            return Failure("server_error", str(error))
+        return _as_logged(answer, model=self.settings.name)
+
+    async def _open(self) -> Engine:
+        return await asyncio.to_thread(load, self.settings)  # minutes, in which a signal must get through
+
+
+def _as_logged(answer: EngineAnswer, *, model: str) -> Answer:
+    return Answer(
+        output=answer.text if answer.text or not answer.tool_calls else None,
+        tool_calls=canonical_json(list(answer.tool_calls)) if answer.tool_calls else None,
+        finish_reason=answer.finish_reason,
+        model=model,
+        input_tokens=answer.prompt_tokens,
+        output_tokens=answer.output_tokens,
+        cached_tokens=answer.cached_tokens,
+        ttft_ms=answer.ttft_ms,
+        latency_ms=answer.latency_ms,
+    )
