@@ -132,7 +132,7 @@ class BatchInference(dg.ConfigurableResource[None]):
     ) -> tuple[int, Mapping[str, Any]]:
         """Run the worker once; return its exit status and figures."""
         with dg.open_pipes_session(
-            context=context,
+            context=context.op_execution_context,  # Dagster 1.13's own session calls what is deprecated on the other
             context_injector=dg.PipesTempFileContextInjector(),
             message_reader=dg.PipesTempFileMessageReader(),
         ) as session:

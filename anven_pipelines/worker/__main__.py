@@ -107,7 +107,8 @@ def _share(shards: Sequence[Shard], *, index: int, of: int) -> list[Shard]:
 
 def _end_with_stdin() -> None:
     """Stop as on SIGTERM when whoever started us is gone, however it ended."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1 << 16):  # not sys.stdin, whose lock would be held when the interpreter ends
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

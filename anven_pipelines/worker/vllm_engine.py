@@ -35,8 +35,8 @@ from anven_pipelines.worker.engine import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from anven_pipelines.worker.engine import EngineRequest
     from anven_pipelines.spec import JobTarget
+    from anven_pipelines.worker.engine import EngineRequest
 
 _FEATURES: Final[frozenset[Feature]] = frozenset({"logprobs", "seed", "json_object", "json_schema", "penalties"})
 _TOOLS: Final[frozenset[Feature]] = frozenset({"tools"})
