@@ -77,7 +77,7 @@ def demo(
         Breakage | None,
         typer.Option("--break", help="Make the target worse in this way, to see it refused.", show_default=False),
     ] = None,
-    calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 600,
+    calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 900,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic: who asks what and when.")] = 2026,
     as_json: AsJson = False,
 ) -> None:
@@ -217,7 +217,10 @@ def import_golden(
         typer.Argument(help="JSON lines, Parquet, a Hugging Face folder, or mlflow:NAME.", show_default=False),
     ],
     *,
-    workload: Annotated[str, typer.Option("--workload", help="Workload that it is for.", show_default=False)],
+    workload: Annotated[
+        str,
+        typer.Option("--workload", help="Workload that it is for: its name or its migration file.", show_default=False),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Freeze a golden dataset made elsewhere; `golden.version` in the migration file judges on it."""

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anven_pipelines.chain import only_one
-from anven_pipelines.domain.errors import StepFailed
+from anven_pipelines.domain.errors import InvalidInput, StepFailed
 from anven_pipelines.migrate import migrate_file
 from anven_pipelines.nano.arrivals import Rhythm, arrival_times
 from anven_pipelines.nano.demand import plan_traffic
@@ -38,6 +38,7 @@ MOST_CALLS_PER_SECOND: Final = 30.0
 LOAD: Final = 0.4
 _PROBES: Final = 30
 _TOLD_EVERY_S: Final = 15.0  # where no progress bar can be drawn
+_LEAST_CALLS: Final = 700  # for two verdicts
 _LOCK: Final = "_demo"  # no workload's name begins so
 _HEADER: Final = """\
 # Written by `anven demo`, which starts anew each time: copy this file to keep it. The server at target.url ended with
@@ -87,9 +88,12 @@ def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int,
         console: Gets what goes on.
 
     Raises:
-        InvalidInput: another demo runs here.
+        InvalidInput: another demo runs here, or the calls are too few for two verdicts.
         AnvenError: a step failed.
     """
+    if breakage is None and calls < _LEAST_CALLS:
+        message = f"--calls is {calls}; at least {_LEAST_CALLS} are needed, as each verdict has items of its own"
+        raise InvalidInput(message)
     began, folder = time.monotonic(), home / "demo"
     with only_one(home, "a demo", name=_LOCK), ExitStack() as servers:
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,10 +11,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from anven_pipelines.assets.golden import declared_truths
 from anven_pipelines.assets.holdout import stale_verdict
 from anven_pipelines.assets.partitions import log_days
 from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
 from anven_pipelines.domain.errors import AnvenError, InvalidInput
+from anven_pipelines.domain.sign_off import JUDGED
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.ingest.sources import list_files
@@ -29,7 +31,7 @@ from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import EndpointTarget, Judge, RagasGrader, RecordedTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import dagster as dg
 
@@ -76,7 +78,7 @@ def examine(home: Path) -> list[Finding]:
                 "materialise the asset again, or restore the file from a backup",
             )
         )
-        findings += _verdicts(definitions, sorted(migrations.catalogue().declared))
+        findings += _verdicts(definitions, migrations.catalogue().declared)
         findings += _migrations(migrations)
     return findings
 
@@ -135,7 +137,7 @@ def _published(definitions: dg.Definitions, workloads: Iterable[str]) -> Finding
     with dagster_instance() as instance:
         days = instance.get_dynamic_partitions(str(log_days.name))
     held = [(asset, day) for day in days for asset in LOG_ASSETS]
-    held += [(asset, workload) for workload in workloads for asset in CHAIN_ASSETS]
+    held += [(asset, workload) for workload in workloads for asset in (*CHAIN_ASSETS, JUDGED)]
     manifests = [manifest for asset, partition in held if (manifest := store.load_manifest(asset, partition))]
     for manifest in manifests:
         store.verify(manifest)
@@ -143,13 +145,17 @@ def _published(definitions: dg.Definitions, workloads: Iterable[str]) -> Finding
     return Finding("published tables", "ok", f"{len(manifests)} tables in {parts} parts, all as published")
 
 
-def _verdicts(definitions: dg.Definitions, workloads: Iterable[str]) -> Iterator[Finding]:
-    """Name the verdicts that rest on ground truths which have changed since."""
+def _verdicts(definitions: dg.Definitions, declared: Mapping[str, Declared]) -> Iterator[Finding]:
+    """Name the verdicts that rest on ground truths which have changed since, in the truth file or in later versions."""
     artifacts, state = of_kind(definitions, "artifacts", ArtifactStore), of_kind(definitions, "state", StateStore)
-    for workload in workloads:
+    for workload, each in declared.items():
         try:
             golden = artifacts.load_manifest("golden_dataset", workload)
-            stale = golden and stale_verdict(workload, artifacts.read(golden), state, artifacts)
+            truths = declared_truths(each, state)
+            rows = artifacts.read(golden) if golden else None
+            if rows is not None and truths is not None:
+                rows = rows.drop("ground_truth").join(truths.rows, on="id", how="left")
+            stale = None if rows is None else stale_verdict(workload, rows, state, artifacts)
         except AnvenError as error:
             stale = str(error)
         if stale:

@@ -108,7 +108,7 @@ def import_golden(source: str, *, workload: str, home: Path) -> Imported:
 
     Args:
         source: A JSON lines or Parquet file, a Hugging Face dataset folder, or `mlflow:NAME`.
-        workload: A declared workload.
+        workload: A declared workload, or its migration file, which is then registered.
         home: Folder of local state.
 
     Raises:
@@ -116,7 +116,10 @@ def import_golden(source: str, *, workload: str, home: Path) -> Imported:
         BurntHoldout: the rows do not say their split, and each was seen.
     """
     with prepared(home) as definitions:
-        migration = of_kind(definitions, "migrations", Migrations).of(workload).migration
+        migrations = of_kind(definitions, "migrations", Migrations)
+        is_file = workload.endswith((".yaml", ".yml"))
+        migration = (migrations.register(Path(workload)) if is_file else migrations.of(workload)).migration
+        workload = migration.workload
         artifacts = of_kind(definitions, "artifacts", ArtifactStore)
         if source.startswith(_FROM_MLFLOW):
             name = source.removeprefix(_FROM_MLFLOW)
@@ -124,10 +127,11 @@ def import_golden(source: str, *, workload: str, home: Path) -> Imported:
         else:
             records = _read(Path(source))
         waived = HOLDOUT_WAIVER in migration.sign_off.waive
-        seen = (
-            NOTHING_SEEN if waived else ledger_of(workload, of_kind(definitions, "state", StateStore), artifacts).seen()
-        )
-        rows = imported_rows(records, migration.golden, seen=seen)
+        rows = imported_rows(records, migration.golden, seen=NOTHING_SEEN)
+        if not waived:
+            state = of_kind(definitions, "state", StateStore)
+            seen = ledger_of(workload, state, artifacts, items=rows.select("id", "source_prompt")).seen()
+            rows = imported_rows(records, migration.golden, seen=seen)
         if not splits_are_told(records):
             require_sealed(rows, migration)
         sealed = int((rows["split"] == "sealed").sum())

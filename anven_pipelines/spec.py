@@ -410,7 +410,10 @@ class Golden(Section):
     strata: list[Stratum] = ["application"]
     """Each combination keeps its share of the traffic; results are reported per value."""
     holdout: float = Field(default=0.25, gt=0, le=1)
-    """Share that is sealed until sign-off; 1.0 seals everything."""
+    """Share that is sealed until sign-off; 1.0 seals everything.
+
+    With `size: auto` more are sealed, up to three quarters, where the margin needs them.
+    """
     seed: int = Field(default=2026, ge=0)
     """Seed of the draw."""
     near_duplicates: Literal["collapse", "keep"] = "collapse"

@@ -38,20 +38,37 @@ def show(verdict: Verdict, console: Console) -> None:
         for segment in verdict.segments:
             segments.add_row(
                 escape(f"{segment.stratum} = {segment.value}"),
-                f"{segment.n:,}",
+                _counted(segment.n, segment.n_measured),
                 *(_percent(share) for share in (segment.legacy_mean, segment.target_mean)),
                 "unknown" if segment.estimate is None else f"{100 * segment.estimate:+.2f} points",
                 f"[{_OUTCOME[segment.outcome]}]{segment.outcome}[/]",
             )
         console.print()
         console.print(segments)
-    noise = verdict.noise_floor
-    for line in (noise and noise["reason"], explain_burnt(verdict)):
+    noise, quality = verdict.noise_floor, verdict.quality
+    lines = (
+        f"what was compared: {quality.estimand}, over {_counted(quality.n, quality.n_measured)} sealed items"
+        + (f" in {quality.n_clusters:,} conversations" if quality.n_clusters < quality.n else "")
+        + (f" (effective number {quality.n_effective:,.0f})" if quality.n_effective < quality.n - 0.5 else "")
+        + (f"; {quality.method}" if quality.method else ""),
+        verdict.families["attempts"],
+        noise and f"noise floor, beside the margin of {_points(quality.margin_points)}: {noise['reason']}",
+        explain_burnt(verdict),
+    )
+    for line in lines:
         if line:
-            console.print(f"\n{escape(line)}", highlight=False)
+            console.print(f"\n{escape(line)}", highlight=False, soft_wrap=True)
     console.print(
         f"\ngolden dataset {verdict.digests['golden_dataset'][:12]}; look at the run with `anven dev`", highlight=False
     )
+
+
+def _counted(items: int, measured: int) -> str:
+    return f"{items:,}" if measured == items else f"{measured:,} of {items:,}"
+
+
+def _points(share: float | None) -> str:
+    return "unknown size" if share is None else f"{100 * share:.2f} points"
 
 
 def _percent(share: float | None) -> str:

@@ -73,7 +73,7 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ({"legacy": 3}, "legacy is 3"),
         (
             {"target": {"model": "m", "engine": "magic"}},
-            "target.engine is 'magic'; one of 'recorded', 'endpoint' is needed",
+            "target.engine is 'magic'; one of 'recorded', 'endpoint', 'nano', 'vllm-job' is needed",
         ),
         ({"target": {"model": "m"}}, "target.engine is missing"),
         ({"target": {"model": "m", "engine": "endpoint"}}, "target.url is missing"),

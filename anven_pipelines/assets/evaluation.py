@@ -1,5 +1,7 @@
 """How good the answers are, side by side."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 import polars as pl
 
@@ -19,6 +21,7 @@ from anven_pipelines.assets.materialization import (
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.evaluation import SCORES, Arm, side_by_side
+from anven_pipelines.domain.golden import opened
 from anven_pipelines.domain.grading import GRADER_VERSION, check_contract_rows, grade_rows, grader_name
 from anven_pipelines.domain.judging import judge_items, judged_frame
 from anven_pipelines.domain.manifest import Manifest, require_same
@@ -31,7 +34,7 @@ from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import Migration, RagasGrader
 
 _ITEMS_CONSERVED = Check("scores", "items_conserved", "Every golden item has exactly one row of scores.", blocking=True)
-_ALL_MEASURED = Check("scores", "all_measured", "Every item has a score in both arms.")
+_ALL_MEASURED = Check("scores", "all_measured", "Every open item has a score in both arms.")
 _ARMS_EQUALLY_MEASURED = Check(
     "scorecard", "arms_equally_measured", "Neither arm is measured less often than the other (McNemar's exact test)."
 )
@@ -61,15 +64,13 @@ def scores(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and re
     judge: Judge,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
-    """Score and contract check of both arms, one row per golden item; from here on the open items are known."""
+    """Score and contract check of both arms on the open items, which are known from here on; sealed rows are empty."""
     require_same("golden_dataset", legacy_answers, target_answers, current=golden_dataset)
     migration = migrations.of(context.partition_key).migration
     require_current(migration, golden_dataset=golden_dataset, target_answers=target_answers)
     golden = artifacts.read(golden_dataset)
-    arms = [
-        grade_arm(artifacts.read(answers), golden, migration, judge) for answers in (legacy_answers, target_answers)
-    ]
-    rows = side_by_side(golden, arms[0], arms[1])
+    answers = [artifacts.read(each) for each in (legacy_answers, target_answers)]
+    rows = pl.concat([grade(opened(golden), answers, migration, judge), SCORES.conform(_ungraded(golden))])
     inputs = {
         "golden_dataset": golden_dataset.digest,
         "legacy_answers": legacy_answers.digest,
@@ -80,12 +81,13 @@ def scores(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and re
     facts = {"grader_version": GRADER_VERSION, "noise_floor": golden_dataset.facts.get("noise_floor")}
     record_shown(golden_dataset, context.partition_key, state)
     manifest = artifacts.publish(SCORES, [rows], inputs=inputs, facts=facts)
-    unmeasured = int((rows["legacy_score"].is_null() | rows["target_score"].is_null()).sum())
+    graded = rows.filter(pl.col("split") == "open")
+    unmeasured = int((graded["legacy_score"].is_null() | graded["target_score"].is_null()).sum())
     return result(
         context,
         manifest,
         tracking=tracking,
-        metadata={"unmeasured_items": unmeasured, "reasons": markdown_table(reasons_told(rows))},
+        metadata={"unmeasured_items": unmeasured, "reasons": markdown_table(reasons_told(graded))},
         params={"graders": ", ".join(grader_name(each, at) for at, each in enumerate(migration.grading))},
         metrics={"unmeasured_items": unmeasured},
         checks=[
@@ -94,7 +96,7 @@ def scores(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and re
             ),
             _ALL_MEASURED.result(
                 passed=unmeasured == 0,
-                found=f"{unmeasured} of {rows.height} items lack a score in an arm; none counts as a pass",
+                found=f"{unmeasured} of {graded.height} open items lack a score in an arm; none counts as a pass",
             ),
         ],
     )
@@ -135,11 +137,25 @@ def scorecard(
         checks=[
             _ARMS_EQUALLY_MEASURED.result(
                 passed=not card.missingness.differs,
-                found=f"unmeasured over all items: {card.missingness.legacy_unmeasured} legacy, "
+                found=f"unmeasured open items: {card.missingness.legacy_unmeasured} legacy, "
                 f"{card.missingness.target_unmeasured} target (p = {card.missingness.p_difference:.2g})",
             )
         ],
     )
+
+
+def grade(golden: pl.DataFrame, answers: Sequence[pl.DataFrame], migration: Migration, judge: Judge) -> pl.DataFrame:
+    """Return the SCORES of some golden items from both arms' answers to them, legacy first."""
+    legacy, target = (
+        grade_arm(each.filter(pl.col("item_id").is_in(golden["id"].implode())), golden, migration, judge)
+        for each in answers
+    )
+    return side_by_side(golden, legacy, target)
+
+
+def _ungraded(golden: pl.DataFrame) -> pl.DataFrame:
+    """Return the sealed items with no more than the golden dataset says of them."""
+    return golden.filter(pl.col("split") == "sealed").rename({"id": "item_id"})
 
 
 def grade_arm(answers: pl.DataFrame, golden: pl.DataFrame, migration: Migration, judge: Judge) -> Arm:
@@ -161,18 +177,14 @@ def noise_floor_metadata(scores: Manifest) -> dict[str, str]:
 
 
 def reasons_told(rows: pl.DataFrame) -> pl.DataFrame:
-    """Count the reasons of both arms, the most frequent first.
-
-    A wrong answer has a reason, so the counts over sealed items would be the sealed comparison before it is in the
-    ledger: of those, only the unmeasured are counted.
-    """
+    """Count the reasons of both arms, the most frequent first."""
     arms = [
-        rows.select("split", pl.lit(arm).alias("arm"), score=f"{arm}_score", reason=f"{arm}_reason")
+        rows.select(pl.lit(arm).alias("arm"), score=f"{arm}_score", reason=f"{arm}_reason")
         for arm in ("legacy", "target")
     ]
-    told = pl.concat(arms).drop_nulls("reason").filter((pl.col("split") == "open") | pl.col("score").is_null())
-    grouped = told.group_by("arm", "split", "reason").agg(items=pl.len(), unmeasured=pl.col("score").null_count())
-    return grouped.sort("items", "arm", "split", "reason", descending=[True, False, False, False]).head(20)
+    told = pl.concat(arms).drop_nulls("reason")
+    grouped = told.group_by("arm", "reason").agg(items=pl.len(), unmeasured=pl.col("score").null_count())
+    return grouped.sort("items", "arm", "reason", descending=[True, False, False]).head(20)
 
 
 def _scorecard_metadata(card: Scorecard) -> dict[str, dg.MetadataValue | str | int]:

@@ -127,7 +127,7 @@ def golden_dataset(
             "example": markdown_table(opened(freezing.rows).select("id", "source_prompt", "ground_truth"), rows=3),
             "drawn": dg.MetadataValue.json({name: fact for name, fact in freezing.facts.items() if name != "strata"}),
         },
-        params={"size": str(golden.size), "holdout": golden.holdout},
+        params={"size": str(golden.size), "holdout": freezing.facts.get("holdout", golden.holdout)},
         metrics={"items": freezing.rows.height, "sealed_items": sealed.height, "certified_margin": certified["margin"]},
         checks=[
             _candidates_conserved(frozen),
@@ -164,7 +164,7 @@ def _drawn(
     artifacts: ArtifactStore,
 ) -> _Frozen:
     """Draw a version from the logged calls; it seals nothing that was opened or stood open before."""
-    migration, truths = declared.migration, _truths(declared, state)
+    migration, truths = declared.migration, declared_truths(declared, state)
     drawn_from = {
         "request_log": logged.digest,
         **({"ground_truth": truths.digest} if truths else {}),
@@ -172,8 +172,9 @@ def _drawn(
     }
     draw = draw_key(migration, drawn_from)
     waived = HOLDOUT_WAIVER in migration.sign_off.waive
-    seen = NOTHING_SEEN if waived else ledger_of(migration.workload, state, artifacts).seen_before(draw)
     calls = with_truths(artifacts.read(logged), truths) if truths else artifacts.read(logged)
+    items = calls.select(id="request_id", source_prompt="messages")
+    seen = NOTHING_SEEN if waived else ledger_of(migration.workload, state, artifacts, items=items).seen_before(draw)
     freezing = freeze(
         calls,
         migration,
@@ -220,7 +221,7 @@ def _pinned(version: str, declared: Declared, artifacts: ArtifactStore) -> _Froz
     return _Frozen(stored.model_copy(update={"inputs": inputs}), freezing, None)
 
 
-def _truths(declared: Declared, state: StateStore) -> Truths | None:
+def declared_truths(declared: Declared, state: StateStore) -> Truths | None:
     """Return the ground truths in place of the log's; None where the log's count."""
     truth = declared.migration.golden.ground_truth
     if truth.file is not None:
@@ -308,7 +309,12 @@ def _enough_sealed_items(certified: dict[str, float], declared: Declared) -> dg.
             else "They can certify no margin at that power"
         )
         + f" (legacy mean {certified['baseline']:.1%}, {certified['discordance']:.0%} of the items judged "
-        f"differently, design effect {certified['design_effect']:.2f})",
+        f"differently, design effect {certified['design_effect']:.2f})"
+        + (
+            ""
+            if certified["sealed_items"] >= certified["sealed_items_needed"]
+            else "; add logs, raise golden.size or golden.holdout, or widen sign_off.quality_margin"
+        ),
     )
 
 

@@ -14,30 +14,49 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.state_store import StateStore
 
 
-def ledger_of(workload: str, state: StateStore, artifacts: ArtifactStore) -> Ledger:
-    """Read the ledger; a frozen version is read only where its items are asked for.
+def ledger_of(workload: str, state: StateStore, artifacts: ArtifactStore, *, items: pl.DataFrame) -> Ledger:
+    """Read the ledger of all workloads; a frozen version is read only where its items are asked for.
+
+    What another workload of the same store has seen counts too, so that no holdout is fresh again under another name.
+
+    Args:
+        workload: Whose items are known by their id or their cluster. Another workload's are known by id and prompt, as
+            two logs may use the same ids.
+        state: Holds the ledger.
+        artifacts: Holds the versions.
+        items: The items in question, with `id` and `source_prompt`.
 
     Raises:
         TamperedLog: an event is not what was appended, so nobody knows what is burnt.
     """
     state.require_intact()
+    opened, verdicts, shown = (
+        state.events_under(stream("")) for stream in (holdout_stream, sign_off_stream, shown_stream)
+    )
+    owners: dict[str, set[str]] = {}
+    for event in (*opened, *shown):
+        owners.setdefault(event.payload["golden_dataset"], set()).add(event.stream.partition("/")[2])
 
     @cache
     def names_of(digest: str, split: str) -> frozenset[str]:
-        manifest = artifacts.load_manifest("golden_dataset", workload, digest=digest)
-        if manifest is None:
-            message = (
-                f"golden_dataset {digest} of {workload!r} stands in the holdout's ledger and not in {artifacts.url}: "
-                "what it sealed and what it showed cannot be told; restore it from a backup"
-            )
-            raise MissingInput(message)
-        rows = artifacts.read(manifest).filter(pl.col("split") == split)
-        return frozenset([*rows["id"], *rows["cluster"]])
+        names: set[str] = set()
+        for owner in owners.get(digest, {workload}):
+            manifest = artifacts.load_manifest("golden_dataset", owner, digest=digest)
+            if manifest is None:
+                message = (
+                    f"golden_dataset {digest} of {owner!r} stands in the holdout's ledger and not in {artifacts.url}: "
+                    "what it sealed and what it showed cannot be told; restore it from a backup"
+                )
+                raise MissingInput(message)
+            rows = artifacts.read(manifest).filter(pl.col("split") == split)
+            same = rows if owner == workload else rows.join(items, on=["id", "source_prompt"], how="semi")
+            names |= {*same["id"], *(same["cluster"] if owner == workload else ())}
+        return frozenset(names)
 
     return Ledger(
-        opened=state.events(holdout_stream(workload)),
-        verdicts=state.events(sign_off_stream(workload)),
-        shown=state.events(shown_stream(workload)),
+        opened=opened,
+        verdicts=verdicts,
+        shown=shown,
         sealed_of=partial(names_of, split="sealed"),
         open_of=partial(names_of, split="open"),
     )

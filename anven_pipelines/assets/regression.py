@@ -25,7 +25,7 @@ from anven_pipelines.domain.inference import requests_for, work_key
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.domain.regression import compare_with_baseline, serving
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
+from anven_pipelines.domain.sign_off import JUDGED, SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.workload import declared_digest
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference
@@ -125,10 +125,10 @@ def _frozen(migration: Migration, state: StateStore, artifacts: ArtifactStore) -
         message = f"the grading of workload {workload!r} is not that of its last sign-off; sign off again to compare"
         raise StaleInput(message)
     frozen = []
-    for asset in ("golden_dataset", "adapted_prompt", "scores"):
-        manifest = artifacts.load_manifest(asset, workload, digest=signed.payload[asset])
+    for asset in ("golden_dataset", "adapted_prompt", JUDGED):
+        digest = signed.payload[asset]
+        manifest = artifacts.load_manifest(asset, workload, digest=digest)
         if manifest is None:
-            digest = signed.payload[asset]
             message = (
                 f"{asset} {digest} of the last sign-off is not in the artifact store; restore it, or sign off again"
             )

@@ -4,10 +4,11 @@ import json
 from datetime import UTC, datetime
 
 import dagster as dg
+import polars as pl
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.check import Check
-from anven_pipelines.assets.evaluation import noise_floor_metadata
+from anven_pipelines.assets.evaluation import grade, noise_floor_metadata
 from anven_pipelines.assets.holdout import ledger_of
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
@@ -21,13 +22,17 @@ from anven_pipelines.assets.materialization import (
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.errors import MissingInput
+from anven_pipelines.domain.evaluation import SCORES
 from anven_pipelines.domain.holdout import OPENED, Ledger, holdout_stream, limits_digest
 from anven_pipelines.domain.manifest import Manifest, require_same
-from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, Verdict, decide, explain_burnt, sign_off_stream
+from anven_pipelines.domain.sign_off import JUDGED, REFUSED, SIGNED_OFF, Verdict, decide, explain_burnt, sign_off_stream
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
+from anven_pipelines.spec import Migration
 
 _VERDICT_IS_GO = Check(
     "sign_off", "verdict_is_go", "The gate before production: only GO passes.", blocking=True, partitions_def=workloads
@@ -44,7 +49,7 @@ _VERDICT_IS_GO = Check(
     check_specs=[_VERDICT_IS_GO.spec],
 )
 @carries_checks
-def sign_off(
+def sign_off(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and resources as arguments
     context: dg.AssetExecutionContext,
     golden_dataset: Manifest,
     scores: Manifest,
@@ -52,9 +57,10 @@ def sign_off(
     migrations: Migrations,
     artifacts: ArtifactStore,
     state: StateStore,
+    judge: Judge,
     tracking: MlflowTracking,
 ) -> dg.MaterializeResult[Manifest]:
-    """GO, NO-GO or INCONCLUSIVE, on the sealed items alone; each opening of the holdout is in the ledger."""
+    """GO, NO-GO or INCONCLUSIVE, on the sealed items alone: graded here, once their opening is in the ledger."""
     workload = context.partition_key
     migration = migrations.of(workload).migration
     require_same("golden_dataset", scores, cost_model, current=golden_dataset)
@@ -83,15 +89,18 @@ def sign_off(
         },
         now=now,
     )
-    ledger = ledger_of(workload, state, artifacts)
+    items = artifacts.read(golden_dataset).select("id", "source_prompt")
+    ledger = ledger_of(workload, state, artifacts, items=items)
     seen = ledger.require_admitted(opening)
+    judged = _judged(golden_dataset, scores, migration, artifacts, judge)
     verdict = decide(
-        artifacts.read(scores),
+        artifacts.read(judged),
         cost_model.facts["cost"],
         migration,
         digests=digests,
         burnt=seen.burnt,
         shown=seen.shown,
+        attempt=ledger.attempt(opening),
         noise_floor=scores.facts.get("noise_floor"),
     )
     document = verdict.to_json()
@@ -102,6 +111,7 @@ def sign_off(
         "verdict": verdict.verdict,
         "verdict_digest": manifest.digest,
         "statuses": {each.name: each.status for each in verdict.criteria},
+        JUDGED: judged.digest,
         **digests,
     }
     state.append(
@@ -118,7 +128,7 @@ def sign_off(
         metadata={
             **_metadata(verdict),
             **noise_floor_metadata(scores),
-            "looks": _looks(ledger_of(workload, state, artifacts)),
+            "looks": _looks(ledger_of(workload, state, artifacts, items=items)),
         },
         params={
             "verdict": verdict.verdict,
@@ -137,6 +147,35 @@ def sign_off(
             _VERDICT_IS_GO.result(passed=verdict.verdict == "GO", found=_in_short(verdict), criteria=_criteria(verdict))
         ],
     )
+
+
+def _judged(
+    golden_dataset: Manifest, scores: Manifest, migration: Migration, artifacts: ArtifactStore, judge: Judge
+) -> Manifest:
+    """Return the scores of all items, the sealed ones graded now or, for the same answers, when they first were.
+
+    A judge model may grade otherwise each time it is asked, and a verdict that is repeated must not.
+
+    Raises:
+        MissingInput: answers that the scores rest on are gone.
+    """
+    workload, inputs = migration.workload, {**scores.inputs, "scores": scores.digest}
+    known = artifacts.load_manifest(JUDGED, workload, digest=None)
+    if known is not None and (known.inputs, known.facts) == (inputs, scores.facts):
+        return known
+    answers = []
+    for asset in ("legacy_answers", "target_answers"):
+        manifest = artifacts.load_manifest(asset, workload, digest=scores.inputs[asset])
+        if manifest is None:
+            message = f"{asset} {scores.inputs[asset]} is not in the artifact store; materialise it and scores again"
+            raise MissingInput(message)
+        answers.append(artifacts.read(manifest))
+    golden = artifacts.read(golden_dataset)
+    sealed = grade(golden.filter(pl.col("split") == "sealed"), answers, migration, judge)
+    opened = artifacts.read(scores).filter(pl.col("split") == "open")
+    judged = artifacts.publish(SCORES, [opened, sealed], inputs=inputs, facts=scores.facts)
+    artifacts.save_manifest(JUDGED, workload, judged)
+    return judged
 
 
 def _in_short(verdict: Verdict) -> str:

@@ -25,7 +25,7 @@ from anven_pipelines.domain.table import Column, Table
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from anven_pipelines.spec import Golden, Migration
+    from anven_pipelines.spec import Golden, Migration, Quotas
 
 GOLDEN: Final = Table(
     "golden_dataset",
@@ -64,6 +64,7 @@ GOLDEN: Final = Table(
 
 NOTHING_SEEN: Final = Seen()
 AUTO_SIZE: Final = (500, 2_000)
+MOST_SEALED: Final = 0.75  # by `size: auto`: what prompts are adapted on must stay open
 
 _RENAMED: Final = {
     "messages": "source_prompt",
@@ -135,9 +136,9 @@ def freeze(
     if pool.is_empty():
         raise EmptyGolden(_nothing_qualifies(calls, exclusions, migration))
     size = _size(migration, pool, needed=needed, baseline=baseline)
-    traffic = sealed(traffic_items(pool, size.items), golden.holdout)
+    traffic = sealed(traffic_items(pool, size.items), size.holdout)
     edges = edge_cases(pool).join(traffic, on="cluster", how="anti")
-    extra = _quota_items(edges, probes.with_columns(told=True), traffic, golden)
+    extra = _quota_items(edges, probes.with_columns(told=True), traffic, golden.quotas, size.holdout)
     _count_left_out(exclusions, pool=pool, probes=probes, traffic=traffic, extra=extra)
     rows = pl.concat([traffic, extra], how="diagonal").rename(_RENAMED).sort("id")
     return Freeze(
@@ -147,7 +148,7 @@ def freeze(
         facts={
             "size_rule": size.rule,
             "seed": golden.seed,
-            "holdout": golden.holdout,
+            "holdout": size.holdout,
             "available": pool.height,
             "calls": int(pool["calls"].sum()),
             "drawn": traffic.height,
@@ -155,7 +156,7 @@ def freeze(
             "sealed": traffic.filter(pl.col("split") == "sealed").height,
             "open": traffic.filter(pl.col("split") == "open").height,
             "design_effect": round(design_effect(traffic.filter(pl.col("split") == "sealed")), 3),
-            "strata_without_sealed": strata_without_sealed(traffic, golden.holdout),
+            "strata_without_sealed": strata_without_sealed(traffic, size.holdout),
             "quotas": _quota_counts(edges, probes, extra, golden),
             "strata": _strata_counts(pool, traffic, golden.strata),
         },
@@ -195,10 +196,11 @@ def named_in(names: Collection[str]) -> pl.Expr:
 
 
 class _Size(NamedTuple):
-    """How many items are drawn, and the rule that says so."""
+    """How many items are drawn, the rule that says so, and which share of them is sealed."""
 
     items: int
     rule: str
+    holdout: float
 
 
 def _size(migration: Migration, pool: pl.DataFrame, *, needed: int, baseline: float) -> _Size:
@@ -206,7 +208,7 @@ def _size(migration: Migration, pool: pl.DataFrame, *, needed: int, baseline: fl
     available = pool.height
     match migration.golden.size:
         case "all":
-            return _Size(available, "all: every distinct call that qualifies")
+            return _Size(available, "all: every distinct call that qualifies", migration.golden.holdout)
         case "auto":
             least, most = AUTO_SIZE
             criteria = migration.sign_off
@@ -215,13 +217,15 @@ def _size(migration: Migration, pool: pl.DataFrame, *, needed: int, baseline: fl
             )
             effect = items_like(pool.rename({"calls": "weight"}), criteria, baseline=baseline) / independent
             wanted = min(max(math.ceil(round(needed * effect, 9)), least), most)
+            items, least_share = min(available, wanted), migration.golden.holdout
+            sealed_share = max(least_share, min(MOST_SEALED, needed * effect * least_share / items))
             rule = (
                 f"auto: {needed} needed for the margin, times {effect:.2f} for conversations and weights, "
-                f"held between {least} and {most}, {available} available"
+                f"held between {least} and {most}, {available} available; {sealed_share:.0%} of them sealed"
             )
-            return _Size(min(available, wanted), rule)
+            return _Size(items, rule, round(sealed_share, 6))
         case int(wanted) if wanted <= available:
-            return _Size(wanted, f"{wanted}: set in the migration file")
+            return _Size(wanted, f"{wanted}: set in the migration file", migration.golden.holdout)
         case wanted:
             message = (
                 f"{migration.workload}: golden.size is {wanted}, but {available} distinct logged calls qualify; "
@@ -230,16 +234,18 @@ def _size(migration: Migration, pool: pl.DataFrame, *, needed: int, baseline: fl
             raise InvalidInput(message)
 
 
-def _quota_items(edges: pl.DataFrame, probes: pl.DataFrame, traffic: pl.DataFrame, golden: Golden) -> pl.DataFrame:
+def _quota_items(
+    edges: pl.DataFrame, probes: pl.DataFrame, traffic: pl.DataFrame, quotas: Quotas, holdout: float
+) -> pl.DataFrame:
     """Draw and seal what the quotas add; a conversation that stands in the traffic keeps its split."""
     extra = pl.concat(
         [
-            fill_quota(edges, golden.quotas.edge_case, role="edge_case"),
-            fill_quota(probes, golden.quotas.adversarial, role="adversarial"),
+            fill_quota(edges, quotas.edge_case, role="edge_case"),
+            fill_quota(probes, quotas.adversarial, role="adversarial"),
         ],
         how="diagonal",
     )
-    return sealed_beside(extra, traffic, golden.holdout)
+    return sealed_beside(extra, traffic, holdout)
 
 
 def sealed_beside(extra: pl.DataFrame, traffic: pl.DataFrame, holdout: float) -> pl.DataFrame:

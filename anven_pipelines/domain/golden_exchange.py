@@ -232,14 +232,14 @@ def _value(name: str, value: Any) -> Any:  # noqa: ANN401 - as it was read
 
 
 def _json_text(name: str, value: Any) -> str:  # noqa: ANN401 - as it was read
-    """Return JSON text; text that stands in place of plain JSON is kept as it is, so that digests stay."""
+    """Return canonical JSON text, so that neither digests nor joins depend on white space or the order of keys."""
     parsed = _parsed(value) if isinstance(value, str) else value
     if parsed is None or not isinstance(parsed, _JSON[name]):
         kinds: dict[type, str] = {list: "a JSON list", dict: "a JSON object"}
         kind = kinds.get(_JSON[name], "JSON")
         message = f"{name} is {str(value)[:60]!r}; {kind} is needed"
         raise ValueError(message)
-    return value if isinstance(value, str) else canonical_json(value)
+    return canonical_json(parsed)
 
 
 def _parsed(text: str) -> Any:  # noqa: ANN401 - JSON is of any type

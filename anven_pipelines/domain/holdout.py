@@ -1,4 +1,4 @@
-"""The sealed holdout's life: who opened which version, which items are burnt, and who may look again.
+"""The sealed holdouts' life: who opened which version, which items are burnt, and who may look again.
 
 All is derived from three append-only streams: `holdout/<workload>`, in which each look is written before anything is
 read, `sign_off/<workload>`, in which its outcome follows, and `shown/<workload>`, which names each version before how
@@ -96,9 +96,9 @@ def require_sealed(rows: pl.DataFrame, migration: Migration) -> None:
     """
     if not (rows["split"] == "sealed").any():
         message = (
-            f"{migration.workload}: none of {rows.height} items can be sealed: each belongs to a conversation that was "
-            "opened for a sign-off that failed or stood open in an earlier version; add logs, or let them judge again "
-            "with `sign_off.waive: [holdout]`, and the verdict says so"
+            f"{migration.workload}: none of {rows.height} items can be sealed: each, or one of its conversation, was "
+            "opened by a sign-off that failed, an export or a nightly regression, or stood open in an earlier version; "
+            "add logs, or let them judge again with `sign_off.waive: [holdout]`, and the verdict says so"
         )
         raise BurntHoldout(message)
 
@@ -120,6 +120,7 @@ class Look(NamedTuple):
 
     Attributes:
         seq: Number of its event: the order in which the looks were asked for.
+        workload: Whose sign-off, export or nightly regression it is.
         day: UTC, as it stands in the ledger.
         run: Dagster run that opened it; None where it was opened otherwise than by a sign-off.
         golden: Digest of the golden dataset whose sealed items it opened.
@@ -132,6 +133,7 @@ class Look(NamedTuple):
     """
 
     seq: int
+    workload: str
     day: str
     run: str | None
     golden: str
@@ -147,19 +149,19 @@ class Look(NamedTuple):
         return self.outcome != "GO"
 
     def __str__(self) -> str:
-        """Write it as `run 1a2b3c4d on 2026-11-21 (NO-GO)`."""
+        """Write it as `run 1a2b3c4d of support on 2026-11-21 (NO-GO)`."""
         by = f"run {self.run[:8]}" if self.run else _NO_SIGN_OFF[self.measurement]
-        return f"{by} on {self.day} ({self.outcome})"
+        return f"{by} of {self.workload} on {self.day} ({self.outcome})"
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """All looks at one workload's holdouts, and the versions whose open items were shown.
+    """All looks at holdouts, and the versions whose open items were shown.
 
     Attributes:
-        opened: Events of the holdout's stream, oldest first.
-        verdicts: Events of the sign-off's stream, oldest first.
-        shown: Events of the stream of shown versions, oldest first.
+        opened: Events of the holdouts' streams, oldest first.
+        verdicts: Events of the sign-offs' streams, oldest first.
+        shown: Events of the streams of shown versions, oldest first.
         sealed_of: Gives the names of a golden dataset's sealed items by its digest: their ids and their clusters. An
             item is known again by either, as a log may gain conversations and an import may leave them out.
         open_of: The same of its open items.
@@ -216,6 +218,14 @@ class Ledger:
         sealed = self.sealed_of(look.golden)
         shown = self._open_in(golden for golden in self._shown_before(first) if golden != look.golden)
         return Seen(self._burnt_by(self.looks(before=first)) & sealed, shown & sealed)
+
+    def attempt(self, event: Event) -> int:
+        """Return which attempt of its workload a look is: 1, and one for each measurement first made before its own."""
+        look, firsts = _look(event), dict[str, int]()
+        for each in self.looks(before=event.seq):
+            if each.workload == look.workload and each.measurement not in _NO_SIGN_OFF:
+                firsts.setdefault(each.measurement, each.seq)
+        return 1 + sum(seq < firsts.get(look.measurement, look.seq) for seq in firsts.values())
 
     def _refusal(self, look: Look, earlier: Sequence[Look]) -> str | None:
         """Say why a look is not admitted after the earlier ones; None where it is."""
@@ -283,6 +293,7 @@ def _look(event: Event) -> Look:
     payload = event.payload
     return Look(
         seq=event.seq,
+        workload=event.stream.partition("/")[2],
         day=event.ts_text[:10],
         run=payload.get("run"),
         golden=payload["golden_dataset"],

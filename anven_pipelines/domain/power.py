@@ -13,7 +13,7 @@ from anven_pipelines.domain.grading import grade_rows
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.spec import RagasGrader
 from anven_pipelines.stats.paired import noninferiority
-from anven_pipelines.stats.pairs import MIN_PAIRS
+from anven_pipelines.stats.pairs import MIN_PAIRS, scaled_weights
 from anven_pipelines.stats.sample_size import margin_for_pairs, pairs_for_margin
 from anven_pipelines.stats.simulated_power import PlannedItems
 
@@ -136,7 +136,10 @@ def design_effect(items: pl.DataFrame) -> float:
 
 
 def _is_even(items: pl.DataFrame) -> bool:
-    return items["cluster"].n_unique() == items.height and items["weight"].n_unique() <= 1
+    alone = items["cluster"].n_unique() == items.height
+    return alone and (
+        items.is_empty() or scaled_weights(items["weight"].cast(pl.Float64).to_numpy(), items.height) is None
+    )
 
 
 def _planned(items: pl.DataFrame, *, level: float, baseline: float, kind: MarginKind) -> PlannedItems:
@@ -208,8 +211,9 @@ def require_reachable(sealed: pl.DataFrame, migration: Migration) -> None:
         return
     least = least_items(sealed, criteria)
     conversations = sealed["cluster"].n_unique()
-    held = f" in {conversations} conversations" if conversations < sealed.height else ""
-    like = ", in conversations and of weights like these," if not _is_even(sealed) else ""
+    in_conversations = conversations < sealed.height
+    held = f" in {conversations} conversations" if in_conversations else ""
+    like = f", {'in conversations and ' if in_conversations else ''}of weights like these," * (not _is_even(sealed))
     message = (
         f"{migration.workload}: {sealed.height} sealed items{held} can never certify a margin of "
         f"{criteria.quality_margin:.1%} at the {criteria.level:.0%} level, were both models right on every one. At "

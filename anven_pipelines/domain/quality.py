@@ -107,6 +107,7 @@ class Segment(Finding):
     value: str
     outcome: Outcome
     n: int
+    n_measured: int
     legacy_mean: float | None = None
     target_mean: float | None = None
     estimate: float | None = None
@@ -207,6 +208,7 @@ def compare_segments(
             value=value,
             outcome=_segment_outcome(quality, float(p_not_worse), float(p_worse), level),
             n=quality.n,
+            n_measured=quality.n_measured,
             legacy_mean=quality.legacy_mean,
             target_mean=quality.target_mean,
             estimate=quality.estimate,
@@ -255,12 +257,13 @@ def _explain_margin(quality: Quality) -> str:
 
 
 def _explain_imputation(imputation: Imputation) -> str:
-    if not imputation.changed:
+    if not imputation.items:
         return ""
-    return (
-        f"; {imputation.items} unmeasured items, counted as the worst case, changed the outcome (p of the measured "
-        f"ones alone {imputation.p_not_worse_measured:.2g})"
-    )
+    told = f"; {imputation.items} unmeasured items count as the worst case"
+    if not imputation.changed:
+        return f"{told}, which changed nothing"
+    alone = "unknown" if imputation.p_not_worse_measured is None else f"{imputation.p_not_worse_measured:.2g}"
+    return f"{told}, which changed the outcome (p of the measured ones alone {alone})"
 
 
 def _explain_too_few(quality: Quality) -> str:

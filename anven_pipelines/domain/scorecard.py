@@ -42,13 +42,13 @@ class Scorecard(Finding):
         return header + "\n".join(_row(segment) for segment in (overall, *self.segments))
 
 
-_SHARED_FIELDS = {"outcome", "n", "legacy_mean", "target_mean", "estimate", "interval"}
+_SHARED_FIELDS = {"outcome", "n", "n_measured", "legacy_mean", "target_mean", "estimate", "interval"}
 _LOST_SHOWN = 20
 _UNBROKEN = "\u00a0to\u00a0"  # the UI would break every row in two
 
 
 def draw_up(scores: pl.DataFrame, migration: Migration) -> Scorecard:
-    """Compare the open items; of the sealed ones only how many were measured is told."""
+    """Compare the open items; of the sealed ones only how many there are is told."""
     opened = scores.filter(pl.col("split") == "open").sort("item_id")
     criteria = migration.sign_off
     margin, kind, level = criteria.quality_margin, criteria.margin_kind, criteria.level
@@ -59,7 +59,7 @@ def draw_up(scores: pl.DataFrame, migration: Migration) -> Scorecard:
         sealed_items=scores.height - opened.height,
         quality=None if opened.is_empty() else compare_quality(opened, margin=margin, kind=kind, level=level),
         segments=compare_segments(opened, migration.golden.strata, margin=margin, kind=kind, level=level),
-        missingness=compare_missingness(scores, level=level),
+        missingness=compare_missingness(opened, level=level),
         contract=report_contract(opened, declared=migration.contract.json_object),
         lost_items=lost["item_id"].head(_LOST_SHOWN).to_list(),
     )

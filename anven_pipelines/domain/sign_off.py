@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 Status = Literal["met", "not met", "undecided", "unmeasured"]
 Outcome = Literal["GO", "NO-GO", "INCONCLUSIVE"]
 SIGNED_OFF, REFUSED = "signed_off", "refused"
+JUDGED = "judged_scores"
+"""Name under which a sign-off keeps the scores of all items, and what its event calls their digest."""
 SPEED_QUANTILE = 0.95
 # A p95 over fewer measured pairs than this share could be moved past any limit by the pairs that are missing.
 SPEED_COVERAGE = 0.99
@@ -98,6 +100,7 @@ class Verdict(Finding):
     safety: Safety
     contract: ContractReport
     seed: int
+    attempt: int
     families: dict[str, str]
     digests: dict[str, str]
 
@@ -119,6 +122,7 @@ def decide(
     digests: Mapping[str, str],
     burnt: Collection[str] = (),
     shown: Collection[str] = (),
+    attempt: int = 1,
     noise_floor: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Decide on the sealed items.
@@ -130,6 +134,7 @@ def decide(
         digests: What the verdict rests on, by name.
         burnt: Ids and clusters that a failed sign-off has looked at before.
         shown: Ids and clusters that stood open in an earlier version.
+        attempt: Which attempt of the workload this is: each other measurement of sealed items before it was one.
         noise_floor: JSON of how often the legacy model disagrees with itself; stands beside the quality.
     """
     sealed = scores.filter(pl.col("split") == "sealed").sort("item_id")
@@ -166,12 +171,15 @@ def decide(
         safety=safety,
         contract=report_contract(sealed, declared=migration.contract.json_object),
         seed=migration.golden.seed,
-        families=_families(criteria, segments, level),
+        attempt=attempt,
+        families=_families(criteria, segments, level, attempt=attempt),
         digests=dict(digests),
     )
 
 
-def _families(criteria: Sequence[Criterion], segments: Sequence[Segment], level: float) -> dict[str, str]:
+def _families(
+    criteria: Sequence[Criterion], segments: Sequence[Segment], level: float, *, attempt: int
+) -> dict[str, str]:
     """State what each error rate is the error rate of.
 
     Source:
@@ -181,9 +189,19 @@ def _families(criteria: Sequence[Criterion], segments: Sequence[Segment], level:
     return {
         "GO": f"all {gating} gating criteria must be met, each at a one-sided level of {level:g}: an intersection-"
         f"union test, so that a GO is false with at most {level:g} without correction",
+        "attempts": _attempts(attempt, level),
         "NO-GO": f"any of {gating} gating criteria that is proven not met; each proof errs with at most {level:g}",
         "segments": f"{len(segments)} segments in one family under Holm, at {level:g} for each of both claims",
     }
+
+
+def _attempts(attempt: int, level: float) -> str:
+    if attempt == 1:
+        return f"first attempt of this workload: a GO is false with a chance of at most {level:g}"
+    return (
+        f"attempt {attempt} of this workload, each on items that no other has judged: that any of {attempt} gives a "
+        f"false GO has a chance of at most {1 - (1 - level) ** attempt:.3g}"
+    )
 
 
 def combine(criteria: Sequence[Criterion]) -> Outcome:
@@ -333,7 +351,7 @@ def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str], shown: Collec
     """Judge whether the items could have been chosen by: an error rate holds for the first look only."""
     by_burnt, by_shown = (pl.any_horizontal(pl.col("item_id", "cluster").is_in(list(seen))) for seen in (burnt, shown))
     counts = {
-        "opened for an earlier sign-off that failed": sealed.filter(by_burnt).height,
+        "opened before by a sign-off that failed, an export or a nightly regression": sealed.filter(by_burnt).height,
         "open in an earlier version": sealed.filter(by_shown & ~by_burnt).height,
     }
     if not any(counts.values()):

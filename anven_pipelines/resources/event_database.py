@@ -81,6 +81,12 @@ class EventDatabase:
         with self._transaction() as connection:
             return [Event(*row) for row in connection.execute(_select(stream, kind).order_by(_events.c.seq))]
 
+    def events_under(self, prefix: str) -> list[Event]:
+        """Return the events of all streams whose name begins so, oldest first."""
+        with self._transaction() as connection:
+            query = sa.select(_events).where(_events.c.stream.startswith(prefix, autoescape=True))
+            return [Event(*row) for row in connection.execute(query.order_by(_events.c.seq))]
+
     def latest(self, stream: str, kind: str | None = None) -> Event | None:
         """Return the newest event of a stream and kind; None where there is none."""
         with self._transaction() as connection:

@@ -39,6 +39,10 @@ class StateStore(dg.ConfigurableResource[None]):
         """Return the events of a stream and kind (all where None), oldest first."""
         return self._database.events(stream, kind)
 
+    def events_under(self, prefix: str) -> list[Event]:
+        """Return the events of all streams whose name begins so, oldest first."""
+        return self._database.events_under(prefix)
+
     def latest(self, stream: str, kind: str | None = None) -> Event | None:
         """Return the newest event of a stream and kind; None where there is none."""
         return self._database.latest(stream, kind)

@@ -16,6 +16,7 @@ Labels = npt.NDArray[Any]
 # The error rates hold below these numbers too, but little can be decided there: 8 equal clusters do not refute even a
 # target that always fails at a one-sided 2.5 % (p = 0.028; 10 give 0.013, and 10 pairs 0.004).
 MIN_PAIRS = 10
+EVEN = 1e-3  # relative range of weights that count as equal
 MIN_CLUSTERS = 10
 
 
@@ -131,7 +132,11 @@ def effective_number(weights: FloatArray) -> float:
 
 
 def scaled_weights(weights: FloatArray | None, n: int) -> FloatArray | None:
-    """Return weights with a mean of 1, or None where all are equal.
+    """Return weights with a mean of 1, or None where all are as good as equal.
+
+    Largest-remainder rounding gives strata of equal shares weights that differ by less than `EVEN`; to take those for
+    unequal would cost a quarter more items at the least number, and move an estimate by less than 0.05 % of the share
+    of discordant pairs.
 
     Args:
         weights: Shape (n,), above 0; None where all count once.
@@ -149,7 +154,7 @@ def scaled_weights(weights: FloatArray | None, n: int) -> FloatArray | None:
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         message = f"the smallest weight is {weights.min()}; finite weights above 0 are needed: leave other items out"
         raise ValueError(message)
-    return None if np.ptp(weights) == 0 else weights / weights.mean()
+    return None if np.ptp(weights) <= EVEN * weights.min() else weights / weights.mean()
 
 
 def cluster_labels(clusters: Labels | None, n: int) -> npt.NDArray[np.intp]:

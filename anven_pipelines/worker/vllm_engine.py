@@ -17,6 +17,7 @@ import logging
 import queue
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from anven_pipelines.domain.errors import UnreadableSource
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from anven_pipelines.spec import JobTarget
     from anven_pipelines.worker.engine import EngineRequest
 
+_WATCH_EVERY_S: Final = 0.5
+_IN_PROCESS: Final = SimpleNamespace(engine_dead=False)  # where the core lives and dies with us
 _FEATURES: Final[frozenset[Feature]] = frozenset({"logprobs", "seed", "json_object", "json_schema", "penalties"})
 _TOOLS: Final[frozenset[Feature]] = frozenset({"tools"})
 
@@ -118,6 +121,8 @@ class VllmEngine:
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
         self._thread.start()
+        if hasattr(self._engine.engine_core, "outputs_queue"):  # the core is a process of its own
+            threading.Thread(target=self._watch, name="vllm-watch", daemon=True).start()
 
     @property
     def facts(self) -> ModelFacts:
@@ -183,12 +188,26 @@ class VllmEngine:
         return True
 
     def _add(self, asked: _Asked) -> None:
+        self._running[asked.request_id] = asked  # before anything can fail, so that it is told in any case
         try:
             self._engine.add_request(asked.request_id, {"prompt_token_ids": asked.tokens}, asked.sampling)
-        except (ValueError, TypeError, NotImplementedError) as error:  # how vLLM refuses a request
-            asked.give(UnsupportedRequest(str(error), field="params"))
-        else:
-            self._running[asked.request_id] = asked
+        except Exception as error:
+            if getattr(self._engine.engine_core, "resources", _IN_PROCESS).engine_dead:
+                raise
+            del self._running[asked.request_id]
+            asked.give(UnsupportedRequest(str(error), field="params"))  # how vLLM refuses a request
+
+    def _watch(self) -> None:
+        """Wake the engine's thread when the core's process was killed: vLLM notices, and waits for its output for ever.
+
+        Runs in a thread of its own.
+        """
+        core = self._engine.engine_core
+        while self._thread.is_alive():
+            if core.resources.engine_dead:
+                core.outputs_queue.put_nowait(RuntimeError("the process of the engine's core died"))
+                return
+            self._thread.join(_WATCH_EVERY_S)
 
     def _prompt(self, request: EngineRequest) -> list[int]:
         """Write the prompt's tokens; the template places every special token."""

@@ -115,7 +115,8 @@ def test_what_is_left_out_is_told_and_what_was_changed_behind_its_back_is_found(
     assert "2 logged calls are left out: calls of one request id say different things" in done.stderr
     assert "scorecard: done" in done.stderr
 
-    next((tmp_path / ".anven" / "artifacts" / "parts" / "scores").iterdir()).write_bytes(b"PAR1")
+    for part in (tmp_path / ".anven" / "artifacts" / "parts" / "scores").iterdir():
+        part.write_bytes(b"PAR1")
     report = json.loads(anven("doctor", "--json", folder=tmp_path, ANVEN_MIGRATIONS=".").stdout)
     (damaged,) = [check for check in report["checks"] if check["name"] == "published tables"]
     assert damaged["status"] == "problem"

@@ -54,9 +54,11 @@ class Book:
         to.append(event)
         return event
 
-    def open(self, golden: str = "first", answers: str = "m1", *, draw: str = "d1", **payload: Any) -> Event:
+    def open(
+        self, golden: str = "first", answers: str = "m1", *, draw: str = "d1", workload: str = "w", **payload: Any
+    ) -> Event:
         looked_at = {"run": "run-00001", "golden_dataset": golden, "scores": answers, "limits": "l", "draw": draw}
-        return self._append(self.events, holdout_stream("w"), OPENED, looked_at | payload)
+        return self._append(self.events, holdout_stream(workload), OPENED, looked_at | payload)
 
     def conclude(self, opening: Event, verdict: str, **statuses: str) -> None:
         payload = opening.payload | {"verdict": verdict, "statuses": statuses}
@@ -88,7 +90,7 @@ def test_a_failed_look_burns_what_it_saw_for_every_other_draw(verdict: str) -> N
     book.conclude(book.open(), verdict)
     assert book.ledger.seen_before("d2").burnt == {"a", "b"}
     assert book.ledger.seen_before("d1").burnt == frozenset(), "the same declaration draws the same dataset again"
-    assert [str(look) for look in book.ledger.looks()] == [f"run run-0000 on 2026-11-21 ({verdict})"]
+    assert [str(look) for look in book.ledger.looks()] == [f"run run-0000 of w on 2026-11-21 ({verdict})"]
 
 
 def test_go_burns_nothing_and_other_answers_may_be_judged() -> None:
@@ -118,7 +120,7 @@ def test_the_same_measurement_may_be_repeated_after_it_failed() -> None:
 def test_anything_else_on_burnt_items_is_refused_with_what_to_do(change: dict[str, str]) -> None:
     book = Book()
     book.conclude(book.open(), "NO-GO")
-    with pytest.raises(BurntHoldout, match=r"opened by run run-0000 on 2026-11-21 \(NO-GO\).*golden.seed.*waive"):
+    with pytest.raises(BurntHoldout, match=r"opened by run run-0000 of w on 2026-11-21 \(NO-GO\).*golden.seed.*waive"):
         book.ledger.require_admitted(book.open(**change))
 
 
@@ -193,7 +195,7 @@ def test_a_nightly_regression_burns_for_new_verdicts_and_not_for_the_one_that_st
     book.conclude(book.open(), "GO")
     nights = [book.ask("2026-11-21"), book.ask("2026-11-22")]
     assert book.ledger.require_admitted(book.open()) == Seen()
-    with pytest.raises(BurntHoldout, match="a nightly regression on 2026-11-21"):
+    with pytest.raises(BurntHoldout, match="a nightly regression of w on 2026-11-21"):
         book.ledger.require_admitted(book.open(answers="m2"))
     assert book.ledger.seen_before("d2").burnt == {"a", "b"}
     assert book.ledger.seen_before("d1") == Seen(), "the verdict must reproduce"
@@ -301,3 +303,24 @@ def test_sealed_items_that_stood_open_before_are_admitted_and_told(monkeypatch: 
     assert book.ledger.require_admitted(looked) == Seen(shown=frozenset("b"))
     book.conclude(looked, "INCONCLUSIVE")
     assert book.ledger.require_admitted(book.open()) == Seen(shown=frozenset("b")), "the verdict must reproduce"
+
+
+def test_what_another_workload_burnt_is_burnt() -> None:
+    book = Book()
+    book.conclude(book.open(workload="other"), "NO-GO")
+    with pytest.raises(BurntHoldout, match="of other on"):
+        book.ledger.require_admitted(book.open(answers="m2"))
+    assert book.ledger.seen_before("d2").burnt == {"a", "b"}
+
+
+def test_an_attempt_is_a_measurement_and_a_repetition_keeps_its_number() -> None:
+    book = Book()
+    looks = [
+        book.open(),
+        book.open(workload="other"),
+        book.open("second", "m2", draw="d2"),
+        book.open("second", "m2", draw="d2"),
+        book.open(run="run-00002"),
+    ]
+    book.export()
+    assert [book.ledger.attempt(each) for each in looks] == [1, 1, 2, 2, 1]

@@ -58,11 +58,15 @@ def test_it_says_what_counting_the_unmeasured_against_the_claim_changed() -> Non
     assert (quality.imputation.items, quality.imputation.changed) == (30, True)
     assert quality.imputation.p_not_worse_measured is not None
     assert quality.imputation.p_not_worse_measured < LEVEL
-    assert "30 unmeasured items, counted as the worst case, changed the outcome" in explain_quality(quality)
+    assert (
+        "30 unmeasured items count as the worst case, which changed the outcome (p of the measured"
+        in explain_quality(quality)
+    )
     one_missing: list[float | None] = [1.0] * 499 + [None]
     unchanged = compare_quality(scores_of(right, one_missing), margin=MARGIN, level=LEVEL)
     assert (unchanged.outcome, unchanged.imputation.changed) == ("not worse", False)
-    assert "unmeasured" not in explain_quality(unchanged)
+    assert "1 unmeasured items count as the worst case, which changed nothing" in explain_quality(unchanged)
+    assert "unmeasured" not in explain_quality(compare_quality(scores_of(right, right), margin=MARGIN, level=LEVEL))
 
 
 def test_a_margin_in_score_points_is_narrower_than_that_share_of_one() -> None:

@@ -40,10 +40,11 @@ def test_a_fully_sealed_dataset_shows_nothing_but_counts() -> None:
     assert card.markdown() == "All 50 items are sealed; `sign_off` opens them."
 
 
-def test_missingness_is_told_over_all_items_because_it_says_nothing_about_quality() -> None:
-    card = draw_up(scores_of([1.0] * 40, [None] * 40), a_migration())
+def test_missingness_is_told_of_open_items() -> None:
+    card = draw_up(scores_of([1.0] * 40, [None] * 40, split=["open"] * 40), a_migration())
     assert card.missingness.differs
     assert card.missingness.target_unmeasured == 40
+    assert draw_up(scores_of([1.0] * 40, [None] * 40), a_migration()).missingness.target_unmeasured == 0
 
 
 def test_an_empty_dataset_is_no_error() -> None:

@@ -127,3 +127,21 @@ def test_a_run_that_died_after_opening_is_finished_by_the_same_inputs_only(
         place.migrate(place.declare(golden=HALF))
     write_answers(place, wrong=0)
     assert place.migrate(place.declare(golden=HALF)).verdict != "NO-GO"
+
+
+def test_another_name_makes_no_burnt_item_fresh(place: Place) -> None:
+    failed(place)
+    write_answers(place, wrong=0)
+    with pytest.raises(InvalidInput, match=r"opened by run .* of support on .* \(NO-GO\)"):
+        place.migrate(place.declare(golden=HALF, workload="renamed"))
+    with pytest.raises(InvalidInput, match=f"none of {ITEMS} items can be sealed"):
+        place.migrate(place.declare(golden=HALF | {"seed": 7}, workload="renamed"))
+
+
+def test_the_same_ids_in_another_log_are_other_items(place: Place) -> None:
+    failed(place)
+    place.write_log([logged_call(at, messages=[{"role": "user", "content": f"Other {at}?"}]) for at in range(ITEMS)])
+    write_answers(place, wrong=0)
+    verdict = place.migrate(place.declare(golden=HALF, workload="other"))
+    assert verdict.attempt == 1
+    assert verdict.quality.n == ITEMS // 2
