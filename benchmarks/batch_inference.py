@@ -82,7 +82,10 @@ def compare(python: str, prompts: int, rounds: int) -> dict[str, dict[str, float
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
-            found.append(asked / json.loads(done.stdout.splitlines()[-1])["seconds"])
+            [figures] = [
+                line for line in done.stdout.splitlines() if line.startswith('{"seconds"')
+            ]  # vLLM logs there too
+            found.append(asked / json.loads(figures)["seconds"])
     return {
         way: {
             "prompts_per_s": statistics.median(found),
