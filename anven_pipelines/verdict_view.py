@@ -13,6 +13,7 @@ from anven_pipelines.domain.sign_off import explain_burnt
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from anven_pipelines.domain.quality import Quality
     from anven_pipelines.domain.sign_off import Verdict
 
 _COLOURS: Final = {"GO": "green", "NO-GO": "red", "INCONCLUSIVE": "yellow"}
@@ -51,6 +52,9 @@ def show(verdict: Verdict, console: Console) -> None:
         + (f" in {quality.n_clusters:,} conversations" if quality.n_clusters < quality.n else "")
         + (f" (effective number {quality.n_effective:,.0f})" if quality.n_effective < quality.n - 0.5 else "")
         + (f"; {quality.method}" if quality.method else ""),
+        quality.smallest_margin
+        and f"power: these items can certify a margin of {_margin(quality)} at {quality.power:.0%} power, if equal models "
+        "differ as often as these",
         verdict.families["attempts"],
         noise and f"noise floor, beside the margin of {_points(quality.margin_points)}: {noise['reason']}",
         explain_burnt(verdict),
@@ -61,6 +65,11 @@ def show(verdict: Verdict, console: Console) -> None:
     console.print(
         f"\ngolden dataset {verdict.digests['golden_dataset'][:12]}; look at the run with `anven dev`", highlight=False
     )
+
+
+def _margin(quality: Quality) -> str:
+    margin = quality.smallest_margin
+    return f"{margin:.1%} of legacy" if quality.margin_kind == "relative" else _points(margin)
 
 
 def _counted(items: int, measured: int) -> str:

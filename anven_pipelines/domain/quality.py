@@ -61,7 +61,8 @@ class Quality(Finding):
         ratio_interval: Of the ratio of the means; it lies above 1 - margin exactly where "not worse" is proven of
             measured pairs on a relative margin.
         design_effect: Factor by which clusters and weights enlarge the variance; 1 without either.
-        smallest_margin: Margin, of the kind of `margin`, that equal arms with this disagreement pass at 80 % power, by
+        power: What `smallest_margin` and `n_needed` are stated for.
+        smallest_margin: Margin, of the kind of `margin`, that equal arms with this disagreement pass at `power`, by
             the normal formula: with long conversations somewhat too small.
         shortage: What a test would need more of, where the outcome is "too few items".
     """
@@ -92,6 +93,7 @@ class Quality(Finding):
     n_clusters: int
     n_effective: float
     design_effect: float | None = None
+    power: float = PLANNED_POWER
     smallest_margin: float | None = None
     imputation: Imputation
     n_needed: int | None = None
