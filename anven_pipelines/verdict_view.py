@@ -53,8 +53,8 @@ def show(verdict: Verdict, console: Console) -> None:
         + (f" (effective number {quality.n_effective:,.0f})" if quality.n_effective < quality.n - 0.5 else "")
         + (f"; {quality.method}" if quality.method else ""),
         quality.smallest_margin
-        and f"power: these items can certify a margin of {_margin(quality)} at {quality.power:.0%} power, if equal models "
-        "differ as often as these",
+        and f"power: these items can certify a margin of {_margin(quality)} at {quality.power:.0%} power, "
+        "if equal models differ as often as these",
         verdict.families["attempts"],
         noise and f"noise floor, beside the margin of {_points(quality.margin_points)}: {noise['reason']}",
         explain_burnt(verdict),
