@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.resources.answer_batch import Progress
+    from anven_pipelines.resources.checkpoint import Checkpoint
     from anven_pipelines.resources.durable_folder import DurableFolder
 
 SHARD_ROWS: Final = 2_000
@@ -88,30 +89,51 @@ def generate(folder: DurableFolder, job: Job, shards: Sequence[Shard], watch: Wa
         MissingInput, CorruptArtifact: a shard is gone or changed.
     """
     requests = packed([request for shard in shards for request in _requests(folder, shard)])
+    with _alone(folder, job, watch):
+        return _answered(checkpoint(folder, job.key, ANSWERS), job, requests, watch)
+
+
+def summary(answers: pl.DataFrame, progress: Progress | None) -> dict[str, Any]:
+    """Return what a run came to, in figures that JSON can hold."""
+    answered = answers.filter(pl.col("status") == "answered")
+    seconds = progress.elapsed_s if progress else 0.0
+    tokens = progress.tokens if progress else 0
+    return {
+        "rows": answers.height,
+        "answered": answered.height,
+        "failed": answers.height - answered.height,
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1) if seconds else None,
+        "ttft_p50_ms": answered["ttft_ms"].quantile(0.5),
+        "ttft_p95_ms": answered["ttft_ms"].quantile(0.95),
+        "latency_p95_ms": answered["latency_ms"].quantile(0.95),
+    }
+
+
+def _answered(kept: Checkpoint, job: Job, requests: Sequence[CompletionRequest], watch: Watch) -> pl.DataFrame:
     if isinstance(job.settings, EndpointSettings):
         from anven_pipelines.resources.endpoint import ask_endpoint  # noqa: PLC0415 - loads LiteLLM
 
-        with _alone(folder, job, watch):
-            return ask_endpoint(
-                job.settings.target,
-                requests,
-                checkpoint=checkpoint(folder, job.key, ANSWERS),
-                progress=watch.report,
-                environ=os.environ,
-                drain_s=watch.drain_s,
-            )
-    model = LocalModel(job.settings)
-    with _alone(folder, job, watch):
-        return AnswerBatch(
-            requests=requests,
-            ask=model.ask,
-            concurrency=job.concurrency,
-            connected=model.connected,
-            endpoint=f"the engine {job.settings.engine} with {job.settings.name}",
-            checkpoint=checkpoint(folder, job.key, ANSWERS),
-            report=watch.report,
+        return ask_endpoint(
+            job.settings.target,
+            requests,
+            checkpoint=kept,
+            progress=watch.report,
+            environ=os.environ,
             drain_s=watch.drain_s,
-        ).run()
+        )
+    model = LocalModel(job.settings)
+    return AnswerBatch(
+        requests=requests,
+        ask=model.ask,
+        concurrency=job.concurrency,
+        connected=model.connected,
+        endpoint=f"the engine {job.settings.engine} with {job.settings.name}",
+        checkpoint=kept,
+        report=watch.report,
+        drain_s=watch.drain_s,
+    ).run()
 
 
 @contextmanager
@@ -159,21 +181,3 @@ def _read(folder: DurableFolder, uri: str, *, sha256: str) -> bytes:
         message = f"{folder.location(uri)} has the digest {found}; run the step again, which writes it afresh"
         raise CorruptArtifact(message)
     return data
-
-
-def summary(answers: pl.DataFrame, progress: Progress | None) -> dict[str, Any]:
-    """Return what a run came to, in figures that JSON can hold."""
-    answered = answers.filter(pl.col("status") == "answered")
-    seconds = progress.elapsed_s if progress else 0.0
-    tokens = progress.tokens if progress else 0
-    return {
-        "rows": answers.height,
-        "answered": answered.height,
-        "failed": answers.height - answered.height,
-        "tokens": tokens,
-        "seconds": round(seconds, 3),
-        "tokens_per_s": round(tokens / seconds, 1) if seconds else None,
-        "ttft_p50_ms": answered["ttft_ms"].quantile(0.5),
-        "ttft_p95_ms": answered["ttft_ms"].quantile(0.95),
-        "latency_p95_ms": answered["latency_ms"].quantile(0.95),
-    }

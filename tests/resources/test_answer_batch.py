@@ -76,6 +76,7 @@ def batch_of(
     report: Callable[[Progress], None] = lambda _: None,
     concurrency: int = 4,
     clock: Callable[[], float] = time.perf_counter,
+    drain_s: float = 0.0,
 ) -> AnswerBatch:
     return AnswerBatch(
         requests=requests,
@@ -85,6 +86,7 @@ def batch_of(
         checkpoint=checkpoint,
         report=report,
         clock=clock,
+        drain_s=drain_s,
     )
 
 
@@ -180,6 +182,31 @@ class TestInterrupt:
         with pytest.raises(KeyboardInterrupt):
             batch_of(model, numbered(100), checkpoint).run()
         assert 26 <= checkpoint.load().height <= 34
+
+    def test_what_is_in_flight_is_waited_for_and_nothing_starts(self, checkpoint: FolderCheckpoint) -> None:
+        interrupt = lambda asked: signal.raise_signal(signal.SIGINT) if asked == 10 else None  # noqa: E731
+        model = Model(after=interrupt, takes_s=0.05)
+        with pytest.raises(KeyboardInterrupt):
+            batch_of(model, numbered(100), checkpoint, drain_s=60.0).run()
+        done = checkpoint.load()["item_id"].to_list()
+        assert sorted(done) == sorted(model.asked)
+        assert 10 <= len(done) <= 14
+
+    @pytest.mark.parametrize(("signals", "drain_s"), [(1, 0.05), (2, 60.0)], ids=["in time", "second signal"])
+    def test_what_takes_too_long_is_given_up(self, checkpoint: FolderCheckpoint, signals: int, drain_s: float) -> None:
+        async def ask(request: CompletionRequest) -> Asked:
+            if request.item_id == "9":
+                for _ in range(signals):
+                    signal.raise_signal(signal.SIGINT)
+            if int(request.item_id) > 5:
+                await asyncio.sleep(100)
+            return Asked(ANSWER, 1)
+
+        batch = batch_of(Model(), numbered(100), checkpoint, concurrency=8, drain_s=drain_s)
+        batch.ask = ask
+        with pytest.raises(KeyboardInterrupt):
+            batch.run()
+        assert sorted(checkpoint.load()["item_id"]) == [str(number) for number in range(6)]
 
     def test_an_ignored_signal_stays_ignored(self, checkpoint: FolderCheckpoint) -> None:
         previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
