@@ -1,0 +1,121 @@
+"""The launcher: a worker that dies is started again, and goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import pytest
+
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.inference import ANSWERS
+from anven_pipelines.nano.models import model_folder
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference
+from anven_pipelines.resources.llm_client import LlmClient
+from anven_pipelines.spec import JobTarget, NanoTarget
+from anven_pipelines.worker.weights import Weights
+from tests.worker_jobs import questions
+
+if TYPE_CHECKING:
+    from anven_pipelines.domain.inference import CompletionRequest
+    from anven_pipelines.spec import BatchTarget
+
+NANO = NanoTarget(engine="nano", model="anven-nano")
+FOLDER = model_folder("anven-nano")
+
+
+def a_job(**changes: object) -> JobTarget:
+    declared = {
+        "engine": "vllm-job",
+        "model": "m",
+        "weights": str(FOLDER),
+        "digest": Weights.in_folder(FOLDER).digest(),
+        "licence": "Apache-2.0",
+    }
+    return JobTarget.model_validate(declared | changes)
+
+
+def answered(
+    store: Path, target: BatchTarget, requests: list[CompletionRequest], *, python: str = ""
+) -> tuple[BatchAnswers, list[str]]:
+    """Answer within a run; return what came of it and what the run's log says."""
+    found: list[BatchAnswers] = []
+
+    # No annotations: they are strings here, and Dagster would look for them at the top of the module.
+    @dg.asset(required_resource_keys={"batch_inference"})
+    def batch(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - see above
+        found.append(context.resources.batch_inference.answer(context, target, requests, key="k"))
+        return dg.MaterializeResult()
+
+    artifacts = ArtifactStore(url=str(store))
+    launcher = BatchInference(artifacts=artifacts, llm_client=LlmClient(), worker_python=python, drain_s=5.0)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize([batch], resources={"batch_inference": launcher}, instance=instance)
+        said = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    return found[0], said
+
+
+def test_a_killed_worker_is_started_again_and_asks_what_is_left(tmp_path: Path) -> None:
+    requests = questions(900)
+    killer = threading.Thread(target=kill_first_worker, args=[tmp_path])
+    killer.start()
+    (answers, figures), said = answered(tmp_path, NANO, requests)
+    killer.join()
+    assert answers["item_id"].to_list() == [request.item_id for request in requests]
+    assert set(answers["status"]) == {"answered"}
+    assert figures["rows"] == 900
+    assert any("the worker ended with signal 9 in attempt 1 of 3" in each for each in said)
+    kept = ArtifactStore(url=str(tmp_path)).checkpoint(ANSWERS, "k").load()
+    assert kept.height - 900 <= 32 + 16  # asked twice: what was in flight, and one part
+
+
+def test_an_empty_batch_starts_no_worker(tmp_path: Path) -> None:
+    (answers, figures), _ = answered(tmp_path, a_job(), [], python="/nowhere")
+    assert answers.is_empty()
+    assert figures == {}
+
+
+def test_a_worker_that_always_dies_is_given_up_with_what_it_said(tmp_path: Path) -> None:
+    python = script(tmp_path, "echo 'CUDA out of memory' >&2; exit 1")
+    with pytest.raises(UnavailableService, match=r"status 1 in each of 3 attempts.*CUDA out of memory"):
+        answered(tmp_path / "store", a_job(), questions(1), python=python)
+
+
+def test_a_job_that_cannot_be_done_is_not_tried_again(tmp_path: Path) -> None:
+    python = script(tmp_path, "echo tried >> $0.log; echo 'worker: no such model' >&2; exit 2")
+    with pytest.raises(InvalidInput, match="no such model"):
+        answered(tmp_path / "store", a_job(), questions(1), python=python)
+    assert Path(f"{python}.log").read_text() == "tried\n"
+
+
+def test_without_an_environment_of_vllm_it_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="set ANVEN_WORKER_PYTHON to its python"):
+        answered(tmp_path, a_job(), questions(1))
+
+
+def script(folder: Path, text: str) -> str:
+    file = folder / "python"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+    return str(file)
+
+
+def kill_first_worker(store: Path) -> None:
+    """Kill the worker of that store once it has kept something."""
+    deadline = time.monotonic() + 100
+    while not list(store.glob("checkpoints/*/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = file.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(store).encode() in words and b"anven_pipelines.worker" in words:
+            os.kill(int(file.parent.name), signal.SIGKILL)
