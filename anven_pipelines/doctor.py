@@ -22,13 +22,14 @@ from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.ingest.sources import list_files
 from anven_pipelines.migrate import dagster_instance, of_kind, prepared
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
 from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.migrations import Declared, Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.outbox import Outbox
 from anven_pipelines.resources.state_store import StateStore
-from anven_pipelines.spec import EndpointTarget, Judge, RagasGrader, RecordedTarget
+from anven_pipelines.spec import BatchTarget, EndpointTarget, JobTarget, Judge, NanoTarget, RagasGrader, RecordedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,7 +80,7 @@ def examine(home: Path) -> list[Finding]:
             )
         )
         findings += _verdicts(definitions, migrations.catalogue().declared)
-        findings += _migrations(migrations)
+        findings += _migrations(migrations, of_kind(definitions, "batch_inference", BatchInference))
     return findings
 
 
@@ -177,7 +178,7 @@ def _mlflow(definitions: dg.Definitions) -> Finding:
     return Finding("mlflow", "ok", "answers; no run waits to be delivered")
 
 
-def _migrations(migrations: Migrations) -> Iterator[Finding]:
+def _migrations(migrations: Migrations, batch_inference: BatchInference) -> Iterator[Finding]:
     catalogue = migrations.catalogue()
     if not catalogue.declared and not catalogue.broken:
         yield Finding(
@@ -188,15 +189,18 @@ def _migrations(migrations: Migrations) -> Iterator[Finding]:
             "migrations", "problem", text, "mend the file; docs/migration.schema.json tells editors what is allowed"
         )
     for workload, declared in sorted(catalogue.declared.items()):
-        yield from _workload(workload, declared)
+        yield from _workload(workload, declared, batch_inference)
 
 
-def _workload(workload: str, declared: Declared) -> Iterator[Finding]:
+def _workload(workload: str, declared: Declared, batch_inference: BatchInference) -> Iterator[Finding]:
     migration, target = declared.migration, declared.migration.target
     yield _guarded(f"{workload}: logs", lambda: _logs(workload, declared), "mend legacy.logs")
     if isinstance(target, RecordedTarget):
         look = lambda: _recorded(workload, target, declared.folder)  # noqa: E731 - one of two ways to look
         yield _guarded(f"{workload}: answers", look, "mend target.answers")
+    if isinstance(target, NanoTarget | JobTarget):
+        run = lambda: _runnable(workload, target, batch_inference)  # noqa: E731 - as above
+        yield _guarded(f"{workload}: model", run, "mend the target, or its environment")
     judges = [each.judge for each in migration.grading if isinstance(each, RagasGrader)]
     if judges and importlib.util.find_spec("ragas") is None:
         yield Finding(f"{workload}: grading", "problem", "ragas is not installed", "install the extra `eval`")
@@ -214,6 +218,11 @@ def _logs(workload: str, declared: Declared) -> Finding:
 
 def _recorded(workload: str, target: RecordedTarget, folder: str) -> Finding:
     return Finding(f"{workload}: answers", "ok", f"{len(list_files(target.answers, base=folder))} files")
+
+
+def _runnable(workload: str, target: BatchTarget, batch_inference: BatchInference) -> Finding:
+    batch_inference.require_runnable(target)
+    return Finding(f"{workload}: model", "ok", f"{target.model} can be run here")
 
 
 def _endpoint(workload: str, url: str, api_key_env: str | None) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.ingest.sources import list_files
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
 from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.migrations import Migrations
@@ -60,7 +61,7 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
     with prepared(home) as definitions:
         declared = of_kind(definitions, "migrations", Migrations).register(file)
         workload = declared.migration.workload
-        _require_inputs(declared)
+        _require_inputs(declared, of_kind(definitions, "batch_inference", BatchInference))
         of_kind(definitions, "state", StateStore).require_intact()  # the last step must not find it down or changed
         with only_one(home, f"the migration of workload {workload!r}", name=workload), dagster_instance() as instance:
             view, place = _View(console, workload), f"{platform.node()}:{home}"
@@ -69,11 +70,11 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
                 return chain.run(declared, epoch=epoch)
 
 
-def _require_inputs(declared: Declared) -> None:
+def _require_inputs(declared: Declared, batch_inference: BatchInference) -> None:
     """Find what is missing before anything is spent.
 
     Raises:
-        InvalidInput: the logs or the recorded answers cannot be listed, or a key is not set.
+        InvalidInput: the logs or the recorded answers cannot be listed, a key is not set, or the model cannot be run.
     """
     target, graders = declared.migration.target, declared.migration.grading
     log_source(declared.migration.legacy, declared.folder)
@@ -81,6 +82,8 @@ def _require_inputs(declared: Declared) -> None:
         list_files(target.answers, base=declared.folder)
     elif isinstance(target, EndpointTarget):
         api_key(target.api_key_env, of=repr(target.model))
+    else:
+        batch_inference.require_runnable(target)
     for judge in (grader.judge for grader in graders if isinstance(grader, RagasGrader)):
         api_key(judge.api_key_env, of=f"the judge {judge.model!r}")
 

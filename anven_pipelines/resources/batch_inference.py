@@ -31,6 +31,7 @@ ATTEMPTS: Final = 3  # of a worker that dies; each goes on where the last one wa
 _BAD_INPUT: Final = 2
 _GRACE_S: Final = 10.0  # for a worker to write what it holds, after it has drained
 _SHOWN_LINES: Final = 8
+_PACKAGES: Final = ("vllm", "polars", "pydantic", "fsspec", "regex", "dagster_pipes")
 # The worker finds this package here, whatever environment it runs in.
 _PACKAGE: Final = str(Path(__file__).parents[2])
 
@@ -90,19 +91,34 @@ class BatchInference(dg.ConfigurableResource[None]):
         answers = merge_answers([request.item_id for request in requests], checkpoint.load())
         return BatchAnswers(without_timing(answers), figures)
 
+    def require_runnable(self, target: BatchTarget) -> None:
+        """Find what the model lacks before anything is spent.
+
+        Raises:
+            InvalidInput: the model's files, a fitting GPU, or the environment of its engine are missing.
+        """
+        settings = settings_of(target)
+        python = self._python_for(settings)
+        if isinstance(settings, VllmSettings):
+            Weights.in_folder(Path(settings.folder))
+            _require_packages(python)
+
     def _command(self, settings: EngineSettings, job: str) -> list[str]:
+        options = ["--store", self.artifacts.url, "--storage-options", json.dumps(self.artifacts.storage_options)]
+        return [
+            *(self._python_for(settings), "-m", "anven_pipelines.worker", *options, "--job", job),
+            *("--drain-s", f"{self.drain_s:g}", "--until-stdin-closes"),
+        ]
+
+    def _python_for(self, settings: EngineSettings) -> str:
         python = self.worker_python if isinstance(settings, VllmSettings) else sys.executable
         if not python:
             message = (
                 "engine: vllm-job needs an environment with vLLM; set ANVEN_WORKER_PYTHON to its python, in which "
-                "polars, pydantic, fsspec, regex and dagster-pipes are installed too"
+                f"{', '.join(_PACKAGES)} can be imported (docs/batch-inference.md)"
             )
             raise InvalidInput(message)
-        options = ["--store", self.artifacts.url, "--storage-options", json.dumps(self.artifacts.storage_options)]
-        return [
-            *(python, "-m", "anven_pipelines.worker", *options, "--job", job),
-            *("--drain-s", f"{self.drain_s:g}", "--until-stdin-closes"),
-        ]
+        return python
 
     def _log_of(self, job: str) -> Path:
         """Return where the worker's own output goes: beside the job, where that is a folder of this machine."""
@@ -152,6 +168,23 @@ class BatchInference(dg.ConfigurableResource[None]):
                     raise
         figures = [each for each in session.get_custom_messages() if isinstance(each, dict)]
         return code, figures[-1] if figures else {}
+
+
+def _require_packages(python: str) -> None:
+    """Look for what the worker imports, without importing it.
+
+    Raises:
+        InvalidInput: it cannot be started, or lacks a package.
+    """
+    look = f"import importlib.util as u; print(*(n for n in {_PACKAGES} if u.find_spec(n) is None))"
+    try:
+        found = subprocess.run([python, "-c", look], capture_output=True, text=True, check=True)  # noqa: S603 - named by us
+    except (OSError, subprocess.CalledProcessError) as error:
+        message = f"ANVEN_WORKER_PYTHON is {python!r}, which does not run: {error}; name the python of an environment"
+        raise InvalidInput(message) from error
+    if missing := found.stdout.split():
+        message = f"the environment of {python} lacks {', '.join(missing)}; install them there"
+        raise InvalidInput(message)
 
 
 def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:

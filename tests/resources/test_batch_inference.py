@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from pathlib import Path
@@ -98,6 +99,26 @@ def test_a_job_that_cannot_be_done_is_not_tried_again(tmp_path: Path) -> None:
 def test_without_an_environment_of_vllm_it_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="set ANVEN_WORKER_PYTHON to its python"):
         answered(tmp_path, a_job(), questions(1))
+
+
+@pytest.mark.parametrize(
+    ("python", "changes", "message"),
+    [
+        ("", {}, "set ANVEN_WORKER_PYTHON"),
+        ("/nowhere/python", {}, "does not run"),
+        (sys.executable, {}, "lacks vllm; install"),
+        (sys.executable, {"weights": "/nowhere"}, "holds no model"),
+        (sys.executable, {"gpu_memory_gib": 0.001}, "does not fit"),
+    ],
+    ids=["unset", "no python", "no vllm", "no weights", "no room"],
+)
+def test_what_a_job_lacks_is_found_before_anything_is_spent(
+    tmp_path: Path, python: str, changes: dict[str, object], message: str
+) -> None:
+    launcher = BatchInference(artifacts=ArtifactStore(url=str(tmp_path)), llm_client=LlmClient(), worker_python=python)
+    launcher.require_runnable(NANO)
+    with pytest.raises(InvalidInput, match=message):
+        launcher.require_runnable(a_job(**changes))
 
 
 def script(folder: Path, text: str) -> str:
