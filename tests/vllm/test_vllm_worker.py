@@ -6,18 +6,23 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 import pytest
+import yaml
 
 from anven_pipelines.domain.inference import CompletionRequest, merge_answers
 from anven_pipelines.nano.models import model_folder
+from anven_pipelines.nano.prompts import anven_messages
+from anven_pipelines.nano.tasks import generate
 from anven_pipelines.spec import JobTarget
 from anven_pipelines.worker.job import VllmSettings
 from anven_pipelines.worker.weights import Weights
+from tests.pipeline.conftest import logged_call
 from tests.vllm.test_nano_weights import SETTINGS
 from tests.worker_jobs import REPOSITORY, command, kept, questions, worked, written
 
@@ -122,6 +127,36 @@ def test_an_engine_killed_in_the_middle_is_opened_again(vllm_python: str, tmp_pa
     answers = answers_of(tmp_path, requests)
     assert set(answers["status"]) == {"answered"}
     assert kept(tmp_path)["item_id"].is_unique().all()
+
+
+def test_a_migration_is_judged_on_answers_of_vllm(vllm_python: str, tmp_path: Path) -> None:
+    items = generate("golden", 120, seed=8)
+    calls = [
+        logged_call(at, messages=anven_messages(item), output=item.answer, ground_truth=item.answer)
+        for at, item in enumerate(items)
+    ]
+    (tmp_path / "log-2026-10-05.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
+    declared = {
+        "workload": "on-vllm",
+        "legacy": {"model": "legacy-model", "logs": "log-*.jsonl"},
+        "target": VLLM.target.model_dump(mode="json", exclude_none=True),
+        "grading": [{"kind": "exact"}],
+        "golden": {"size": "all", "holdout": 1.0, "near_duplicates": "keep"},
+        "sign_off": {"quality_margin": 0.3, "waive": ["ttft", "cost", "safety"]},
+    }
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(declared))
+    places = {"ANVEN_HOME": str(tmp_path / "home"), "ANVEN_MIGRATIONS": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, "-m", "anven_pipelines.cli", "migrate", str(tmp_path / "m.yaml"), "--json"],
+        env={**ENVIRONMENT, **places, "ANVEN_WORKER_PYTHON": vllm_python},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    verdict = json.loads(done.stdout)
+    assert (verdict["verdict"], verdict["quality"]["n_measured"]) == ("GO", 120)
+    assert verdict["speed"]["status"] == "unmeasured"
 
 
 def children(pid: int) -> list[int]:
