@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -58,6 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
         message = f"ANVEN_REQUIRE={','.join(required)} needs {' and '.join(missing)}"
         raise pytest.UsageError(message)
     os.environ.update(SWITCHES)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell that starts a command in the background has it ignore SIGINT, and Dagster then gives SIGTERM the same
+        # handler: no test could interrupt anything.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

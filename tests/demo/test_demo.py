@@ -64,7 +64,7 @@ def test_it_refuses_the_unchanged_prompts_and_accepts_the_adapted_ones(tmp_path:
     assert adapted["verdict"] == "GO"
     for verdict in (unchanged, adapted):
         assert verdict["waived"] == ["safety"]
-        assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= 400
+        assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= 240
         assert verdict["speed"]["status"] == "met"
         assert verdict["speed"]["n_measured"] == verdict["quality"]["n"]
         assert verdict["cost"]["status"] == "met"
@@ -103,7 +103,7 @@ def test_a_target_that_is_made_worse_is_refused_for_that(
 )
 @pytest.mark.timeout(900)
 def test_its_servers_end_with_it_however_it_ends(number: signal.Signals, count: int, tmp_path: Path) -> None:
-    process = start(tmp_path, "--calls", "400")
+    process = start(tmp_path, "--calls", "700")
     deadline = time.monotonic() + 300
     while len(servers := servers_of(process.pid)) < count or not list((tmp_path / ".anven" / "demo").glob("calls-*")):
         assert process.poll() is None
