@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory, gettempdir
 from typing import IO, Any, Final, NamedTuple
 
 import dagster as dg
@@ -32,8 +33,7 @@ _BAD_INPUT: Final = 2
 _GRACE_S: Final = 10.0  # for a worker to write what it holds, after it has drained
 _SHOWN_LINES: Final = 8
 _PACKAGES: Final = ("vllm", "polars", "pydantic", "fsspec", "regex", "dagster_pipes")
-# The worker finds this package here, whatever environment it runs in.
-_PACKAGE: Final = str(Path(__file__).parents[2])
+_PACKAGE: Final = Path(__file__).parents[1]
 
 
 class BatchAnswers(NamedTuple):
@@ -147,12 +147,16 @@ class BatchInference(dg.ConfigurableResource[None]):
         self, context: dg.AssetExecutionContext, command: list[str], output: IO[bytes]
     ) -> tuple[int, Mapping[str, Any]]:
         """Run the worker once; return its exit status and figures."""
-        with dg.open_pipes_session(
-            context=context.op_execution_context,  # Dagster 1.13's own session calls what is deprecated on the other
-            context_injector=dg.PipesTempFileContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
-        ) as session:
-            environment = {**os.environ, **session.get_bootstrap_env_vars(), "PYTHONPATH": _PACKAGE}
+        with (
+            _package_alone() as place,
+            dg.open_pipes_session(
+                context=context.op_execution_context,  # on the other, Dagster 1.13 calls what it deprecates
+                context_injector=dg.PipesTempFileContextInjector(),
+                message_reader=dg.PipesTempFileMessageReader(),
+            ) as session,
+        ):
+            paths = os.pathsep.join([place, *filter(None, [os.environ.get("PYTHONPATH")])])
+            environment = {**os.environ, **session.get_bootstrap_env_vars(), "PYTHONPATH": paths}
             # Its standard input closes with this process, however this process ends, and then it drains and stops.
             with subprocess.Popen(  # noqa: S603 - our own program
                 command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
@@ -168,6 +172,18 @@ class BatchInference(dg.ConfigurableResource[None]):
                     raise
         figures = [each for each in session.get_custom_messages() if isinstance(each, dict)]
         return code, figures[-1] if figures else {}
+
+
+@contextmanager
+def _package_alone() -> Iterator[str]:
+    """Yield a folder that holds this package and nothing else.
+
+    The worker's environment finds it there; beside it, in an installation, stand packages that would hide the
+    environment's own.
+    """
+    with TemporaryDirectory(prefix="anven-worker-") as folder:
+        (Path(folder) / _PACKAGE.name).symlink_to(_PACKAGE)
+        yield folder
 
 
 def _require_packages(python: str) -> None:

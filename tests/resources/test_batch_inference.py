@@ -96,6 +96,15 @@ def test_a_job_that_cannot_be_done_is_not_tried_again(tmp_path: Path) -> None:
     assert Path(f"{python}.log").read_text() == "tried\n"
 
 
+def test_the_workers_environment_sees_this_package_and_none_of_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/the/users/own")
+    python = script(tmp_path, 'echo "seen: $PYTHONPATH" $(ls "${PYTHONPATH%%:*}") >&2; exit 2')
+    with pytest.raises(InvalidInput, match=r"seen: /\S+:/the/users/own anven_pipelines \(see"):
+        answered(tmp_path / "store", a_job(), questions(1), python=python)
+
+
 def test_without_an_environment_of_vllm_it_says_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="set ANVEN_WORKER_PYTHON to its python"):
         answered(tmp_path, a_job(), questions(1))
