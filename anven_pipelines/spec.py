@@ -206,6 +206,8 @@ class NanoTarget(Section):
     model: Literal["legacy-nano", "anven-nano"]
     concurrency: int = Field(default=32, ge=1, le=1024)
     """Requests in flight at once."""
+    pods: int = Field(default=1, ge=1, le=1000)
+    """On Kubernetes: pods that share the batch."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters that replace the logged ones, such as max_tokens."""
     price: Price | None = None
@@ -236,6 +238,8 @@ class JobTarget(Section):
     """GPUs over which each layer is split (vLLM's `tensor_parallel_size`)."""
     gpu_memory_gib: float | None = Field(default=None, gt=0)
     """Memory of one GPU in GiB; a model that cannot fit is refused before any is taken."""
+    pods: int = Field(default=1, ge=1, le=1000)
+    """On Kubernetes: pods that share the batch, each with `tensor_parallel` GPUs."""
     max_num_seqs: int | None = Field(default=None, ge=1)
     """Most sequences in one step of the engine."""
     enforce_eager: bool = False

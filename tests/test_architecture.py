@@ -50,7 +50,7 @@ def test_the_package_keeps_every_contract() -> None:
         ("assets/evaluation.py", "import ragas", "Only resources.judge imports ragas"),
         ("assets/evaluation.py", "import mlflow", "Only resources.mlflow_tracking imports mlflow"),
         ("cli.py", "import litellm", "Only the resources that wrap LiteLLM import it"),
-        ("resources/judge.py", "import kubernetes", "Only resources.batch_inference imports kubernetes"),
+        ("resources/judge.py", "import kubernetes", "Only resources.kubernetes_api imports kubernetes"),
         ("worker/generate.py", "import dagster", "The GPU image carries no orchestrator"),
     ],
 )

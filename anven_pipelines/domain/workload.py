@@ -32,6 +32,7 @@ HOW_IT_IS_ASKED: Final = frozenset(
         "max_num_seqs",
         "licence",
         "gpu_memory_gib",
+        "pods",
     }
 )
 """Fields of a target that change no answer."""

@@ -1,39 +1,34 @@
-"""Where a batch of requests is answered: by an endpoint, or by a worker of ours in a process of its own.
+"""Where a batch of requests is answered: by an endpoint, by a worker of this machine, or by a Job on Kubernetes.
 
 Without `from __future__ import annotations`: Dagster 1.13 does not see a `ResourceDependency` in quotes.
 """
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
-from typing import IO, Any, Final, NamedTuple
+from tempfile import gettempdir
+from typing import Any, NamedTuple
 
 import dagster as dg
 import polars as pl
+import yaml
+from pydantic import ValidationError
 
-from anven_pipelines.domain.errors import InvalidInput, UnavailableService
-from anven_pipelines.domain.inference import ANSWERS, CompletionRequest, merge_answers, without_timing
+from anven_pipelines.domain.errors import InvalidInput, UnreadableSource
+from anven_pipelines.domain.gpu_job import GpuJobSettings, Work
+from anven_pipelines.domain.inference import ANSWERS, CompletionRequest, merge_answers, settled, without_timing
 from anven_pipelines.domain.model_fit import fit_of, require_fit
 from anven_pipelines.nano.models import model_folder, weights_digest
 from anven_pipelines.resources.answer_batch import Progress
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
 from anven_pipelines.resources.llm_client import LlmClient
+from anven_pipelines.resources.subprocess_launcher import PACKAGES, SubprocessLauncher, require_packages
 from anven_pipelines.spec import AskedTarget, BatchTarget, EndpointTarget, NanoTarget
 from anven_pipelines.worker.generate import write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
 from anven_pipelines.worker.weights import Weights
-
-ATTEMPTS: Final = 3  # of a worker that dies; each goes on where the last one was
-_BAD_INPUT: Final = 2
-_GRACE_S: Final = 10.0  # for a worker to write what it holds, after it has drained
-_SHOWN_LINES: Final = 8
-_PACKAGES: Final = ("vllm", "polars", "pydantic", "fsspec", "regex", "dagster_pipes")
-_PACKAGE: Final = Path(__file__).parents[1]
 
 
 class BatchAnswers(NamedTuple):
@@ -50,12 +45,14 @@ class BatchInference(dg.ConfigurableResource[None]):
         artifacts: Holds the job and its answers.
         llm_client: Asks endpoints.
         worker_python: Interpreter of the environment with vLLM; models that need no vLLM run in this one.
+        gpu_job: YAML file of GpuJobSettings; with it workers run as Jobs on Kubernetes, not on this machine.
         drain_s: Seconds that answers in flight get when the run is cancelled.
     """
 
     artifacts: dg.ResourceDependency[ArtifactStore]
     llm_client: dg.ResourceDependency[LlmClient]
     worker_python: str = ""
+    gpu_job: str = ""
     drain_s: float = 20.0
 
     def answer(
@@ -76,7 +73,7 @@ class BatchInference(dg.ConfigurableResource[None]):
 
         Raises:
             InvalidInput: the model cannot be run as declared.
-            UnavailableService: the worker died too often, or the store does not work; what it answered is kept.
+            UnavailableService: the worker died too often, or a service does not work; what was answered is kept.
         """
         checkpoint = self.artifacts.checkpoint(ANSWERS, key)
         if isinstance(target, EndpointTarget):
@@ -84,10 +81,9 @@ class BatchInference(dg.ConfigurableResource[None]):
                 target, requests, checkpoint=checkpoint, progress=lambda each: _tell(context, each)
             )
             return BatchAnswers(answers, {})
-        settings = settings_of(target)
-        job = Job(key=key, shards=[], settings=settings, concurrency=target.concurrency)
-        uri = write_job(self.artifacts.folder, job, requests)
-        figures = self._launch(context, self._command(settings, uri), log=self._log_of(uri)) if requests else {}
+        figures: Mapping[str, Any] = {}
+        if {request.item_id for request in requests} - set(settled(checkpoint.load())["item_id"]):
+            figures = self._launch(context, target, requests, key=key)
         answers = merge_answers([request.item_id for request in requests], checkpoint.load())
         return BatchAnswers(without_timing(answers), figures)
 
@@ -95,112 +91,102 @@ class BatchInference(dg.ConfigurableResource[None]):
         """Find what the model lacks before anything is spent.
 
         Raises:
-            InvalidInput: the model's files, a fitting GPU, or the environment of its engine are missing.
+            InvalidInput: the model's files, a fitting GPU, the environment of its engine, or the cluster's settings
+                are missing.
         """
         settings = settings_of(target)
-        python = self._python_for(settings)
-        if isinstance(settings, VllmSettings):
+        if self.gpu_job:
+            self._require_shared_store(self._gpu_job_settings())
+        elif isinstance(settings, VllmSettings):
             Weights.in_folder(Path(settings.folder))
-            _require_packages(python)
+            require_packages(self._python_for(settings))
 
-    def _command(self, settings: EngineSettings, job: str) -> list[str]:
+    def _launch(
+        self, context: dg.AssetExecutionContext, target: BatchTarget, requests: Sequence[CompletionRequest], *, key: str
+    ) -> Mapping[str, Any]:
+        settings = settings_of(target)
+        job = Job(key=key, shards=[], settings=settings, concurrency=target.concurrency)
+        if not self.gpu_job:
+            python = self._python_for(settings)
+            uri = write_job(self.artifacts.folder, job, requests)
+            launcher = SubprocessLauncher(python, log=self._log_of(uri), drain_s=self.drain_s)
+            return launcher.launch(context, self._arguments(uri))
+        cluster = self._gpu_job_settings()
+        self._require_shared_store(cluster)
+        uri = write_job(self.artifacts.folder, job, requests, shards=target.pods)
+        work = Work(
+            key=key,
+            workload=context.partition_key if context.has_partition_key else "",
+            arguments=self._arguments(uri),
+            pods=min(target.pods, len(requests)),
+            gpus=0 if isinstance(target, NanoTarget) else target.tensor_parallel,
+            drain_s=self.drain_s,
+        )
+        return _together(KubernetesLauncher(cluster).launch(context, work, job_uri=uri))
+
+    def _arguments(self, job: str) -> list[str]:
         options = ["--store", self.artifacts.url, "--storage-options", json.dumps(self.artifacts.storage_options)]
-        return [
-            *(self._python_for(settings), "-m", "anven_pipelines.worker", *options, "--job", job),
-            *("--drain-s", f"{self.drain_s:g}", "--until-stdin-closes"),
-        ]
+        return [*options, "--job", job, "--drain-s", f"{self.drain_s:g}"]
 
     def _python_for(self, settings: EngineSettings) -> str:
         python = self.worker_python if isinstance(settings, VllmSettings) else sys.executable
         if not python:
             message = (
                 "engine: vllm-job needs an environment with vLLM; set ANVEN_WORKER_PYTHON to its python, in which "
-                f"{', '.join(_PACKAGES)} can be imported (docs/batch-inference.md)"
+                f"{', '.join(PACKAGES)} can be imported, or ANVEN_GPU_JOB to the settings of a cluster "
+                "(docs/batch-inference.md)"
             )
             raise InvalidInput(message)
         return python
+
+    def _gpu_job_settings(self) -> GpuJobSettings:
+        """Read the deployment's settings.
+
+        Raises:
+            UnreadableSource: the file cannot be read.
+            InvalidInput: it holds something else.
+        """
+        try:
+            written = yaml.safe_load(Path(self.gpu_job).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            message = f"ANVEN_GPU_JOB names {self.gpu_job}, which cannot be read: {error}"
+            raise UnreadableSource(message) from error
+        try:
+            return GpuJobSettings.model_validate(written)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()
+            )
+            message = f"{self.gpu_job}: {problems} (k8s/gpu-job.yaml is an example with every field)"
+            raise InvalidInput(message) from error
+
+    def _require_shared_store(self, settings: GpuJobSettings) -> None:
+        """Refuse a store that the pods would not see.
+
+        Raises:
+            InvalidInput: it is a folder of this machine that no volume brings into the pods.
+        """
+        local = self.artifacts.folder.local_path(".")
+        mounted = [Path(each.get("mountPath", "/dev/null")) for each in settings.volume_mounts]
+        if local is not None and not any(local.resolve().is_relative_to(place) for place in mounted):
+            message = (
+                f"the artifact store is {self.artifacts.url}, a folder of this machine, and the pods of {self.gpu_job} "
+                "do not see it; use an object store (ANVEN_ARTIFACTS_URL), or mount the folder under its own path with "
+                "`volumes` and `volume_mounts`"
+            )
+            raise InvalidInput(message)
 
     def _log_of(self, job: str) -> Path:
         """Return where the worker's own output goes: beside the job, where that is a folder of this machine."""
         return self.artifacts.folder.local_path(f"{job}.log") or Path(gettempdir()) / f"{Path(job).name}.log"
 
-    def _launch(self, context: dg.AssetExecutionContext, command: list[str], *, log: Path) -> Mapping[str, Any]:
-        """Run the worker until it has done its job, a few times over if it dies."""
-        for attempt in range(1, ATTEMPTS + 1):
-            with log.open("ab") as output:
-                code, figures = self._run(context, command, output)
-            if code == 0:
-                return figures
-            said = " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:])
-            if code == _BAD_INPUT:
-                message = f"the worker cannot do the job: {said} (see {log})"
-                raise InvalidInput(message)
-            ended = f"signal {-code}" if code < 0 else f"status {code}"
-            context.log.warning("the worker ended with %s in attempt %d of %d: %s", ended, attempt, ATTEMPTS, said)
-        message = (
-            f"the worker ended with {ended} in each of {ATTEMPTS} attempts; what it answered is kept, and the next run "
-            f"asks only what is missing; the last it said (see {log}): {said}"
-        )
-        raise UnavailableService(message)
 
-    def _run(
-        self, context: dg.AssetExecutionContext, command: list[str], output: IO[bytes]
-    ) -> tuple[int, Mapping[str, Any]]:
-        """Run the worker once; return its exit status and figures."""
-        with (
-            _package_alone() as place,
-            dg.open_pipes_session(
-                context=context.op_execution_context,  # on the other, Dagster 1.13 calls what it deprecates
-                context_injector=dg.PipesTempFileContextInjector(),
-                message_reader=dg.PipesTempFileMessageReader(),
-            ) as session,
-        ):
-            paths = os.pathsep.join([place, *filter(None, [os.environ.get("PYTHONPATH")])])
-            environment = {**os.environ, **session.get_bootstrap_env_vars(), "PYTHONPATH": paths}
-            # Its standard input closes with this process, however this process ends, and then it drains and stops.
-            with subprocess.Popen(  # noqa: S603 - our own program
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
-            ) as worker:
-                try:
-                    code = worker.wait()
-                except BaseException:
-                    worker.terminate()
-                    try:
-                        worker.wait(self.drain_s + _GRACE_S)
-                    except subprocess.TimeoutExpired:
-                        worker.kill()
-                    raise
-        figures = [each for each in session.get_custom_messages() if isinstance(each, dict)]
-        return code, figures[-1] if figures else {}
-
-
-@contextmanager
-def _package_alone() -> Iterator[str]:
-    """Yield a folder that holds this package and nothing else.
-
-    The worker's environment finds it there; beside it, in an installation, stand packages that would hide the
-    environment's own.
-    """
-    with TemporaryDirectory(prefix="anven-worker-") as folder:
-        (Path(folder) / _PACKAGE.name).symlink_to(_PACKAGE)
-        yield folder
-
-
-def _require_packages(python: str) -> None:
-    """Look for what the worker imports, without importing it.
-
-    Raises:
-        InvalidInput: it cannot be started, or lacks a package.
-    """
-    look = f"import importlib.util as u; print(*(n for n in {_PACKAGES} if u.find_spec(n) is None))"
-    try:
-        found = subprocess.run([python, "-c", look], capture_output=True, text=True, check=True)  # noqa: S603 - named by us
-    except (OSError, subprocess.CalledProcessError) as error:
-        message = f"ANVEN_WORKER_PYTHON is {python!r}, which does not run: {error}; name the python of an environment"
-        raise InvalidInput(message) from error
-    if missing := found.stdout.split():
-        message = f"the environment of {python} lacks {', '.join(missing)}; install them there"
-        raise InvalidInput(message)
+def _together(figures: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Add up what several workers did; percentiles cannot be added, and stay with each."""
+    if len(figures) <= 1:
+        return figures[0] if figures else {}
+    sums = {name: sum(each[name] for each in figures) for name in ("rows", "answered", "failed", "tokens")}
+    return {**sums, "seconds": max(each["seconds"] for each in figures), "pods": list(figures)}
 
 
 def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:

@@ -13,6 +13,7 @@
 | ANVEN_STATE_URL | SQLite in `$ANVEN_HOME` | needed: a SQLAlchemy URL of a Postgres database |
 | MLFLOW_TRACKING_URI | SQLite in `$ANVEN_HOME` | needed: URL of an MLflow server |
 | ANVEN_WORKER_PYTHON | python of the environment with vLLM, for `engine: vllm-job` | the same |
+| ANVEN_GPU_JOB | YAML file of the cluster that runs workers as Jobs (k8s/gpu-job.yaml) | the same |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
 """
 
@@ -114,7 +115,10 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         ),
         "llm_client": llm_client,
         "batch_inference": BatchInference(
-            artifacts=artifacts, llm_client=llm_client, worker_python=environment.get("ANVEN_WORKER_PYTHON", "")
+            artifacts=artifacts,
+            llm_client=llm_client,
+            worker_python=environment.get("ANVEN_WORKER_PYTHON", ""),
+            gpu_job=environment.get("ANVEN_GPU_JOB", ""),
         ),
         "judge": Judge(),
         "migrations": Migrations(

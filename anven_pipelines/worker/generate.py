@@ -89,6 +89,8 @@ def generate(folder: DurableFolder, job: Job, shards: Sequence[Shard], watch: Wa
         MissingInput, CorruptArtifact: a shard is gone or changed.
     """
     requests = packed([request for shard in shards for request in _requests(folder, shard)])
+    if not requests:  # an index without a share needs no engine
+        return ANSWERS.empty()
     with _alone(folder, job, watch):
         return _answered(checkpoint(folder, job.key, ANSWERS), job, requests, watch)
 
