@@ -17,6 +17,7 @@ REPOSITORY: Final = Path(__file__).resolve().parents[1]
 SHARED_DATA: Final = REPOSITORY.parent / "shared" / "data"
 # Read before `own_home` clears it: the python of an environment with vLLM, as `.ci/vllm_env` prints it.
 VLLM_PYTHON: Final = os.environ.get("ANVEN_VLLM_PYTHON", "")
+TEST_KUBECONFIG: Final = os.environ.get("ANVEN_TEST_KUBECONFIG", "")
 
 # Without these a library downloads a price map, reports usage, or waits for a network that is not there.
 SWITCHES: Final = {
@@ -42,6 +43,10 @@ REQUIREMENTS: Final = {
     "real": Requirement(SHARED_DATA.is_dir, f"the folder {SHARED_DATA}"),
     "postgres": Requirement(lambda: importlib.util.find_spec("pgserver") is not None, "the package pgserver"),
     "browser": Requirement(Path("/usr/bin/chromium").exists, "Debian's package chromium"),
+    "cluster": Requirement(
+        lambda: bool(TEST_KUBECONFIG) and Path(TEST_KUBECONFIG).is_file(),
+        "the variable ANVEN_TEST_KUBECONFIG, for a cluster with GPUs to count that runs this machine's files",
+    ),
     "vllm": Requirement(
         lambda: bool(VLLM_PYTHON) and Path(VLLM_PYTHON).is_file(),
         "the variable ANVEN_VLLM_PYTHON; .ci/vllm_env builds the environment and prints its value",

@@ -214,7 +214,8 @@ def _client() -> ApiClient:
         if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
             config.load_incluster_config(settings)
         else:
-            config.load_kube_config(client_configuration=settings)
+            # The client read KUBECONFIG when it was imported.
+            config.load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=settings)
     except config.ConfigException as error:
         message = f"no credentials for a Kubernetes cluster: {error}; set KUBECONFIG, or run within the cluster"
         raise InvalidInput(message) from error

@@ -20,7 +20,7 @@ from anven_pipelines.domain.inference import ANSWERS, CompletionRequest
 from anven_pipelines.resources.endpoint import Pace, ask_endpoint
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec import EndpointTarget
-from tests.fakes import FolderCheckpoint
+from tests.fakes.folder_checkpoint import FolderCheckpoint
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint, answering
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ import sys
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec import EndpointTarget
-from tests.fakes import FolderCheckpoint
+from tests.fakes.folder_checkpoint import FolderCheckpoint
 from pathlib import Path
 assert not {{"litellm", "openai", "httpx"}} & set(sys.modules), "imported too early"
 target = EndpointTarget(engine="endpoint", model="m", url=sys.argv[1], max_attempts=1)

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from anven_pipelines.resources.answer_batch import PART_ROWS
-from tests.fakes import FolderCheckpoint
+from tests.fakes.folder_checkpoint import FolderCheckpoint
 from tests.scripted_endpoint import asks_in, endpoint_process
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ from pathlib import Path
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec import EndpointTarget
-from tests.fakes import FolderCheckpoint
+from tests.fakes.folder_checkpoint import FolderCheckpoint
 
 url, checkpoint, result = sys.argv[1:]
 items = [f"item {{number}}" for number in range({ITEMS})]

@@ -16,7 +16,7 @@ from anven_pipelines.domain.completion import Answer, Failure
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.resources.answer_batch import PART_ROWS, AnswerBatch, Asked
-from tests.fakes import FolderCheckpoint
+from tests.fakes.folder_checkpoint import FolderCheckpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

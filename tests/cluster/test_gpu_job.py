@@ -1,0 +1,189 @@
+"""Batches as Kubernetes Jobs: the same cases on the double and on a real cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pytest
+from dagster._core.errors import DagsterExecutionInterruptedError
+
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.gpu_job import Work
+from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference
+from anven_pipelines.resources.llm_client import LlmClient
+from anven_pipelines.spec import NanoTarget
+from tests.cluster.places import created, launched, waited
+from tests.worker_jobs import KEY, kept, questions, written
+
+if TYPE_CHECKING:
+    from anven_pipelines.domain.inference import CompletionRequest
+    from tests.cluster.places import Place
+
+NANO = NanoTarget(engine="nano", model="anven-nano")
+NAP = "time.sleep(600)"
+
+
+def some_work(**changes: Any) -> Work:
+    return Work(**({"key": uuid.uuid4().hex, "workload": "support", "arguments": []} | changes))
+
+
+def answered(
+    place: Place, requests: list[CompletionRequest], target: NanoTarget = NANO
+) -> tuple[BatchAnswers, list[str]]:
+    """Answer within a run; return what came of it and what the run's log says."""
+    found: list[BatchAnswers] = []
+
+    @dg.asset(required_resource_keys={"batch_inference"})
+    def batch(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - Dagster reads annotations
+        found.append(context.resources.batch_inference.answer(context, target, requests, key=KEY))
+        return dg.MaterializeResult()
+
+    artifacts = ArtifactStore(url=str(place.folder))
+    resource = BatchInference(artifacts=artifacts, llm_client=LlmClient(), gpu_job=place.written(), drain_s=5.0)
+    resource.require_runnable(target)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize([batch], resources={"batch_inference": resource}, instance=instance)
+        said = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    return found[0], said
+
+
+def test_a_batch_is_answered_by_a_job_and_its_messages_stand_in_the_run_once(place: Place) -> None:
+    requests = questions(60)
+    (answers, figures), said = answered(place, requests)
+    assert answers["item_id"].to_list() == [request.item_id for request in requests]
+    assert set(answers["status"]) == {"answered"}
+    assert figures["rows"] == figures["answered"] == 60
+    assert sum("60 requests in 1 of 1 shards" in line for line in said) == 1
+    assert sum("60 of 60 asked, 0 failed" in line for line in said) == 1
+    assert any("runs on gpu-node-0" in line for line in said)
+
+
+def test_what_is_answered_needs_no_job(place: Place) -> None:
+    requests = questions(5)
+    first, _ = answered(place, requests)
+    again, said = answered(place, requests)
+    assert first.answers.equals(again.answers)
+    assert again.figures == {}
+    assert not any("created" in line for line in said)
+
+
+def test_a_step_that_starts_again_goes_along_with_the_job_that_runs(place: Place) -> None:
+    uri = written(place.folder, questions(40))
+    arguments = ["--store", str(place.folder), "--job", uri]
+    work, settings = some_work(arguments=arguments), place.settings_with()
+    created(place, settings, work)
+    figures, said = launched(settings, work)
+    assert any("this step goes along with it" in line for line in said)
+    assert kept(place.folder).height == 40
+    assert len(place.pods(work)) == 1
+    assert len(figures) <= 1  # the messages went to where the killed step had told the pod
+
+
+def test_a_job_that_failed_is_made_again(place: Place) -> None:
+    work, flag = some_work(), place.folder / "mended"
+    settings = place.settings_with(
+        python=place.script(f"import os\nsys.exit(0 if os.path.exists({str(flag)!r}) else 1)"), retries=0
+    )
+    with pytest.raises(
+        UnavailableService, match=r"failed: BackoffLimitExceeded.*the next run asks only what is missing"
+    ):
+        launched(settings, work)
+    flag.touch()
+    _, said = launched(settings, work)
+    assert any("failed before (BackoffLimitExceeded" in line for line in said)
+
+
+def test_a_pod_that_finds_no_gpu_is_given_up_with_the_schedulers_reason(place: Place) -> None:
+    work = some_work(gpus=100)
+    with pytest.raises(UnavailableService, match=r"had no running pod for 2 s.*Insufficient nvidia.com/gpu"):
+        launched(place.settings_with(pending="2s"), work)
+    waited(lambda: place.api.job(work.job_name) is None or None, "the job is still there")
+
+
+def test_a_job_that_no_attempt_could_do_is_not_tried_again(place: Place) -> None:
+    work = some_work()
+    settings = place.settings_with(python=place.script("print('worker: no such model'); sys.exit(2)"))
+    with pytest.raises(InvalidInput, match="the worker cannot do the job: worker: no such model"):
+        launched(settings, work)
+
+
+def test_a_deadline_ends_the_job_and_is_named(place: Place) -> None:
+    settings = place.settings_with(python=place.script(NAP), deadline="4s")
+    with pytest.raises(UnavailableService, match="DeadlineExceeded"):
+        launched(settings, some_work(drain_s=-14))
+
+
+def test_a_worker_that_takes_too_much_memory_is_named_so(place: Place) -> None:
+    work = some_work()
+    if place.double is not None:
+        settings = place.settings_with(python=place.script(NAP), retries=0)
+        threading.Thread(
+            target=lambda: place.double.run_out_of_memory(place.when_running(work)["metadata"]["name"])
+        ).start()  # type: ignore[union-attr]
+    else:
+        greedy = "held = [bytearray(1 << 20) for _ in range(2000)]\ntime.sleep(60)"
+        settings = place.settings_with(python=place.script(greedy), limits={"memory": "100Mi"}, retries=0)
+    with pytest.raises(UnavailableService, match=r"OOMKilled: it took more memory than `limits.memory`"):
+        launched(settings, work)
+
+
+@pytest.mark.parametrize("how", ["delete_pod", "evict"])
+def test_a_pod_that_is_taken_away_is_replaced_and_nothing_is_lost(place: Place, how: str) -> None:
+    requests = questions(1_500)
+    uri = written(place.folder, requests)
+    work = some_work(arguments=["--store", str(place.folder), "--job", uri, "--drain-s", "1"], drain_s=1.0)
+
+    def take_away() -> None:
+        name = place.when_running(work)["metadata"]["name"]
+        waited(lambda: kept(place.folder).height > 50 or None, "nothing is answered")
+        getattr(place, how)(name)
+
+    thief = threading.Thread(target=take_away)
+    thief.start()
+    _, said = launched(place.settings_with(), work)
+    thief.join()
+    rows = kept(place.folder)
+    assert set(rows["item_id"]) == {request.item_id for request in requests}
+    assert rows.filter(rows["status"] != "answered").is_empty()
+    assert len({line.split()[1] for line in said if " runs on " in line}) == 2
+
+
+def test_a_cancelled_run_deletes_its_job(place: Place) -> None:
+    work = some_work(drain_s=-14)
+
+    def cancel() -> None:
+        place.when_running(work)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=cancel).start()
+    with pytest.raises(DagsterExecutionInterruptedError) as raised:
+        launched(place.settings_with(python=place.script(NAP)), work)
+    assert any("is deleted, and what it answered is kept" in note for note in raised.value.__notes__)
+    waited(lambda: place.api.job(work.job_name) is None or None, "the job is still there")
+    waited(lambda: not place.pods(work) or None, "its pod is still there")
+
+
+def test_an_ended_job_is_cleaned_up(place: Place) -> None:
+    work = some_work()
+    launched(place.settings_with(python=place.script("sys.exit(0)"), keep_for="1s"), work)
+    waited(lambda: place.api.job(work.job_name) is None or None, "the job is still there")
+
+
+def test_two_steps_at_once_share_one_job(place: Place) -> None:
+    work = some_work()
+    settings = place.settings_with(python=place.script("time.sleep(3)"))
+    outcomes: list[list[str]] = []
+    steps = [threading.Thread(target=lambda: outcomes.append(launched(settings, work)[1])) for _ in range(2)]
+    for step in steps:
+        step.start()
+    for step in steps:
+        step.join()
+    assert len(outcomes) == 2
+    assert len(place.pods(work)) == 1
+    assert sum(any("goes along with it" in line for line in lines) for lines in outcomes) == 1
