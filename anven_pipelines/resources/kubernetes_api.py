@@ -207,8 +207,11 @@ class KubernetesApi:
 
 
 def _client() -> ApiClient:
-    from kubernetes import client, config  # noqa: PLC0415 - loads slowly
-
+    try:
+        from kubernetes import client, config  # noqa: PLC0415 - loads slowly
+    except ModuleNotFoundError as error:
+        message = "ANVEN_GPU_JOB is set, and the package kubernetes is missing; install anven-pipelines[k8s]"
+        raise InvalidInput(message) from error
     settings = client.Configuration()
     try:
         if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
