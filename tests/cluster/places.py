@@ -133,8 +133,8 @@ def created(place: Place, settings: GpuJobSettings, work: Work) -> None:
     assert place.api.create_job(job_of(settings, work, job_uri="jobs/x.json", environment={})) is not None
 
 
-def waited(look: Callable[[], Found | None], problem: str) -> Found:
-    deadline = time.monotonic() + PATIENCE_S
+def waited(look: Callable[[], Found | None], problem: str, *, seconds: float = PATIENCE_S) -> Found:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (found := look()) is not None:
             return found
