@@ -264,7 +264,11 @@ class _Watched:
         before = self._read.get(uid)
         # The age is by our own clock: what came after the last reading is younger, whatever the node's clock shows.
         since_s = None if before is None else int(now - before.read_at) + _OVERLAP_S
-        lines = self._api.log(pod["metadata"]["name"], since_s=since_s)
+        try:
+            lines = self._api.log(pod["metadata"]["name"], since_s=since_s)
+        except UnavailableService as error:  # the node's kubelet keeps the output, and the node may be lost
+            self._tell_once(f"log {uid}", f"{job_status.pod_name(pod)}: its output cannot be read: {error}", warns=True)
+            return
         for line in lines[_overlap(before.lines, lines) if before else 0 :]:
             self._reader.take(line.text)
         if lines:

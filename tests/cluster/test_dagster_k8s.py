@@ -99,6 +99,7 @@ def instance_settings(place: Place, environment: dict[str, str], **reached: Any)
     return yaml.safe_dump(
         {
             "storage": {"sqlite": {"base_dir": str(place.folder / "dagster")}},
+            "run_coordinator": {"module": "dagster", "class": "DefaultRunCoordinator"},  # no daemon empties a queue here
             "run_launcher": {**LAUNCHER, "config": launcher},
             "telemetry": {"enabled": False},
         }

@@ -116,6 +116,13 @@ def test_an_api_server_that_is_away_for_a_while_stops_nothing(double: Place) -> 
     assert len(double.pods(work)) == 1
 
 
+def test_output_that_cannot_be_read_stops_nothing(double: Place) -> None:
+    assert double.double is not None
+    double.double.lost_output = True
+    _, said = launched(double.settings_with(python=double.script("time.sleep(1)")), some_work())
+    assert sum("its output cannot be read" in line for line in said) == 1
+
+
 def test_a_job_that_somebody_deletes_is_made_again(double: Place) -> None:
     work = some_work(drain_s=-14)
 

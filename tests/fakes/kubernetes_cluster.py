@@ -51,12 +51,14 @@ class KubernetesCluster:
         is_old: Drop the fields that Kubernetes 1.20 does not know.
         is_down: Answer every request with 503.
         forbidden: (verb, resource) pairs that are refused.
+        lost_output: Answer for every pod's output with 500, as where the node's kubelet is gone.
     """
 
     gpus: int = 4
     is_old: bool = False
     is_down: bool = False
     forbidden: set[tuple[str, str]] = field(default_factory=set)
+    lost_output: bool = False
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -391,12 +393,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _log(self, pod: str, query: dict[str, str]) -> None:
         process = self.cluster.processes.get(pod)
-        if process is None or pod not in self.cluster.pods:
+        if self.cluster.lost_output:
+            self._send(500, {"message": "Get https://node:10250/containerLogs: dial tcp: i/o timeout"})
+        elif process is None or pod not in self.cluster.pods:
             self._send(404, {"message": f'pods "{pod}" not found'})
-            return
-        after = time.time() - float(query["sinceSeconds"]) if "sinceSeconds" in query else 0.0
-        lines = [f"{_nanoseconds(at)} {text}\n" for at, text in list(process.lines) if at >= after]
-        self._send(200, "".join(lines))
+        else:
+            self._send(200, _printed(process, query))
 
     def _send(self, status: int, content: dict[str, Any] | str) -> None:
         data = (content if isinstance(content, str) else json.dumps(content)).encode()
@@ -426,6 +428,11 @@ def kubernetes_cluster(folder: Path, **settings: Any) -> Iterator[tuple[Kubernet
         cluster.stop()
         for thread in threads:
             thread.join(10)
+
+
+def _printed(process: Process, query: dict[str, str]) -> str:
+    after = time.time() - float(query["sinceSeconds"]) if "sinceSeconds" in query else 0.0
+    return "".join(f"{_nanoseconds(at)} {text}\n" for at, text in list(process.lines) if at >= after)
 
 
 def _kubeconfig(url: str) -> dict[str, Any]:
