@@ -93,10 +93,13 @@ class BatchInference(dg.ConfigurableResource[None]):
         Raises:
             InvalidInput: the model's files, a fitting GPU, the environment of its engine, or the cluster's settings
                 are missing.
+            UnavailableService: the cluster does not answer.
         """
         settings = settings_of(target)
         if self.gpu_job:
-            self._require_shared_store(self._gpu_job_settings())
+            cluster = self._gpu_job_settings()
+            self._require_shared_store(cluster)
+            KubernetesLauncher(cluster).require_reachable()
         elif isinstance(settings, VllmSettings):
             Weights.in_folder(Path(settings.folder))
             require_packages(self._python_for(settings))

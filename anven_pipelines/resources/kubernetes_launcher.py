@@ -40,6 +40,15 @@ class KubernetesLauncher:
         self._settings = settings
         self._api = api or KubernetesApi(settings.namespace, container=CONTAINER)
 
+    def require_reachable(self) -> None:
+        """Look for a Job that does not exist: it shows that the cluster answers, and lets us look.
+
+        Raises:
+            InvalidInput: there are no credentials, or the right is missing.
+            UnavailableService: the API server does not answer.
+        """
+        self._api.job("anven-preflight")
+
     def launch(self, context: dg.AssetExecutionContext, work: Work, *, job_uri: str) -> list[dict[str, Any]]:
         """Run the Job to its end, or go along with the one that runs already; return the workers' figures.
 

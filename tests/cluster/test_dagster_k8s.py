@@ -34,6 +34,8 @@ DAY: Final = "2026-10-05"
 ITEMS: Final = 160
 IN_POD: Final = "/opt/dagster"
 LAUNCHER: Final = {"module": "dagster_k8s", "class": "K8sRunLauncher"}
+# No daemon empties a queue here.
+COORDINATOR: Final = {"module": "dagster._core.run_coordinator", "class": "DefaultRunCoordinator"}
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def instance_settings(place: Place, environment: dict[str, str], **reached: Any)
     return yaml.safe_dump(
         {
             "storage": {"sqlite": {"base_dir": str(place.folder / "dagster")}},
-            "run_coordinator": {"module": "dagster", "class": "DefaultRunCoordinator"},  # no daemon empties a queue here
+            "run_coordinator": COORDINATOR,
             "run_launcher": {**LAUNCHER, "config": launcher},
             "telemetry": {"enabled": False},
         }

@@ -22,6 +22,7 @@ from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInferen
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec import JobTarget, NanoTarget
 from anven_pipelines.worker.weights import Weights
+from tests.fakes.kubernetes_cluster import kubernetes_cluster
 from tests.worker_jobs import questions
 
 if TYPE_CHECKING:
@@ -149,3 +150,45 @@ def kill_first_worker(store: Path) -> None:
             continue
         if str(store).encode() in words and b"anven_pipelines.worker" in words:
             os.kill(int(file.parent.name), signal.SIGKILL)
+
+
+def on_cluster(store: Path, file: Path) -> BatchInference:
+    return BatchInference(artifacts=ArtifactStore(url=str(store)), llm_client=LlmClient(), gpu_job=str(file))
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (None, "ANVEN_GPU_JOB names .* which cannot be read"),
+        ("image: [", "cannot be read"),
+        ("", "the file: Input should be a valid dictionary"),
+        ("namespace: anven", r"image: Field required \(k8s/gpu-job.yaml is an example"),
+        ("{image: a, retries: -1, colour: red}", "retries: .*; colour: Extra inputs"),
+        ("image: a", "a folder of this machine, and the pods of .* do not see it"),
+    ],
+    ids=["no file", "no yaml", "empty", "no image", "two problems", "store not shared"],
+)
+def test_what_a_cluster_lacks_is_found_before_anything_is_spent(
+    tmp_path: Path, written: str | None, message: str
+) -> None:
+    file = tmp_path / "gpu-job.yaml"
+    if written is not None:
+        file.write_text(written)
+    with pytest.raises(InvalidInput, match=message):
+        on_cluster(tmp_path, file).require_runnable(NANO)
+
+
+def test_a_cluster_that_does_not_answer_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gpu-job.yaml"
+    file.write_text(f"{{image: a, volume_mounts: [{{name: a, mountPath: {tmp_path}}}]}}")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(InvalidInput, match="no credentials for a Kubernetes cluster"):
+        on_cluster(tmp_path, file).require_runnable(NANO)
+    with kubernetes_cluster(tmp_path) as (cluster, config):
+        monkeypatch.setenv("KUBECONFIG", str(config))
+        on_cluster(tmp_path, file).require_runnable(NANO)
+        cluster.is_down = True
+        with pytest.raises(UnavailableService, match="503"):
+            on_cluster(tmp_path, file).require_runnable(NANO)
+    with pytest.raises(UnavailableService, match="does not answer"):
+        on_cluster(tmp_path, file).require_runnable(NANO)
