@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import dagster as dg
 import pytest
@@ -71,11 +72,11 @@ def write_migration(folder: Path) -> None:
         logged_call(at, messages=anven_messages(item), output=item.answer, ground_truth=item.answer)
         for at, item in enumerate(generate("golden", ITEMS, seed=4))
     ]
-    (folder / "log.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
+    (folder / f"log-{DAY}.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls))
     (folder / "migrations").mkdir()
     migration = {
         "workload": "support",
-        "legacy": {"model": "legacy-model", "logs": str(folder / "log.jsonl")},
+        "legacy": {"model": "legacy-model", "logs": str(folder / f"log-{DAY}.jsonl")},
         "target": {"engine": "nano", "model": "anven-nano"},
         "grading": [{"kind": "exact"}],
         "golden": {"size": "all", "holdout": 1.0, "near_duplicates": "keep"},
@@ -84,8 +85,8 @@ def write_migration(folder: Path) -> None:
     (folder / "migrations" / "support.yaml").write_text(yaml.safe_dump(migration))
 
 
-def instance_settings(place: Place, environment: dict[str, str], **reached: Any) -> str:
-    """Return the dagster.yaml of the host or of the pods: all that differs is how each reaches the cluster."""
+def instance_settings(place: Place, environment: dict[str, str]) -> str:
+    """Return the dagster.yaml of the host and of the pods."""
     wanted = place.settings
     launcher = {
         "service_account_name": "default",
@@ -96,7 +97,8 @@ def instance_settings(place: Place, environment: dict[str, str], **reached: Any)
         "env_vars": [f"{name}={value}" for name, value in environment.items()],
         "volumes": wanted["volumes"],
         "volume_mounts": wanted["volume_mounts"],
-        **reached,
+        "load_incluster_config": False,
+        "kubeconfig_file": str(place.folder / "kubeconfig"),
     }
     return yaml.safe_dump(
         {
@@ -135,18 +137,19 @@ def test_the_chain_runs_in_pods_to_its_verdict(api: client.ApiClient, tmp_path: 
         "MLFLOW_DISABLE_TELEMETRY": "true",
         **place.settings["env"],
     }
-    inner = instance_settings(place, shared, load_incluster_config=True)
+    # Dagster hands the host's settings to the pod of the run, so both reach the cluster by one file.
+    shutil.copy(TEST_KUBECONFIG, tmp_path / "kubeconfig")
+    settings = instance_settings(place, shared)
     utils.create_from_dict(
         api,
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {"name": "dagster-instance", "namespace": "default"},
-            "data": {"dagster.yaml": inner},
+            "data": {"dagster.yaml": settings},
         },
     )
-    outer = instance_settings(place, shared, load_incluster_config=False, kubeconfig_file=TEST_KUBECONFIG)
-    (tmp_path / "host" / "dagster.yaml").write_text(outer)
+    (tmp_path / "host" / "dagster.yaml").write_text(settings)
     here = shared | {"DAGSTER_HOME": str(tmp_path / "host")}
     with dg.DagsterInstance.from_config(str(tmp_path / "host")) as instance:
         instance.add_dynamic_partitions("workload", ["support"])
@@ -162,7 +165,9 @@ def test_the_chain_runs_in_pods_to_its_verdict(api: client.ApiClient, tmp_path: 
             return found if found is not None and found.is_finished else None
 
         status = waited(ended, "the run does not end", seconds=600).status
-        said = [entry.user_message for entry in instance.all_logs(run.run_id)]
+        said = [
+            entry.user_message or entry.get_dagster_event().message or "" for entry in instance.all_logs(run.run_id)
+        ]
     assert status == dg.DagsterRunStatus.SUCCESS, "\n".join(said)
     assert sum("Executing step" in line and "Kubernetes Job" in line for line in said) == len(CHAIN_ASSETS), said
     assert any("created" in line and "job default/anven-" in line for line in said)
