@@ -23,9 +23,10 @@ from anven_pipelines.nano.models import model_folder, weights_digest
 from anven_pipelines.resources.answer_batch import Progress
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.llm_client import LlmClient
-from anven_pipelines.spec import AskedTarget, BatchTarget, EndpointTarget, NanoTarget
+from anven_pipelines.spec import AskedTarget, BatchTarget, EndpointTarget, JobTarget, NanoTarget
 from anven_pipelines.worker.generate import write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
+from anven_pipelines.worker.weight_sources import ModelCaches, source_of
 from anven_pipelines.worker.weights import Weights
 
 ATTEMPTS: Final = 3  # of a worker that dies; each goes on where the last one was
@@ -100,7 +101,7 @@ class BatchInference(dg.ConfigurableResource[None]):
         settings = settings_of(target)
         python = self._python_for(settings)
         if isinstance(settings, VllmSettings):
-            Weights.in_folder(Path(settings.folder))
+            weights_of(settings.target)
             _require_packages(python)
 
     def _command(self, settings: EngineSettings, job: str) -> list[str]:
@@ -208,18 +209,29 @@ def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:
     context.log.info("%s, %.0f s", said, progress.elapsed_s)
 
 
+def weights_of(target: JobTarget) -> Weights:
+    """Look at a model where it lies; of an object store only a listing and config.json are read.
+
+    Raises:
+        InvalidInput: there is no such model, or not all of it.
+        UnavailableService: its store does not answer.
+    """
+    return Weights.of(source_of(target.weights, target.revision, hub=ModelCaches.of(os.environ).hub))
+
+
 def settings_of(target: BatchTarget) -> EngineSettings:
     """Return what the worker is told about the model.
 
     Raises:
         InvalidInput: the files of a shipped model are not installed, or the model does not fit the declared GPU.
+        UnavailableService: the store of the weights does not answer.
     """
     if isinstance(target, NanoTarget):
         folder = str(model_folder(target.model))
         return EmbeddedSettings(name=target.model, folder=folder, weights=weights_digest(target.model))
     if target.gpu_memory_gib is not None:
         fit = fit_of(
-            Weights.in_folder(Path(target.weights)).shape(),
+            weights_of(target).shape(),
             gpu_gib=target.gpu_memory_gib,
             gpus=target.tensor_parallel,
             fraction=target.kv_cache_fraction,
