@@ -36,7 +36,7 @@ def put_model(folder: Path, parts: Mapping[str, bytes] = PARTS) -> Path:
         "README.md": "no engine reads this",
         "train.py": "raise SystemExit",
     }
-    for name, data in ({**parts} | {name: text.encode() for name, text in texts.items()}).items():
+    for name, data in {**parts, **{name: text.encode() for name, text in texts.items()}}.items():
         (folder / name).write_bytes(data)
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.bin").write_bytes(b"another form of it")
