@@ -8,14 +8,11 @@ import re
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
 
 from tests.worker_jobs import kept, questions, written
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 IMAGES: Final = REPOSITORY / "k8s" / "images"
@@ -151,7 +148,7 @@ def test_with_these_packages_alone_the_worker_answers(contexts: dict[str, Contex
 
 
 @pytest.fixture
-def builder(tmp_path: Path) -> Iterator[Path]:
+def builder(tmp_path: Path) -> Path:
     """Put a program called buildah on PATH, which writes down what it is told and whether its context is complete."""
     program = tmp_path / "bin" / "buildah"
     program.parent.mkdir()
