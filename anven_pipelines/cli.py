@@ -7,6 +7,7 @@ its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be do
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from contextlib import contextmanager
@@ -143,23 +144,33 @@ def doctor(*, as_json: AsJson = False) -> None:
 
 @app.command()
 def weights(
-    folder: Annotated[Path, typer.Argument(help="Model folder in Hugging Face layout.", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Model in Hugging Face layout: a folder, s3://..., hf://ORG/NAME or oci:///PATH.", show_default=False
+        ),
+    ],
     *,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit for hf://, digest of the manifest for oci://.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the digest that a migration file pins a model's weights with, and how much memory the model takes."""
     with _reported(as_json=as_json) as output:
         from anven_pipelines.domain.model_fit import GIB  # noqa: PLC0415
+        from anven_pipelines.worker.weight_sources import ModelCaches, source_of  # noqa: PLC0415
         from anven_pipelines.worker.weights import Weights  # noqa: PLC0415
 
-        found = Weights.in_folder(folder)
+        place = model if "://" in model else str(Path(model).absolute())
+        found = Weights.of(source_of(place, revision, hub=ModelCaches.of(os.environ).hub))
         shape, digest = found.shape(), found.digest()
         kv_bytes = shape.kv_bytes_per_token(bytes_each=shape.weight_bytes_each)
         facts = {"digest": digest, "weight_bytes": shape.weight_bytes, "kv_bytes_per_token": kv_bytes}
         if not output.tell(json.dumps(facts)):
             typer.echo(f"digest: {digest}")
             stderr.print(
-                f"weights of {shape.weight_bytes / GIB:.3f} GiB in {', '.join(file.name for file in found.files)}; "
+                f"weights of {shape.weight_bytes / GIB:.3f} GiB in {', '.join(found.files)}; "
                 f"{kv_bytes:,} bytes of keys and values per token, up to {shape.context_length:,} tokens a request",
                 highlight=False,
                 soft_wrap=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any, Final, Literal, get_args, get_origin
 
@@ -13,6 +14,8 @@ from anven_pipelines.spec import Migration, Section
 
 _MERGE: Final = "tag:yaml.org,2002:merge"
 _LONGEST_SHOWN: Final = 80
+_USER: Final = re.compile(r"(?<=://)[^/\s'\"]*(?=@)")  # of a URL: it may hold a password ...
+_QUERY: Final = re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]*")  # ... and this a signature
 
 
 def parse(text: str, *, file: str) -> Migration:
@@ -130,5 +133,5 @@ def _tags(section: type[Section]) -> tuple[str, ...]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = _QUERY.sub(r"\1***", _USER.sub("***", repr(value)))
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 1] + "…"

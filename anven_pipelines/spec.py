@@ -17,7 +17,9 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -27,6 +29,10 @@ Criterion = Literal["segments", "ttft", "cost", "safety", "holdout"]
 
 _DURATION: Final = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*$")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_HUGGING_FACE: Final = re.compile(r"hf://[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_MANIFEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_CONTAINER_AT_ACCOUNT: Final = ("abfs", "abfss")  # in the URLs of Azure's stores an @ stands before no host
 _WORKLOAD_NAME: Final = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 
 
@@ -96,6 +102,50 @@ def _sources(value: object) -> object:
         return listed
     message = "a path or URL, or a list of them, is needed"
     raise ValueError(message)
+
+
+def _weights(value: str) -> str:
+    """Refuse where no model can be, and a URL that holds a credential."""
+    scheme, is_url, rest = value.partition("://")
+    user, at, _ = rest.partition("/")[0].rpartition("@")
+    problem = None
+    if not is_url:
+        if not value.startswith("/"):
+            problem = "an absolute path on the worker's machine is needed, or a URL: s3://bucket/NAME, hf://ORG/NAME, oci:///PATH"
+    elif "?" in rest or (at and (":" in user or scheme not in _CONTAINER_AT_ACCOUNT)):
+        problem = "a URL without user, password and query is needed; credentials are taken from the environment only"
+    elif "::" in value or not rest:
+        problem = "the URL of one folder is needed, such as s3://bucket/models/NAME"
+    elif scheme == "hf" and not _HUGGING_FACE.fullmatch(value):
+        problem = "hf://ORG/NAME is needed, and the commit in `revision`"
+    elif scheme == "oci" and not rest.startswith("/"):
+        problem = (
+            "oci:///PATH of an OCI image layout on the worker's machine is needed; a registry is not asked: copy the "
+            "model with `oras copy --to-oci-layout`, or mount it as an image volume and name its path"
+        )
+    if problem:
+        raise ValueError(problem)
+    return value
+
+
+def _revision(value: str | None, weights: str) -> str | None:
+    """Refuse a name that can move to other weights."""
+    if weights.startswith("hf://") and not _COMMIT.fullmatch(value or ""):
+        message = "the 40 hex digits of a commit are needed with hf://; a branch or a tag can move to other weights"
+        raise ValueError(message)
+    if weights.startswith("oci://") and value is not None and not _MANIFEST.fullmatch(value):
+        message = "with oci:// it is the digest of the manifest, sha256:..."
+        raise ValueError(message)
+    return value
+
+
+def require_pin(weights: str, revision: str | None) -> None:
+    """Check what names weights as a migration file's `target.weights` and `target.revision` are checked.
+
+    Raises:
+        ValueError: they name none, or pin none.
+    """
+    _revision(revision, _weights(weights))
 
 
 Duration = Annotated[
@@ -220,10 +270,14 @@ class JobTarget(Section):
     engine: Literal["vllm-job"]
     model: str = Field(min_length=1)
     """Name of the target model, such as ANVEN-3b-instruct."""
-    weights: str = Field(min_length=1)
-    """Folder of the model in Hugging Face layout, as an absolute path on the machine of the worker."""
+    weights: Annotated[str, AfterValidator(_weights), Field(json_schema_extra={"pattern": "^/|://"})]
+    """Folder of the model in Hugging Face layout: an absolute path on the worker's machine, a folder of an object store
+    (s3://bucket/models/NAME), Hugging Face's cache (hf://ORG/NAME) or an OCI image layout (oci:///PATH)."""
+    revision: str | None = Field(default=None, min_length=1, validate_default=True)
+    """Which version it is: for hf:// the commit's 40 hex digits, for oci:// the manifest's digest where the layout has
+    several; elsewhere a note for the record."""
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Which weights they must be: what `anven weights FOLDER` prints."""
+    """Which weights they must be: what `anven weights` prints."""
     licence: str = Field(min_length=1)
     """Licence of the weights, for the record: its SPDX identifier, or its name."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -252,6 +306,11 @@ class JobTarget(Section):
     """Request parameters that replace the logged ones, such as max_tokens."""
     price: Price | None = None
     """Token price of the target; cost stays unmeasured where it is absent."""
+
+    @field_validator("revision")
+    @classmethod
+    def _revision_pins(cls, value: str | None, info: ValidationInfo) -> str | None:
+        return _revision(value, info.data.get("weights", ""))
 
 
 BatchTarget = NanoTarget | JobTarget

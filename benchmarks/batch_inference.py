@@ -29,6 +29,7 @@ from anven_pipelines.spec import JobTarget
 from anven_pipelines.worker.generate import Watch, read_job, write_job
 from anven_pipelines.worker.generate import generate as work
 from anven_pipelines.worker.job import Job, VllmSettings
+from anven_pipelines.worker.weight_sources import ModelCaches
 from anven_pipelines.worker.weights import Weights
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def ours(count: int, *, concurrency: int = 256) -> float:
         job = Job(key="benchmark", shards=[], settings=VllmSettings(target=target), concurrency=concurrency)
         written = read_job(folder, write_job(folder, job, requests))
         watch = Watch(report=lambda progress: seconds.append(progress.elapsed_s), say=lambda _: None)
-        work(folder, written, written.shards, watch)
+        work(folder, written, written.shards, watch, caches=ModelCaches.of(os.environ))
     return seconds[-1]
 
 

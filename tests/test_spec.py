@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anven_pipelines.domain.errors import InvalidMigration
 from anven_pipelines.migration_file import json_schema, parse
-from anven_pipelines.spec import EndpointTarget, JsonFieldGrader, Migration, RecordedTarget
+from anven_pipelines.spec import EndpointTarget, JobTarget, JsonFieldGrader, Migration, RecordedTarget
 
 SMALLEST: dict[str, Any] = {
     "workload": "support",
@@ -20,6 +20,12 @@ SMALLEST: dict[str, Any] = {
     "target": {"model": "ANVEN-3b-instruct", "engine": "recorded", "answers": "answers.jsonl"},
     "grading": [{"kind": "json_field", "field": "answer", "compare": "number"}],
 }
+
+
+def weights(place: str, revision: str | None = None) -> dict[str, Any]:
+    """Return a target whose weights lie there."""
+    target = {"engine": "vllm-job", "model": "m", "weights": place, "digest": "0" * 64, "licence": "MIT"}
+    return {"target": target | ({"revision": revision} if revision else {})}
 
 
 def test_the_smallest_file_gets_safe_defaults() -> None:
@@ -83,6 +89,21 @@ def test_the_example_of_the_documentation_is_read() -> None:
             {"target": {"model": "m", "engine": "endpoint", "url": "http://x", "api_key_env": "sk-1"}},
             "target.api_key_env",
         ),
+        (weights("models/x"), "target.weights is 'models/x'; an absolute path on the worker's machine is needed"),
+        (weights("hf://ANVEN-3b"), "target.weights is 'hf://ANVEN-3b'; hf://ORG/NAME is needed"),
+        (
+            weights("hf://anven/ANVEN-3b"),
+            "target.revision is None; the 40 hex digits of a commit are needed with hf://",
+        ),
+        (weights("hf://anven/ANVEN-3b", "main"), "target.revision is 'main'; the 40 hex digits of a commit"),
+        (weights("oci://registry.example/m:1"), "a registry is not asked"),
+        (weights("oci:///models/m", "v1"), "target.revision is 'v1'; with oci:// it is the digest of the manifest"),
+        (weights("s3://"), "target.weights is 's3://'; the URL of one folder is needed"),
+        (weights("simplecache::s3://bucket/m"), "the URL of one folder is needed"),
+        (weights("s3://user:hidden@bucket/m"), "target.weights is 's3://***@bucket/m'; a URL without user, password"),
+        (weights("s3://hidden@bucket/m"), "target.weights is 's3://***@bucket/m'; a URL without user"),
+        (weights("abfs://box:hidden@host/m"), "target.weights is 'abfs://***@host/m'; a URL without user"),
+        (weights("https://host/m?sig=hidden"), "target.weights is 'https://host/m?***'; a URL without user"),
         ({"grading": []}, "grading is []"),
         ({"grading": [{"kind": "vibes"}]}, "grading[0].kind is 'vibes'"),
         ({"grading": [{"kind": "regex", "pattern": "("}]}, "grading[0].pattern is '('; a regular expression is needed"),
@@ -115,6 +136,25 @@ def test_one_mistake_gets_one_clear_line(change: dict[str, Any], message: str) -
     assert len(lines) == 1
     assert lines[0].startswith("migrations/support.yaml: ")
     assert message in lines[0]
+    assert "hidden" not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("place", "revision"),
+    [
+        ("/models/m", None),
+        ("file:///models/m", None),
+        ("s3://bucket/models/a@b", "2026-11"),
+        ("abfs://container@account.example/m", None),
+        ("hf://anven/ANVEN-3b", "0" * 40),
+        ("oci:///models/m", None),
+        ("oci:///models/m", f"sha256:{'0' * 64}"),
+    ],
+)
+def test_weights_may_lie_in_many_places(place: str, revision: str | None) -> None:
+    target = read(SMALLEST | weights(place, revision)).target
+    assert isinstance(target, JobTarget)
+    assert (target.weights, target.revision) == (place, revision)
 
 
 def test_a_merge_key_brings_in_what_is_then_overridden() -> None:

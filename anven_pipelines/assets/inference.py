@@ -29,7 +29,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
-from anven_pipelines.spec import RecordedTarget
+from anven_pipelines.spec import JobTarget, RecordedTarget, Target
 
 _LEGACY_ROWS_CONSERVED, _TARGET_ROWS_CONSERVED = (
     Check(asset, "rows_conserved", "Every golden item has exactly one answer, failure or unmatched row.", blocking=True)
@@ -134,8 +134,9 @@ def target_answers(
         metadata={
             **_answers_metadata(answers, golden),
             **({"batch": dg.MetadataValue.json(figures)} if figures else {}),
+            **({"weights": dg.MetadataValue.json(pinned)} if (pinned := _weights_of(target)) else {}),
         },
-        params={"engine": target.engine, "model": target.model, "epoch": config.epoch},
+        params={"engine": target.engine, "model": target.model, "epoch": config.epoch, **_weights_of(target)},
         metrics=_answer_metrics(answers, golden),
         checks=[
             _rows_conserved(_TARGET_ROWS_CONSERVED, golden_dataset, answers),
@@ -150,6 +151,14 @@ def target_answers(
             ),
         ],
     )
+
+
+def _weights_of(target: Target) -> Mapping[str, str]:
+    """Return which weights answered, from where, and under what licence."""
+    if not isinstance(target, JobTarget):
+        return {}
+    found = {"weights": target.weights, "digest": target.digest, "licence": target.licence}
+    return found | ({"revision": target.revision} if target.revision else {})
 
 
 def read_recorded(

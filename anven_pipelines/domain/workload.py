@@ -30,6 +30,7 @@ HOW_IT_IS_ASKED: Final = frozenset(
         "api_key_env",
         "kv_cache_fraction",
         "max_num_seqs",
+        "weights",  # where they lie; `digest` says which they are
         "licence",
         "gpu_memory_gib",
         "pods",

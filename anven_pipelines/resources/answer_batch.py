@@ -125,6 +125,10 @@ class AnswerBatch:
         self._tell(now=self.clock())
         return merge_answers([request.item_id for request in self.requests], self.checkpoint.load())
 
+    def is_open(self) -> bool:
+        """Whether anything is to be asked."""
+        return bool(self._open_requests())
+
     def _open_requests(self) -> list[CompletionRequest]:
         """Leave out what is settled; remember how often the rest was asked."""
         asked = pl.Series("item_id", [request.item_id for request in self.requests], dtype=pl.String)

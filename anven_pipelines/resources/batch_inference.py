@@ -4,6 +4,7 @@ Without `from __future__ import annotations`: Dagster 1.13 does not see a `Resou
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,10 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.subprocess_launcher import PACKAGES, SubprocessLauncher, require_packages
-from anven_pipelines.spec import AskedTarget, BatchTarget, EndpointTarget, NanoTarget
+from anven_pipelines.spec import AskedTarget, BatchTarget, EndpointTarget, JobTarget, NanoTarget
 from anven_pipelines.worker.generate import write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
+from anven_pipelines.worker.weight_sources import ModelCaches, is_on_worker, source_of
 from anven_pipelines.worker.weights import Weights
 
 
@@ -95,19 +97,18 @@ class BatchInference(dg.ConfigurableResource[None]):
                 are missing.
             UnavailableService: the cluster does not answer.
         """
-        settings = settings_of(target)
+        settings = settings_of(target, elsewhere=bool(self.gpu_job))
         if self.gpu_job:
             cluster = self._gpu_job_settings()
             self._require_shared_store(cluster)
             KubernetesLauncher(cluster).require_reachable()
         elif isinstance(settings, VllmSettings):
-            Weights.in_folder(Path(settings.folder))
             require_packages(self._python_for(settings))
 
     def _launch(
         self, context: dg.AssetExecutionContext, target: BatchTarget, requests: Sequence[CompletionRequest], *, key: str
     ) -> Mapping[str, Any]:
-        settings = settings_of(target)
+        settings = settings_of(target, elsewhere=bool(self.gpu_job))
         job = Job(key=key, shards=[], settings=settings, concurrency=target.concurrency)
         if not self.gpu_job:
             python = self._python_for(settings)
@@ -197,18 +198,37 @@ def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:
     context.log.info("%s, %.0f s", said, progress.elapsed_s)
 
 
-def settings_of(target: BatchTarget) -> EngineSettings:
-    """Return what the worker is told about the model.
+def weights_of(target: JobTarget) -> Weights:
+    """Look at a model where it lies; of an object store only a listing and config.json are read.
 
     Raises:
-        InvalidInput: the files of a shipped model are not installed, or the model does not fit the declared GPU.
+        InvalidInput: there is no such model, or not all of it.
+        UnavailableService: its store does not answer.
+    """
+    return Weights.of(source_of(target.weights, target.revision, hub=ModelCaches.of(os.environ).hub))
+
+
+def settings_of(target: BatchTarget, *, elsewhere: bool) -> EngineSettings:
+    """Return what the worker is told about the model.
+
+    Args:
+        target: The model.
+        elsewhere: The worker runs on another machine, where a local path may name what is not here; it looks itself.
+
+    Raises:
+        InvalidInput: there is no such model, the files of a shipped one are not installed, or it does not fit the
+            declared GPU.
+        UnavailableService: the store of the weights does not answer.
     """
     if isinstance(target, NanoTarget):
         folder = str(model_folder(target.model))
         return EmbeddedSettings(name=target.model, folder=folder, weights=weights_digest(target.model))
+    if elsewhere and is_on_worker(target.weights):
+        return VllmSettings(target=target)
+    weights = weights_of(target)
     if target.gpu_memory_gib is not None:
         fit = fit_of(
-            Weights.in_folder(Path(target.weights)).shape(),
+            weights.shape(),
             gpu_gib=target.gpu_memory_gib,
             gpus=target.tensor_parallel,
             fraction=target.kv_cache_fraction,

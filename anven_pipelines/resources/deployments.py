@@ -15,6 +15,8 @@
 | ANVEN_WORKER_PYTHON | python of the environment with vLLM, for `engine: vllm-job` | the same |
 | ANVEN_GPU_JOB | YAML file of the cluster that runs workers as Jobs (k8s/gpu-job.yaml) | the same |
 | ANVEN_STEP_EXECUTOR | `in_process` where absent | `multiprocess` where absent; `kubernetes`: a pod for each step |
+| ANVEN_MODEL_CACHE | folder of fetched weights, `~/.cache/anven_pipelines/models` where absent | the same |
+| HF_HUB_CACHE, HF_HOME | Hugging Face's cache, for weights at hf:// | the same |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
 """
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from anven_pipelines.domain.errors import AnvenError, CorruptArtifact, InvalidInput, MissingInput
 from anven_pipelines.resources.durable_folder import DurableFolder
 from anven_pipelines.worker.generate import Watch, generate, read_job, summary
+from anven_pipelines.worker.weight_sources import ModelCaches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mine = _share(job.shards, index=options.index, of=options.indexes)
             progress = _Told(say)
             say(f"{sum(shard.rows for shard in mine):,} requests in {len(mine)} of {len(job.shards)} shards")
-            answers = generate(folder, job, mine, Watch(report=progress, say=say, drain_s=options.drain_s))
+            watch = Watch(report=progress, say=say, drain_s=options.drain_s)
+            answers = generate(folder, job, mine, watch, caches=ModelCaches.of(os.environ))
             tell(summary(answers, progress.last))
         except AnvenError as error:
             say(f"worker: {error}")

@@ -16,24 +16,29 @@ from anven_pipelines.worker.chat_request import engine_request
 from anven_pipelines.worker.engine import ContextLengthExceeded, EngineFailed, UnsupportedRequest
 from anven_pipelines.worker.isolation import EngineBroken, IsolatingEngine, PoisonRequest
 from anven_pipelines.worker.job import EmbeddedSettings, VllmSettings
-from anven_pipelines.worker.weights import Weights
+from anven_pipelines.worker.model_cache import local_folder
+from anven_pipelines.worker.weight_sources import source_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.worker.engine import Engine, EngineAnswer
+    from anven_pipelines.worker.weight_sources import ModelCaches
 
 
-def load(settings: EmbeddedSettings | VllmSettings) -> Engine:
+def load(settings: EmbeddedSettings | VllmSettings, folder: Path) -> Engine:
     """Load a model, which may take minutes.
+
+    Args:
+        settings: Which model, and how it is run.
+        folder: Where it is on this machine; weights for vLLM were compared with their digest there.
 
     Raises:
         UnreadableSource: the folder holds no model of that engine's layout.
         CorruptArtifact: the weights are not the declared ones.
     """
-    folder = Path(settings.folder)
     match settings:
         case EmbeddedSettings():
             from anven_pipelines.worker.embedded import EmbeddedEngine  # noqa: PLC0415 - the GPU image lacks it
@@ -44,22 +49,16 @@ def load(settings: EmbeddedSettings | VllmSettings) -> Engine:
         case VllmSettings():
             from anven_pipelines.worker.vllm_engine import VllmEngine  # noqa: PLC0415 - only the GPU image has it
 
-            digest = Weights.in_folder(folder).digest()
-            _require(digest, settings)  # before a GPU is taken
-            engine = VllmEngine(settings.target, digest=digest)
+            engine = VllmEngine(settings.target, folder=folder, digest=settings.target.digest)
         case _:
             assert_never(settings)
-    _require(engine.facts.weights, settings)
-    return engine
-
-
-def _require(found: str, settings: EmbeddedSettings | VllmSettings) -> None:
-    if settings.weights not in {None, found}:
+    if settings.weights not in {None, engine.facts.weights}:
         message = (
-            f"{settings.folder} holds weights with the digest {found}, declared is {settings.weights}; "
+            f"{folder} holds weights with the digest {engine.facts.weights}, declared is {settings.weights}; "
             "declare the new ones, or restore the files"
         )
         raise CorruptArtifact(message)
+    return engine
 
 
 @dataclass
@@ -67,10 +66,26 @@ class LocalModel:
     """A model in this process, asked as an endpoint is."""
 
     settings: EmbeddedSettings | VllmSettings
+    _folder: Path | None = None
 
     def __post_init__(self) -> None:
         """Prepare the engine; it is opened by the first request."""
         self._engine = IsolatingEngine(self._open)
+
+    def fetch(self, caches: ModelCaches, say: Callable[[str], None]) -> None:
+        """Bring the model to this machine and verify it, before a GPU is taken.
+
+        Raises:
+            UnreadableSource: there is no such model.
+            CorruptArtifact: the weights are not the declared ones.
+            UnavailableService: their store does not answer, or they find no room here.
+        """
+        match self.settings:
+            case EmbeddedSettings(folder=folder):
+                self._folder = Path(folder)
+            case VllmSettings(target=target):
+                source = source_of(target.weights, target.revision, hub=caches.hub)
+                self._folder = local_folder(source, digest=target.digest, cache=caches.models, say=say)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -103,7 +118,10 @@ class LocalModel:
         return _as_logged(answer, model=self.settings.name)
 
     async def _open(self) -> Engine:
-        return await asyncio.to_thread(load, self.settings)  # minutes, in which a signal must get through
+        if self._folder is None:
+            message = "the model was not fetched"
+            raise ValueError(message)
+        return await asyncio.to_thread(load, self.settings, self._folder)  # minutes, in which a signal must get through
 
 
 def _as_logged(answer: EngineAnswer, *, model: str) -> Answer:

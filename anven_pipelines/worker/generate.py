@@ -6,10 +6,8 @@ named by their content, so workers can share a job, and a job that is started tw
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,6 +19,7 @@ from anven_pipelines.domain.errors import CorruptArtifact, MissingInput
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.resources.answer_batch import AnswerBatch
 from anven_pipelines.resources.checkpoint import checkpoint, parquet_of
+from anven_pipelines.worker.alone import alone
 from anven_pipelines.worker.engines import LocalModel
 from anven_pipelines.worker.job import EndpointSettings, Job, Shard, from_frame, packed, to_frame
 
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
     from anven_pipelines.resources.answer_batch import Progress
     from anven_pipelines.resources.checkpoint import Checkpoint
     from anven_pipelines.resources.durable_folder import DurableFolder
+    from anven_pipelines.worker.weight_sources import ModelCaches
 
 SHARD_ROWS: Final = 2_000
 _FOLDER: Final = "jobs"
-_LOOK_AGAIN_S: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -80,19 +79,28 @@ def read_job(folder: DurableFolder, uri: str) -> Job:
     return Job.model_validate_json(_read(folder, uri, sha256=uri.rsplit("/", 1)[-1].removesuffix(".json")))
 
 
-def generate(folder: DurableFolder, job: Job, shards: Sequence[Shard], watch: Watch) -> pl.DataFrame:
+def generate(
+    folder: DurableFolder, job: Job, shards: Sequence[Shard], watch: Watch, *, caches: ModelCaches
+) -> pl.DataFrame:
     """Answer what the shards ask and return ANSWERS, one row per request.
 
+    Args:
+        folder: The artifact store's folder.
+        job: What to do.
+        shards: Which of its shards are ours.
+        watch: Is told how far it is.
+        caches: Where models are on this machine.
+
     Raises:
-        InvalidInput: an endpoint refuses what it is asked.
-        UnavailableService: the engine or the store does not work.
-        MissingInput, CorruptArtifact: a shard is gone or changed.
+        InvalidInput: an endpoint refuses what it is asked, or there is no such model.
+        UnavailableService: the engine or a store does not work, or the model finds no room.
+        MissingInput, CorruptArtifact: a shard is gone or changed, or the weights are not the declared ones.
     """
     requests = packed([request for shard in shards for request in _requests(folder, shard)])
     if not requests:  # an index without a share needs no engine
         return ANSWERS.empty()
     with _alone(folder, job, watch):
-        return _answered(checkpoint(folder, job.key, ANSWERS), job, requests, watch)
+        return _answered(checkpoint(folder, job.key, ANSWERS), job, requests, watch, caches)
 
 
 def summary(answers: pl.DataFrame, progress: Progress | None) -> dict[str, Any]:
@@ -113,7 +121,9 @@ def summary(answers: pl.DataFrame, progress: Progress | None) -> dict[str, Any]:
     }
 
 
-def _answered(kept: Checkpoint, job: Job, requests: Sequence[CompletionRequest], watch: Watch) -> pl.DataFrame:
+def _answered(
+    kept: Checkpoint, job: Job, requests: Sequence[CompletionRequest], watch: Watch, caches: ModelCaches
+) -> pl.DataFrame:
     if isinstance(job.settings, EndpointSettings):
         from anven_pipelines.resources.endpoint import ask_endpoint  # noqa: PLC0415 - loads LiteLLM
 
@@ -126,7 +136,7 @@ def _answered(kept: Checkpoint, job: Job, requests: Sequence[CompletionRequest],
             drain_s=watch.drain_s,
         )
     model = LocalModel(job.settings)
-    return AnswerBatch(
+    batch = AnswerBatch(
         requests=requests,
         ask=model.ask,
         concurrency=job.concurrency,
@@ -135,7 +145,10 @@ def _answered(kept: Checkpoint, job: Job, requests: Sequence[CompletionRequest],
         checkpoint=kept,
         report=watch.report,
         drain_s=watch.drain_s,
-    ).run()
+    )
+    if batch.is_open():
+        model.fetch(caches, watch.say)  # here, where a signal ends it: nothing is in flight yet
+    return batch.run()
 
 
 @contextmanager
@@ -148,17 +161,7 @@ def _alone(folder: DurableFolder, job: Job, watch: Watch) -> Iterator[None]:
     if path is None:
         yield
         return
-    with path.open("w") as lock:
-        waits = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waits:
-                    watch.say("another worker is at this work; waiting for it to end")
-                waits = True
-                time.sleep(_LOOK_AGAIN_S)
+    with alone(path, waiting=lambda: watch.say("another worker is at this work; waiting for it to end")):
         yield
 
 

@@ -51,11 +51,6 @@ class VllmSettings(Section):
         return self.target.model
 
     @property
-    def folder(self) -> str:
-        """Local path of the model."""
-        return self.target.weights
-
-    @property
     def weights(self) -> str | None:
         """SHA-256 of the weights, in hex, that must be loaded."""
         return self.target.digest

@@ -35,6 +35,7 @@ from anven_pipelines.worker.engine import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
+    from pathlib import Path
 
     from anven_pipelines.spec import JobTarget
     from anven_pipelines.worker.engine import EngineRequest
@@ -74,11 +75,12 @@ class _Asked:
 class VllmEngine:
     """Answers prompts with a model folder in Hugging Face layout."""
 
-    def __init__(self, target: JobTarget, *, digest: str) -> None:
+    def __init__(self, target: JobTarget, *, folder: Path, digest: str) -> None:
         """Load the model.
 
         Args:
-            target: Where the model is and how it is run.
+            target: How the model is run.
+            folder: Where it is on this machine.
             digest: SHA-256 of its weights.
 
         Raises:
@@ -88,7 +90,7 @@ class VllmEngine:
         from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
 
         arguments = {
-            "model": target.weights,
+            "model": str(folder),
             "served_model_name": target.model,
             "dtype": target.precision,
             "quantization": target.quantization,
@@ -103,7 +105,7 @@ class VllmEngine:
         try:
             self._engine = LLMEngine.from_engine_args(vllm.EngineArgs(**given))
         except (OSError, ValueError) as error:  # vLLM validates with pydantic, whose errors are ValueErrors
-            message = f"vLLM cannot load {target.weights}: {error}"
+            message = f"vLLM cannot load {folder}: {error}"
             raise UnreadableSource(message) from error
         self._tokenizer = self._engine.get_tokenizer()
         self._tool_parser = target.tool_parser

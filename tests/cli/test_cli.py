@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.model_places import COMMIT, digest_of_parts, put_in_hub, put_in_layout, put_model
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -29,7 +31,8 @@ def anven(*words: str, folder: Path, **environment: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["migrate"], ["dev"], ["doctor"], ["fill-mlflow"], ["golden", "export"], ["golden", "import"]]
+    "command",
+    [[], ["migrate"], ["dev"], ["doctor"], ["weights"], ["fill-mlflow"], ["golden", "export"], ["golden", "import"]],
 )
 def test_every_command_explains_itself_without_making_anything(command: list[str], tmp_path: Path) -> None:
     done = anven(*command, "--help", folder=tmp_path)
@@ -171,3 +174,16 @@ def test_doctor_of_a_shared_deployment_lists_the_settings_it_lacks(tmp_path: Pat
     done = anven("doctor", folder=tmp_path, ANVEN_DEPLOYMENT="production")
     assert done.returncode == 1
     assert "ANVEN_ARTIFACTS_URL, ANVEN_STATE_URL, MLFLOW_TRACKING_URI" in done.stdout
+
+
+def test_weights_are_named_as_in_a_migration_file(tmp_path: Path) -> None:
+    model = put_model(tmp_path / "model")
+    put_in_hub(tmp_path / "hub", model)
+    put_in_layout(tmp_path / "layout", model)
+    for words in (["model"], [f"oci://{tmp_path}/layout"], ["hf://anven/ANVEN-3b", "--revision", COMMIT]):
+        done = anven("weights", *words, "--json", folder=tmp_path, HF_HUB_CACHE=str(tmp_path / "hub"))
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["digest"] == digest_of_parts()
+    moving = anven("weights", "hf://anven/ANVEN-3b", "--revision", "main", folder=tmp_path)
+    assert moving.returncode == 2
+    assert "a branch or a tag can move to other weights" in moving.stderr

@@ -25,7 +25,7 @@ from anven_pipelines.domain.inference import (
 )
 from anven_pipelines.domain.prompts import carry_over
 from anven_pipelines.domain.request_log import REQUEST_LOG
-from anven_pipelines.spec import EndpointTarget
+from anven_pipelines.spec import EndpointTarget, JobTarget
 
 TARGET = EndpointTarget(engine="endpoint", model="open-3b", url="http://127.0.0.1:8000/v1")
 
@@ -284,3 +284,22 @@ class TestWorkKey:
     def test_how_the_endpoint_is_asked_does_not_change_the_key(self, change: dict[str, Any]) -> None:
         target = TARGET.model_copy(update=change)
         assert work_key(golden_digest="g", prompt_digest="p", target=target, epoch="") == self.KEY
+
+    @pytest.mark.parametrize(
+        ("change", "is_same"),
+        [
+            ({"weights": "s3://bucket/models/m"}, True),
+            ({"weights": "oci:///models/m"}, True),
+            ({"licence": "MIT"}, True),
+            ({"digest": "1" * 64}, False),
+            ({"revision": "2"}, False),
+            ({"precision": "float32"}, False),
+        ],
+    )
+    def test_weights_count_by_their_digest_wherever_they_lie(self, change: dict[str, Any], is_same: bool) -> None:
+        declared = {"engine": "vllm-job", "model": "m", "weights": "/m", "digest": "0" * 64, "licence": "Apache-2.0"}
+        one, other = (
+            work_key(golden_digest="g", prompt_digest="p", target=JobTarget.model_validate(target), epoch="")
+            for target in (declared, declared | change)
+        )
+        assert (one == other) is is_same

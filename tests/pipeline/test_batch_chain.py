@@ -8,10 +8,12 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from anven_pipelines.assets.inference import _weights_of
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import anven_messages
 from anven_pipelines.nano.tasks import generate
+from anven_pipelines.spec import JobTarget, NanoTarget
 from tests.pipeline.conftest import Place, logged_call
 
 if TYPE_CHECKING:
@@ -101,3 +103,11 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_spent(place: Pl
     with pytest.raises(InvalidInput, match=r"ANVEN-3b-instruct does not fit: .* raise tensor_parallel"):
         migrated(place, JOB | {"gpu_memory_gib": 0.001})
     assert not list((place.folder / "home" / "artifacts").glob("jobs/*"))
+
+
+def test_what_answered_is_recorded_with_its_place_its_digest_and_its_licence() -> None:
+    target = {"engine": "vllm-job", "model": "m", "weights": "s3://b/m", "digest": "0" * 64, "licence": "Apache-2.0"}
+    pinned = {"weights": "s3://b/m", "digest": "0" * 64, "licence": "Apache-2.0"}
+    assert _weights_of(JobTarget.model_validate(target)) == pinned
+    assert _weights_of(JobTarget.model_validate(target | {"revision": "7"})) == pinned | {"revision": "7"}
+    assert _weights_of(NanoTarget.model_validate(NANO)) == {}

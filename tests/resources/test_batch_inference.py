@@ -118,9 +118,12 @@ def test_without_an_environment_of_vllm_it_says_what_to_set(tmp_path: Path) -> N
         ("/nowhere/python", {}, "does not run"),
         (sys.executable, {}, "lacks vllm; install"),
         (sys.executable, {"weights": "/nowhere"}, "holds no model"),
+        (sys.executable, {"weights": "memory://nowhere/x"}, "memory://nowhere/x does not exist"),
+        (sys.executable, {"weights": "hf://anven/m", "revision": "0" * 40}, "is not in the Hugging Face cache"),
+        (sys.executable, {"weights": "oci:///nowhere"}, "no OCI image layout"),
         (sys.executable, {"gpu_memory_gib": 0.001}, "does not fit"),
     ],
-    ids=["unset", "no python", "no vllm", "no weights", "no room"],
+    ids=["unset", "no python", "no vllm", "no weights", "no store", "no snapshot", "no layout", "no room"],
 )
 def test_what_a_job_lacks_is_found_before_anything_is_spent(
     tmp_path: Path, python: str, changes: dict[str, object], message: str

@@ -1,0 +1,36 @@
+"""One process of this machine at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_LOOK_AGAIN_S: Final = 0.2
+
+
+@contextmanager
+def alone(lock: Path, *, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a file's lock, which ends with this process, however this process ends.
+
+    Args:
+        lock: The file; it stays, and what it holds means nothing.
+        waiting: Called once where another process holds it.
+    """
+    with lock.open("w") as held:
+        waits = False
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waits:
+                    waiting()
+                waits = True
+                time.sleep(_LOOK_AGAIN_S)
+        yield

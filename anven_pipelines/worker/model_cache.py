@@ -1,0 +1,193 @@
+"""Models that were fetched to this machine, each in a folder that is there whole and verified, or not at all.
+
+A folder is named by the digest of the weights and by the versions of the files beside them, so that one place's chat
+template is not taken for another's. It is filled under a name of its own, a file at a time, and renamed when its
+weights have the declared digest. A killed fetch leaves whole files, which the next one keeps. On a volume whose file
+locks do not reach other machines two fetches may run at once: they write the same files, and the first to end gives
+the folder its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.errors import CorruptArtifact, UnavailableService, UnreadableSource
+from anven_pipelines.domain.model_fit import GIB
+from anven_pipelines.worker.alone import alone
+from anven_pipelines.worker.weights import LocalFolder, Weights, is_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from anven_pipelines.worker.weights import StoredFile, WeightSource
+
+_AT_ONCE: Final = 4  # files; one stream rarely fills the line to an object store
+_TOLD_EVERY_S: Final = 5.0
+
+
+def local_folder(source: WeightSource, *, digest: str, cache: Path, say: Callable[[str], None]) -> Path:
+    """Return a folder of this machine whose weights have the digest: the source's own, or one that was fetched.
+
+    Args:
+        source: Where the model is.
+        digest: Of its weights, as declared.
+        cache: Folder of the fetched ones.
+        say: Is told how far a fetch is.
+
+    Raises:
+        CorruptArtifact: the weights are others; nothing of them is kept.
+        UnreadableSource: there is no such model, or only part of it.
+        UnavailableService: the store does not answer, or the model finds no room here.
+    """
+    if isinstance(source, LocalFolder):
+        _require(Weights.of(source).digest(), digest, of=source.name)
+        return source.path
+    listed = source.files()
+    beside = {name: file.version for name, file in listed.items() if not is_weights(name)}
+    folder = cache / f"{digest}-{digest_of(beside)[:16]}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with alone(folder.with_suffix(".lock"), waiting=lambda: say(f"another worker fetches {source.name}; waiting")):
+            if folder.is_dir():
+                if _is_whole(folder, listed, digest):
+                    return folder
+                say(f"{folder} is damaged; fetching {source.name} again")
+                shutil.rmtree(folder)
+            Weights.of(source)  # before it is fetched: is it a model, and all of it?
+            _fill(folder, _Fetch(source, listed, folder.with_suffix(".partial"), say), digest)
+    except OSError as error:
+        raise _no_room(cache, listed, error.strerror or str(error)) from error
+    return folder
+
+
+def _fill(folder: Path, fetch: _Fetch, digest: str) -> None:
+    """Fetch, verify, and only then give the folder its name."""
+    try:
+        fetch.run()
+        _require(Weights.in_folder(fetch.folder).digest(), digest, of=fetch.source.name)
+        fetch.folder.rename(folder)
+    except (OSError, CorruptArtifact):
+        shutil.rmtree(fetch.folder, ignore_errors=True)
+        if not _is_whole(folder, fetch.listed, digest):  # another machine was faster, which no lock of ours kept away
+            raise
+    _flush(folder.parent)
+
+
+def _is_whole(folder: Path, listed: Mapping[str, StoredFile], digest: str) -> bool:
+    """Whether the weights are the declared ones, and the files beside them as long as in the store."""
+    try:
+        beside = {name: (folder / name).stat().st_size for name in listed if not is_weights(name)}
+        return beside == {name: listed[name].size for name in beside} and Weights.in_folder(folder).digest() == digest
+    except (OSError, UnreadableSource):
+        return False
+
+
+def _require(found: str, digest: str, *, of: str) -> None:
+    if found != digest:
+        message = (
+            f"{of} holds weights with the digest {found}, declared is {digest}; declare the new ones, or restore them"
+        )
+        raise CorruptArtifact(message)
+
+
+def _no_room(cache: Path, listed: Mapping[str, StoredFile], reason: str) -> UnavailableService:
+    needed = sum(file.size for file in listed.values())
+    return UnavailableService(
+        f"a model of {needed / GIB:.2f} GiB cannot be kept in {cache}: {reason}; make room, or set ANVEN_MODEL_CACHE "
+        "to a folder with room; nothing half of it is kept"
+    )
+
+
+@dataclass
+class _Fetch:
+    """One model on its way here."""
+
+    source: WeightSource
+    listed: Mapping[str, StoredFile]
+    folder: Path
+    say: Callable[[str], None]
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _telling: threading.Lock = field(default_factory=threading.Lock)
+    _bytes: int = 0
+    _told_at: float = 0.0
+
+    def run(self) -> None:
+        """Fetch the files that are not here yet.
+
+        Raises:
+            OSError: they find no room.
+            CorruptArtifact: a file is not what its store says it is.
+            UnreadableSource, UnavailableService: they cannot be read.
+        """
+        self.folder.mkdir(exist_ok=True)
+        for stray in self.folder.glob(".*.tmp"):  # of a killed fetch
+            stray.unlink(missing_ok=True)
+        missing = [name for name, file in self.listed.items() if not self._is_here(name, file)]
+        needed, free = sum(self.listed[name].size for name in missing), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(None, f"{needed / GIB:.2f} GiB are missing and {free / GIB:.2f} GiB free")
+        began = self._told_at = time.monotonic()
+        self.say(
+            f"fetching {needed / GIB:.2f} GiB in {len(missing)} files from {self.source.name} to {self.folder.parent}"
+        )
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            try:
+                for _ in pool.map(self._fetch, missing):
+                    pass
+            except BaseException:
+                self._stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        _flush(self.folder)
+        self.say(f"fetched {needed / GIB:.2f} GiB in {time.monotonic() - began:.1f} s")
+
+    def _is_here(self, name: str, file: StoredFile) -> bool:
+        path = self.folder / name
+        return path.is_file() and path.stat().st_size == file.size
+
+    def _fetch(self, name: str) -> None:
+        """Make the file visible when all of it is on the disk."""
+        file, temporary = self.listed[name], self.folder / f".{name}.{uuid.uuid4().hex}.tmp"
+        digest = hashlib.sha256()
+        with temporary.open("xb") as opened:
+            for block in self.source.blocks(name):
+                if self._stopped.is_set():
+                    return
+                opened.write(block)
+                digest.update(block)
+                self._tell(len(block))
+            opened.flush()
+            os.fsync(opened.fileno())
+        if temporary.stat().st_size != file.size or file.sha256 not in {None, digest.hexdigest()}:
+            message = (
+                f"{self.source.name}: {name} came with {temporary.stat().st_size:,} of {file.size:,} bytes, its digest "
+                f"is {digest.hexdigest()}; it changed meanwhile, or is damaged: put the model there again"
+            )
+            raise CorruptArtifact(message)
+        temporary.replace(self.folder / name)
+
+    def _tell(self, count: int) -> None:
+        with self._telling:
+            self._bytes += count
+            if (now := time.monotonic()) - self._told_at >= _TOLD_EVERY_S:
+                self._told_at = now
+                self.say(f"fetched {self._bytes / GIB:.2f} GiB from {self.source.name}")
+
+
+def _flush(folder: Path) -> None:
+    """Make the names in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

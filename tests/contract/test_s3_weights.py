@@ -1,0 +1,159 @@
+"""Weights on the S3 protocol, spoken by moto's server: looked at without being read, fetched, killed, fetched again."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+import fsspec
+import pytest
+from moto.server import ThreadedMotoServer
+
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.resources.batch_inference import settings_of, weights_of
+from anven_pipelines.spec import JobTarget
+from anven_pipelines.worker.job import VllmSettings
+from anven_pipelines.worker.model_cache import local_folder
+from anven_pipelines.worker.weight_sources import source_of
+from anven_pipelines.worker.weights import Weights
+from tests.model_places import digest_of_parts, put_model
+from tests.worker_jobs import REPOSITORY, command, questions, worked, written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+BUCKET: Final = "models"
+# Eight parts: some are here, and some are not, when the worker is killed.
+PARTS: Final = {f"model-{at}-of-8.safetensors": bytes([at]) * (12 << 20) for at in range(1, 9)}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Any]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "invented")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "invented")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # one of another test speaks to another server
+        files = fsspec.filesystem("s3", skip_instance_cache=True)
+        files.mkdir(BUCKET)
+        yield files
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def model(server: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the URL of a model on the store."""
+    folder = put_model(tmp_path_factory.mktemp("m") / "model", PARTS)
+    root = f"{BUCKET}/{uuid.uuid4().hex}"
+    server.put([str(file) for file in folder.iterdir() if file.is_file()], root + "/")
+    return f"s3://{root}"
+
+
+def target(weights: str, **changes: object) -> JobTarget:
+    declared = {
+        "engine": "vllm-job",
+        "model": "m",
+        "weights": weights,
+        "digest": digest_of_parts(PARTS),
+        "licence": "Apache-2.0",
+    }
+    return JobTarget.model_validate(declared | changes)
+
+
+def fetched(weights: str, cache: Path, said: list[str]) -> Path:
+    source = source_of(weights, None, hub=cache)
+    return local_folder(source, digest=digest_of_parts(PARTS), cache=cache, say=said.append)
+
+
+def test_its_shape_is_known_without_reading_the_weights(server: Any, model: str) -> None:
+    root = model.removeprefix("s3://")
+    assert weights_of(target(model)).shape().weight_bytes == 96 << 20
+    part = f"{root}/model-1-of-8.safetensors"
+    server.pipe_file(part, b"?" * (12 << 20))  # of the same size: nobody looks inside
+    try:
+        assert weights_of(target(model)).shape().weight_bytes == 96 << 20
+    finally:
+        server.pipe_file(part, PARTS["model-1-of-8.safetensors"])
+
+
+def test_what_cannot_fit_or_is_not_there_is_refused_before_launch(model: str) -> None:
+    settings_of(target(model, gpu_memory_gib=1), elsewhere=False)
+    with pytest.raises(InvalidInput, match=r"m does not fit: its weights take 0\.09 GiB"):
+        settings_of(target(model, gpu_memory_gib=0.1), elsewhere=False)
+    with pytest.raises(InvalidInput, match="s3://models/none does not exist; name the folder"):
+        settings_of(target("s3://models/none", gpu_memory_gib=1), elsewhere=False)
+    with pytest.raises(InvalidInput, match=r"config\.json: it is missing"):
+        settings_of(target(f"{model}/config.json", gpu_memory_gib=1), elsewhere=False)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_store_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    try:
+        with pytest.raises(
+            UnavailableService, match=r"s3://models/x cannot be listed: .*credentials in the environment"
+        ):
+            weights_of(target("s3://models/x"))
+    finally:
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_a_worker_killed_while_it_fetches_leaves_nothing_that_counts(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("ANVEN_MODEL_CACHE", str(cache))
+    job = written(tmp_path, questions(1), settings=VllmSettings(target=target(model)))
+    with subprocess.Popen(command(tmp_path, job), cwd=REPOSITORY, stderr=subprocess.DEVNULL) as worker:
+        deadline = time.monotonic() + 60
+        while not list(cache.glob("*.partial/model-*")):
+            assert worker.poll() is None, "the fetch was over before it could be killed"
+            assert time.monotonic() < deadline
+        worker.send_signal(signal.SIGKILL)
+    assert [each.suffix for each in cache.iterdir() if each.is_dir()] == [".partial"]
+    assert len(list(cache.glob("*.partial/model-*.safetensors"))) < len(PARTS)
+
+    said: list[str] = []
+    folder = fetched(model, cache, said)
+    assert Weights.in_folder(folder).digest() == digest_of_parts(PARTS)
+    assert [each.name for each in cache.iterdir() if each.is_dir()] == [folder.name]
+    assert not said[0].startswith(f"fetching 0.09 GiB in {len(PARTS) + 4} files")  # what was whole was kept
+    said.clear()
+    assert fetched(model, cache, said) == folder
+    assert said == []
+
+
+def test_a_worker_told_to_stop_while_it_fetches_stops(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANVEN_MODEL_CACHE", str(tmp_path / "cache"))
+    job = written(tmp_path, questions(1), settings=VllmSettings(target=target(model)))
+    with subprocess.Popen(command(tmp_path, job), cwd=REPOSITORY, stderr=subprocess.DEVNULL) as worker:
+        while not list((tmp_path / "cache").glob("*.partial/.*.tmp")):
+            assert worker.poll() is None
+        worker.terminate()
+        assert worker.wait(10) == -signal.SIGTERM
+
+
+def test_a_worker_refuses_other_weights_before_an_engine_loads_them(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANVEN_MODEL_CACHE", str(tmp_path / "cache"))
+    other = VllmSettings(target=target(model, digest="0" * 64))
+    done = worked(tmp_path, written(tmp_path, questions(1), settings=other))
+    assert done.returncode == 2
+    assert f"{model} holds weights with the digest" in done.stderr.splitlines()[-1]
+    assert "fetching 0.09 GiB in 12 files" in done.stderr
+    assert not [each for each in (tmp_path / "cache").iterdir() if each.is_dir()]

@@ -1,0 +1,267 @@
+"""Models fetched to this machine: whole and verified, or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import fsspec
+import pytest
+
+from anven_pipelines.domain.errors import CorruptArtifact, UnavailableService, UnreadableSource
+from anven_pipelines.worker.model_cache import local_folder
+from anven_pipelines.worker.weight_sources import source_of
+from anven_pipelines.worker.weights import LocalFolder, StoredFile, Weights
+from tests.model_places import PARTS, digest_of_parts, put_in_layout, put_model
+from tests.worker_jobs import REPOSITORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from anven_pipelines.worker.weights import WeightSource
+
+DIGEST = digest_of_parts()
+NEEDED = {*PARTS, "config.json", "model.safetensors.index.json", "tokenizer.json", "chat_template.jinja"}
+
+
+@dataclass
+class Watched:
+    """A source elsewhere that remembers what was read, and may fail at a file or be slow."""
+
+    source: WeightSource
+    fails_at: str = ""
+    slow_s: float = 0.0
+    read: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def files(self) -> Mapping[str, StoredFile]:
+        return self.source.files()
+
+    def blocks(self, file: str) -> Iterator[bytes]:
+        if file == self.fails_at:
+            time.sleep(0.5)  # the others are here by then
+            message = "the line is down"
+            raise UnavailableService(message)
+        self.read.append(file)
+        time.sleep(self.slow_s)
+        yield from self.source.blocks(file)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return put_model(tmp_path / "model")
+
+
+def watched(model: Path, **more: object) -> Watched:
+    return Watched(LocalFolder(model, "s3://bucket/model"), **more)  # type: ignore[arg-type]
+
+
+def fetched(source: WeightSource, cache: Path, *, digest: str = DIGEST) -> Path:
+    return local_folder(source, digest=digest, cache=cache, say=lambda _: None)
+
+
+def kept(cache: Path) -> list[str]:
+    return sorted(each.name for each in cache.iterdir() if each.suffix != ".lock")
+
+
+def test_a_model_is_fetched_whole_and_then_not_again(tmp_path: Path, model: Path) -> None:
+    said: list[str] = []
+    cache = tmp_path / "cache"
+    folder = local_folder(watched(model), digest=DIGEST, cache=cache, say=said.append)
+    assert {each.name for each in folder.iterdir()} == NEEDED
+    assert all((folder / name).read_bytes() == (model / name).read_bytes() for name in NEEDED)
+    assert kept(cache) == [folder.name]
+    assert folder.name.startswith(DIGEST)
+    assert [each.split(" ")[0] for each in said] == ["fetching", "fetched"]
+
+    again = watched(model)
+    assert fetched(again, cache) == folder
+    assert again.read == []
+
+
+def test_what_lies_on_this_machine_is_verified_and_not_copied(tmp_path: Path, model: Path) -> None:
+    assert fetched(LocalFolder(model, "m"), tmp_path / "cache") == model
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(CorruptArtifact, match="declared is 000"):
+        fetched(LocalFolder(model, "m"), tmp_path / "cache", digest="0" * 64)
+
+
+@pytest.mark.parametrize("place", ["memory", "oci"])
+def test_stores_and_layouts_are_fetched(tmp_path: Path, model: Path, place: str) -> None:
+    weights = f"memory://{tmp_path.name}/m" if place == "memory" else f"oci://{tmp_path}/layout"
+    put_in_layout(tmp_path / "layout", model)
+    fsspec.filesystem("memory").put(str(model), f"/{tmp_path.name}/m", recursive=True)
+    folder = fetched(source_of(weights, None, hub=tmp_path), tmp_path / "cache")
+    assert {each.name for each in folder.iterdir()} == NEEDED
+    assert Weights.in_folder(folder).digest() == DIGEST
+
+
+def test_other_weights_are_refused_and_nothing_of_them_is_kept(tmp_path: Path, model: Path) -> None:
+    (model / "model-1-of-3.safetensors").write_bytes(b"others")
+    with pytest.raises(CorruptArtifact, match=f"s3://bucket/model holds .*, declared is {DIGEST}"):
+        fetched(watched(model), tmp_path / "cache")
+    assert kept(tmp_path / "cache") == []
+
+
+def test_half_a_model_is_refused_before_it_is_fetched(tmp_path: Path, model: Path) -> None:
+    (model / "model-1-of-3.safetensors").unlink()
+    source = watched(model)
+    with pytest.raises(UnreadableSource, match="lacks model-1"):
+        fetched(source, tmp_path / "cache")
+    assert not set(source.read) & PARTS.keys()
+
+
+def test_what_came_before_the_line_went_down_is_not_fetched_again(tmp_path: Path, model: Path) -> None:
+    last = "tokenizer.json"
+    with pytest.raises(UnavailableService, match="the line is down"):
+        fetched(watched(model, fails_at=last), tmp_path / "cache")
+    (partial,) = kept(tmp_path / "cache")
+    assert partial.endswith(".partial")
+    before = {each.name for each in (tmp_path / "cache" / partial).iterdir() if not each.name.startswith(".")}
+    source = watched(model)
+    folder = fetched(source, tmp_path / "cache")
+    assert {each.name for each in folder.iterdir()} == NEEDED  # no stray of the first fetch is left
+    assert PARTS.keys() < before
+    assert not set(source.read) & (before - {"config.json", "model.safetensors.index.json"})
+
+
+@pytest.mark.parametrize("damaged", ["model-2-of-3.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_a_damaged_copy_is_fetched_again(tmp_path: Path, model: Path, damaged: str, how: str) -> None:
+    folder = fetched(watched(model), tmp_path / "cache")
+    (folder / damaged).unlink() if how == "gone" else (folder / damaged).write_bytes(b"x")
+    assert fetched(watched(model), tmp_path / "cache") == folder
+    assert (folder / damaged).read_bytes() == (model / damaged).read_bytes()
+
+
+def test_another_chat_template_is_another_folder(tmp_path: Path, model: Path) -> None:
+    folder = fetched(watched(model), tmp_path / "cache")
+    (model / "chat_template.jinja").write_text("{{ other }}")
+    other = fetched(watched(model), tmp_path / "cache")
+    assert other != folder
+    assert (other / "chat_template.jinja").read_text() == "{{ other }}"
+    assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
+
+
+def test_a_blob_that_is_not_what_the_layout_says_is_refused(tmp_path: Path, model: Path) -> None:
+    put_in_layout(tmp_path / "layout", model)
+    (blob,) = (each for each in (tmp_path / "layout/blobs/sha256").iterdir() if each.read_bytes() == b"{{ messages }}")
+    blob.write_bytes(b"{{ massages }}")
+    with pytest.raises(CorruptArtifact, match=r"chat_template\.jinja came with 14 of 14 bytes, its digest is"):
+        fetched(source_of(f"oci://{tmp_path}/layout", None, hub=tmp_path), tmp_path / "cache")
+    assert kept(tmp_path / "cache") == []
+
+
+def test_two_at_once_fetch_it_once(tmp_path: Path, model: Path) -> None:
+    sources = [watched(model, slow_s=0.2) for _ in range(2)]
+    said: list[str] = []
+    found: list[Path] = []
+
+    def fetch(source: Watched) -> None:
+        found.append(local_folder(source, digest=DIGEST, cache=tmp_path / "cache", say=said.append))
+
+    threads = [threading.Thread(target=fetch, args=[source]) for source in sources]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert len(found) == 2
+    assert sum("model-1-of-3.safetensors" in source.read for source in sources) == 1
+    assert any("another worker fetches s3://bucket/model; waiting" in each for each in said)
+
+
+def test_a_machine_that_no_lock_keeps_away_may_be_faster(tmp_path: Path, model: Path) -> None:
+    whole = fetched(watched(model), tmp_path / "elsewhere")
+
+    class Raced(Watched):
+        """Another machine ends the same fetch while this one is at its last file."""
+
+        def blocks(self, file: str) -> Iterator[bytes]:
+            yield from super().blocks(file)
+            if file == "tokenizer.json":
+                (partial,) = (tmp_path / "cache").glob("*.partial")
+                whole.rename(partial.with_suffix(""))
+
+    folder = fetched(Raced(LocalFolder(model, "s3://bucket/model")), tmp_path / "cache")
+    assert Weights.in_folder(folder).digest() == DIGEST
+    assert kept(tmp_path / "cache") == [folder.name]
+
+
+# The kernel refuses to let a file grow past the limit, as it does on a full disk.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from anven_pipelines.domain.errors import UnavailableService
+from anven_pipelines.worker.model_cache import local_folder
+from anven_pipelines.worker.weight_sources import source_of
+
+_, weights, digest, cache = sys.argv
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_001, 5_001))
+try:
+    local_folder(source_of(weights, None, hub=Path()), digest=digest, cache=Path(cache), say=lambda _: None)
+except UnavailableService as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_leaves_nothing_and_one_clear_error(tmp_path: Path, model: Path) -> None:
+    put_in_layout(tmp_path / "layout", model)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, f"oci://{tmp_path}/layout", DIGEST, str(tmp_path / "cache")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert f"GiB cannot be kept in {tmp_path}/cache: {os.strerror(errno.EFBIG)}; make room" in done.stdout
+    assert "Traceback" not in done.stderr
+    assert kept(tmp_path / "cache") == []
+
+
+def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(tmp_path: Path, model: Path) -> None:
+    @dataclass
+    class Huge(Watched):
+        def files(self) -> Mapping[str, StoredFile]:
+            found = dict(super().files())
+            return found | {"model-3-of-3.safetensors": StoredFile(1 << 60, "1")}
+
+    source = Huge(LocalFolder(model, "s3://bucket/model"))
+    with pytest.raises(UnavailableService, match=r"a model of 1073741824\.00 GiB cannot be kept.*GiB free; make room"):
+        fetched(source, tmp_path / "cache")
+    assert not set(source.read) & PARTS.keys()
+    assert kept(tmp_path / "cache") == []
+
+
+def test_a_cache_that_cannot_be_made_is_one_clear_error(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(
+        UnavailableService, match=r"cannot be kept in .*/file/cache: Not a directory; make room, or set"
+    ):
+        fetched(watched(model), tmp_path / "file" / "cache")
+
+
+def test_what_is_left_of_a_killed_fetch_is_used_and_its_half_files_are_not(tmp_path: Path, model: Path) -> None:
+    whole = fetched(watched(model), tmp_path / "elsewhere")
+    partial = tmp_path / "cache" / f"{whole.name}.partial"
+    partial.mkdir(parents=True)
+    first = "model-1-of-3.safetensors"
+    (partial / first).write_bytes(PARTS[first])
+    (partial / ".tokenizer.json.0.tmp").write_bytes(b"{")
+    source = watched(model)
+    folder = fetched(source, tmp_path / "cache")
+    assert first not in source.read
+    assert {each.name for each in folder.iterdir()} == NEEDED
+    assert json.loads((folder / "tokenizer.json").read_text()) == {}
