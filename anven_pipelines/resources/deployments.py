@@ -30,6 +30,7 @@ from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.environment import keep_private
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.llm_client import LlmClient
+from anven_pipelines.resources.load_driver import LoadDriver
 from anven_pipelines.resources.manifest_io import ManifestIOManager
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -116,6 +117,7 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         "batch_inference": BatchInference(
             artifacts=artifacts, llm_client=llm_client, worker_python=environment.get("ANVEN_WORKER_PYTHON", "")
         ),
+        "load_driver": LoadDriver(),
         "judge": Judge(),
         "migrations": Migrations(
             folder=environment.get("ANVEN_MIGRATIONS", "migrations"),
