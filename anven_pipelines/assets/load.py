@@ -134,7 +134,7 @@ def _drive(
 
 
 def _bears_the_peak(report: LoadReport) -> dg.AssetCheckResult:
-    peak = report.capacity and report.capacity.demand.peak_rate
+    peak = report.capacity.demand.peak_rate if report.capacity else None
     sustained = report.target.sustained_rate
     if sustained is None or peak is None:
         unknown = report.target.reason if sustained is None else "the log is too short to have a busiest minute"
@@ -185,7 +185,7 @@ def _shown(each: RateFigures) -> dict[str, Any]:
             for at in (50, 95, 99)
         },
         "longest gap p95, ms": _number(each.longest_gap_ms.p95),
-        "driver late p99, ms": _number(each.lag_p99_ms),
+        "sent late": each.late,
         "judgement": each.judgement,
     }
 

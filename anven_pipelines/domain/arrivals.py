@@ -8,16 +8,14 @@ with the Azure LLM inference traces, whose week-long successor shows the rhythm 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from anven_pipelines.domain.errors import InvalidInput
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
 
 _GRID: Final = 4097  # points of the cumulative rate; between them it is as good as straight
 

@@ -15,7 +15,7 @@ import polars as pl
 from anven_pipelines.domain.completion import Answer
 from anven_pipelines.domain.load import LOAD_REQUESTS, Timing, request_row, unsent_row
 from anven_pipelines.resources.answer_batch import interrupts_deferred
-from anven_pipelines.resources.endpoint import DEPARTURE, Departure, Endpoint, Pace, cancelled_quietly
+from anven_pipelines.resources.endpoint import DEPARTURE, Departure, DirectEndpoint, Pace, cancelled_quietly
 from anven_pipelines.resources.environment import api_key
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def drive_load(
         InvalidInput: the key is missing.
     """
     pace = Pace()
-    endpoint = Endpoint(server, api_key(server.api_key_env, of=repr(server.model), environment=environ), pace)
+    endpoint = DirectEndpoint(server, api_key(server.api_key_env, of=repr(server.model), environment=environ), pace)
     driver = _Driver(endpoint, pace, arm=arm, cap=cap, tell=tell)
     with interrupts_deferred() as interrupts, cancelled_quietly():
         return asyncio.run(driver.run(warm_up, next_plan, interrupts))
@@ -93,7 +93,9 @@ def drive_load(
 class _Driver:
     """One server during its rates."""
 
-    def __init__(self, endpoint: Endpoint, pace: Pace, *, arm: str, cap: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, endpoint: DirectEndpoint, pace: Pace, *, arm: str, cap: int, tell: Callable[[str], None]
+    ) -> None:
         self._endpoint = endpoint
         self._clock = pace.clock
         self._arm = arm
