@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from anven_pipelines.domain.load import LOAD_REQUESTS
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-def requests_at(rate: float, *, ttft_ms: list[float | None], arm: str = "target", **columns: Any) -> pl.DataFrame:
+
+def requests_at(rate: float, *, ttft_ms: Sequence[float | None], arm: str = "target", **columns: Any) -> pl.DataFrame:
     """Build unjudged LOAD_REQUESTS: evenly due requests, each answered 100 ms after its first token."""
     count = len(ttft_ms)
     latency = [None if each is None else each + 100.0 for each in ttft_ms]

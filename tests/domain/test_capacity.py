@@ -19,8 +19,13 @@ def load_of(**changes: Any) -> Load:
 
 
 def sustaining(rate: float | None) -> Saturation:
-    status = "unmeasured" if rate is None else "not reached"
-    return Saturation(status=status, sustained_rate=rate, beyond_rate=None, goodput=rate, reason="")  # type: ignore[arg-type]
+    return Saturation(
+        status="unmeasured" if rate is None else "not reached",
+        sustained_rate=rate,
+        beyond_rate=None,
+        goodput=rate,
+        reason="",
+    )
 
 
 def test_the_peak_is_the_busiest_minute_wherever_it_starts() -> None:

@@ -209,7 +209,7 @@ def test_a_silent_target_spares_the_legacy_model(place: Place) -> None:
 def test_neither_the_chain_nor_the_verdict_waits_for_it(place: Place) -> None:
     assert "load_benchmark" not in CHAIN_ASSETS
     graph = place.definitions.resolve_asset_graph()
-    selected = migration_job.selection.resolve(graph)  # type: ignore[union-attr]
+    selected = migration_job.selection.resolve(graph)
     assert dg.AssetKey("sign_off") in selected
     assert dg.AssetKey("load_benchmark") not in selected
     assert not graph.get(dg.AssetKey("load_benchmark")).child_keys

@@ -80,9 +80,18 @@ def test_each_request_is_sent_when_due_and_measured_from_then() -> None:
 
 
 def test_no_request_waits_for_an_answer_however_many_are_open() -> None:
-    with ScriptedEndpoint(lambda ask: Reply(delay_s=0.0 if ask.prompt == "warm up" else 3.0)) as endpoint:
-        driven = drive(endpoint.url, evenly(150.0, 2.0), cap=480)
-        assert endpoint.most_in_flight == 300
+    all_open = threading.Event()
+
+    def held(ask: Ask) -> Reply:
+        if endpoint.most_in_flight == 300:
+            all_open.set()
+        if ask.prompt != "warm up":
+            all_open.wait(60)
+        return Reply()
+
+    with ScriptedEndpoint(held) as endpoint:
+        driven = drive(endpoint.url, evenly(150.0, 2.0), cap=480, timeout="2m")
+    assert all_open.is_set()  # each answer waited for the last request
     assert driven.rows[0]["status"].unique().to_list() == ["answered"]
 
 
