@@ -21,7 +21,7 @@ from anven_pipelines.stats.proportions import wilson_interval
 from anven_pipelines.stats.quantiles import MIN_TAIL
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.load_plan import Due
@@ -59,6 +59,15 @@ LEAST_LAG_MS: Final = 10.0  # what an event loop on a busy machine reaches witho
 LAG_WITHOUT_LIMIT_MS: Final = 50.0  # where only the time between tokens is limited, which no late start changes
 
 Judgement = Literal["within", "beyond", "unproven", "unmeasured"]
+SaturationStatus = Literal["found", "not reached", "below", "unproven", "unmeasured"]
+
+_STATUSES: Final[Mapping[tuple[bool, bool], SaturationStatus]] = {
+    (True, True): "found",
+    (True, False): "not reached",
+    (False, True): "below",
+    (False, False): "unproven",
+}
+"""By whether a rate is within, and whether one is beyond."""
 
 
 class Percentiles(Finding):
@@ -122,14 +131,14 @@ class Saturation(Finding):
     """From which rate on a server no longer keeps the service level.
 
     Attributes:
-        status: `found`: between two rates; `not reached`: the highest rate was still within; `below`: no rate was
-            proven to be within; `unmeasured`: no rate told anything.
+        status: `found`: between two rates; `not reached`: a rate is within and none beyond; `below`: one is beyond and
+            none within; `unproven`: neither; `unmeasured`: no rate told anything.
         sustained_rate: Highest rate that is proven within, with none proven beyond below it.
         beyond_rate: Lowest rate that is proven beyond.
         goodput: Requests per second that kept the service level at the sustained rate.
     """
 
-    status: Literal["found", "not reached", "below", "unmeasured"]
+    status: SaturationStatus
     sustained_rate: float | None
     beyond_rate: float | None
     goodput: float | None
@@ -155,10 +164,12 @@ def request_row(due: Due, outcome: Outcome, timing: Timing) -> dict[str, Any]:
     row = {"item_id": due.request.item_id, "due_s": due.at_s, "lag_ms": max(0.0, (left_s - due.at_s) * 1e3)}
     if not isinstance(outcome, Answer):
         return {**row, "status": "failed", "reason": outcome.reason}
+    is_empty = not outcome.output and not outcome.tool_calls
+    first_ms = outcome.latency_ms if is_empty else outcome.ttft_ms  # who waits for its first token waits for its end
     return {
         **row,
         "status": "answered",
-        "ttft_ms": None if outcome.ttft_ms is None else waited_ms + outcome.ttft_ms,
+        "ttft_ms": None if first_ms is None else waited_ms + first_ms,
         "latency_ms": waited_ms + outcome.latency_ms,
         "inter_token_ms": outcome.inter_token_ms,
         "longest_gap_ms": outcome.longest_gap_ms,
@@ -176,7 +187,7 @@ def unsent_row(due: Due, *, cap: int) -> dict[str, Any]:
 def judged(rows: pl.DataFrame, slo: ServiceLevel) -> pl.DataFrame:
     """Return LOAD_REQUESTS with `met`: false for whatever was not answered, NULL where a limited time is missing.
 
-    An answer of one token has no time between tokens and keeps a limit on it.
+    An answer of one token, or of none, has no time between tokens and keeps a limit on it.
     """
     met = pl.col("status") == "answered"
     if slo.ttft_ms is not None:
@@ -184,7 +195,8 @@ def judged(rows: pl.DataFrame, slo: ServiceLevel) -> pl.DataFrame:
     if slo.latency_ms is not None:
         met &= pl.col("latency_ms") <= slo.latency_ms
     if slo.inter_token_ms is not None:
-        met &= (pl.col("output_tokens") <= 1) | (pl.col("inter_token_ms") <= slo.inter_token_ms)
+        at_once = (pl.col("output_tokens") <= 1) | (pl.col("ttft_ms") == pl.col("latency_ms"))
+        met &= at_once | (pl.col("inter_token_ms") <= slo.inter_token_ms)
     return LOAD_REQUESTS.conform(rows).with_columns(met=met)
 
 
@@ -271,17 +283,18 @@ def saturation_of(figures: Sequence[RateFigures], slo: ServiceLevel) -> Saturati
     if not told:
         reason = f"not measured: {figures[0].reason}" if figures else "not measured: no rate was run"
         return Saturation(status="unmeasured", sustained_rate=None, beyond_rate=None, goodput=None, reason=reason)
-    if best is None:
-        hint = f"below {beyond.rate:g}/s" if beyond else f"no rate had enough requests; {told[-1].reason}"
-        reason = f"no rate is proven to keep {needed}: {hint}"
-    elif beyond is None:
-        reason = f"{best.rate:g}/s keeps {needed}, and no rate was proven too much: the saturation point lies higher"
-        if not may_go_on(figures):
-            reason = f"{reason}; {figures[-1].rate:g}/s was not measured: {figures[-1].reason}"
-    else:
+    if best is not None and beyond is not None:
         reason = f"{best.rate:g}/s keeps {needed}, {beyond.rate:g}/s does not"
+    elif beyond is not None:
+        reason = f"no rate is proven to keep {needed}, and {beyond.rate:g}/s does not: {beyond.reason}"
+    elif best is not None:
+        reason = f"{best.rate:g}/s keeps {needed}, and no rate was proven too much: the saturation point lies higher"
+    else:
+        reason = f"no rate is proven to keep {needed}, nor not to: {told[-1].reason}"
+    if not beyond and not may_go_on(figures):
+        reason = f"{reason}; {figures[-1].rate:g}/s was not measured: {figures[-1].reason}"
     return Saturation(
-        status="below" if best is None else "not reached" if beyond is None else "found",
+        status=_STATUSES[best is not None, beyond is not None],
         sustained_rate=best.rate if best else None,
         beyond_rate=beyond.rate if beyond else None,
         goodput=best.goodput if best else None,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anven_pipelines.domain.errors import InvalidInput
@@ -80,6 +80,7 @@ def test_a_log_without_times_cannot_be_replayed() -> None:
         replayed_arrivals(np.arange(3.0), 1.0, 10.0, rng=rng())
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0.01, 100), min_size=1, max_size=40),
     st.integers(1, 300),
