@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ITEMS = 160
-# Generous, so that a busy machine changes nothing: the driver may be 300 ms late.
-SLO = {"ttft_ms": 3000, "inter_token_ms": 500, "share": 0.9}
-LOAD = {"slo": SLO, "rates": [15, 16], "duration": "3s", "warm_up": 2, "timeout": "10s"}
+# Generous: on a busy machine the driver may be 2 s late.
+SLO = {"ttft_ms": 20_000, "inter_token_ms": 2_000, "share": 0.9}
+LOAD = {"slo": SLO, "rates": [15, 16], "duration": "3s", "warm_up": 2, "timeout": "1m"}
 
 
 def materialize(place: Place, *, load: dict[str, Any] | None, target: dict[str, Any], **changes: Any) -> Any:
