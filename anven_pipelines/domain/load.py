@@ -91,7 +91,7 @@ class RateFigures(Finding):
 
     Attributes:
         rate: Planned requests per second.
-        offered_rate: Requests that were due per second; arrivals are random.
+        offered_rate: Requests that were due per second: the planned rate, but for rounding to whole requests.
         achieved_rate: Whole answers per second that had come when the rate ended.
         kept: Requests that are known to have kept every limit.
         goodput: They per second; None where that could not be told of all of them.

@@ -126,17 +126,20 @@ def planned(load: Load, arm: LoadArm, rate: float, *, trace: FloatArray) -> Load
 
 
 def poisson_arrivals(rate: float, seconds: float, *, rng: np.random.Generator) -> FloatArray:
-    """Draw a Poisson process: a Poisson number of arrivals and, given their number, independent uniform moments.
+    """Draw a Poisson process of a known number of arrivals: independent uniform moments.
+
+    The number is not drawn: what is then said of a rate would be said of a lower one, by chance. vLLM's `bench serve`
+    scales its gaps to the rate for the same reason.
 
     Args:
-        rate: Mean arrivals per second.
+        rate: Arrivals per second over the whole duration, exact but for rounding to a whole number of arrivals.
         seconds: Duration.
         rng: Seeded by the caller.
 
     Returns:
         Seconds from the start, ascending, at least one, shape (n,).
     """
-    count = max(1, int(rng.poisson(rate * seconds)))
+    count = max(1, round(rate * seconds))
     return arrival_times(count, seconds=seconds, rhythm=POISSON, rng=rng)
 
 
