@@ -9,6 +9,7 @@ from anven_pipelines.assets import (
     golden,
     inference,
     inventory,
+    load,
     power_plan,
     prompts,
     regression,
@@ -26,6 +27,7 @@ MODULES = [
     golden,
     prompts,
     inference,
+    load,
     evaluation,
     cost,
     sign_off,
@@ -36,7 +38,7 @@ MODULES = [
 migration_job = dg.define_asset_job(
     "migration",
     selection=dg.AssetSelection.assets("power_plan").downstream()
-    - dg.AssetSelection.assets("production_regression", "traffic_drift"),
+    - dg.AssetSelection.assets("load_benchmark", "production_regression", "traffic_drift"),
     description="A workload's chain from the power plan to the verdict.",
 )
 

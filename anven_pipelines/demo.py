@@ -17,9 +17,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anven_pipelines.chain import only_one
+from anven_pipelines.domain.arrivals import Rhythm, arrival_times
 from anven_pipelines.domain.errors import InvalidInput, StepFailed
 from anven_pipelines.migrate import migrate_file
-from anven_pipelines.nano.arrivals import Rhythm, arrival_times
 from anven_pipelines.nano.demand import plan_traffic
 from anven_pipelines.nano.demo_world import LEGACY, TARGET, migration, server_faults
 from anven_pipelines.nano.gateway_logs import GatewayLog

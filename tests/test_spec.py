@@ -20,6 +20,7 @@ SMALLEST: dict[str, Any] = {
     "target": {"model": "ANVEN-3b-instruct", "engine": "recorded", "answers": "answers.jsonl"},
     "grading": [{"kind": "json_field", "field": "answer", "compare": "number"}],
 }
+SLO: dict[str, Any] = {"slo": {"ttft_ms": 500}}
 
 
 def weights(place: str, revision: str | None = None) -> dict[str, Any]:
@@ -126,6 +127,17 @@ def test_the_example_of_the_documentation_is_read() -> None:
             "rising shares are needed",
         ),
         ({"rollout": {"stages": [{"share": 0.5, "soak": "2 days"}]}}, "such as 500ms, 30s, 15m, 24h or 2d"),
+        ({"load": {}}, "load.slo is missing"),
+        ({"load": {"slo": {"share": 0.9}}}, "at least one of ttft_ms, inter_token_ms and latency_ms is needed"),
+        ({"load": {"slo": {"ttft_ms": 500, "share": 99}}}, "load.slo.share is 99; a share between 0 and 1 is needed"),
+        ({"load": SLO | {"rates": [4, 2]}}, "needed is 'auto', or a list of rising numbers above 0"),
+        ({"load": SLO | {"rates": [0, 2]}}, "needed is 'auto', or a list of rising numbers above 0"),
+        ({"load": SLO | {"rates": "fast"}}, "load.rates is 'fast'; needed is 'auto'"),
+        ({"load": SLO | {"rates": []}}, "load.rates is []; needed is 'auto'"),
+        ({"load": SLO | {"duration": "2h"}}, "duration above 0 and up to 1h is needed"),
+        ({"load": SLO | {"rates": [500], "duration": "1h"}}, "up to 200,000 are needed"),
+        ({"load": SLO | {"arrivals": "uniform"}}, "load.arrivals is 'uniform'"),
+        ({"load": SLO | {"max_in_flight": 1000}}, "load.max_in_flight is 1000"),
         ({"surprise": 1}, "surprise is unknown; known here: workload, owner, risk, legacy"),
     ],
 )

@@ -39,7 +39,10 @@ _SECRETS: Final = re.compile(r"(?i)(?<=bearer )[^\s'\",]+|\bsk-[\w*-]{4,}|(?<=:/
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer, with what the server counted and what the client measured."""
+    """A whole answer, with what the server counted and what the client measured.
+
+    `longest_gap_ms` is the longest wait between two of its pieces; no row of ANSWERS has it.
+    """
 
     output: str | None
     tool_calls: str | None
@@ -50,6 +53,18 @@ class Answer:
     cached_tokens: int | None
     ttft_ms: float | None
     latency_ms: float
+    longest_gap_ms: float | None = None
+
+    @property
+    def inter_token_ms(self) -> float | None:
+        """Milliseconds per token after the first one; None where no such token was counted or seen to arrive.
+
+        Source:
+            "TPOT" of vLLM's `bench serve`: (latency - time to first token) / (output tokens - 1).
+        """
+        if self.ttft_ms is None or self.output_tokens is None or self.output_tokens < 2:  # noqa: PLR2004 - a first one and another
+            return None
+        return (self.latency_ms - self.ttft_ms) / (self.output_tokens - 1)
 
     def row(self, item_id: str, *, attempts: int) -> dict[str, Any]:
         """Return the answer as a row of ANSWERS."""
@@ -59,7 +74,7 @@ class Answer:
             "status": "answered",
             "attempts": attempts,
             "tokens_computed": False if counted else None,
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "longest_gap_ms"},
         }
 
 
@@ -98,6 +113,8 @@ class AnswerInProgress:
     """An answer while its chunks arrive."""
 
     ttft_ms: float | None = None
+    _last_ms: float | None = None
+    _longest_gap_ms: float | None = None
     _text: list[str] = field(default_factory=list)
     _refusal: list[str] = field(default_factory=list)
     _calls: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -138,18 +155,27 @@ class AnswerInProgress:
             cached_tokens=details.get("cached_tokens"),
             ttft_ms=self.ttft_ms,
             latency_ms=latency_ms,
+            longest_gap_ms=self._longest_gap_ms,
         )
 
     def _take(self, delta: Mapping[str, Any], elapsed_ms: float | None) -> None:
         text, refusal, calls = delta.get("content"), delta.get("refusal"), delta.get("tool_calls")
-        if self.ttft_ms is None and (text or refusal or calls):
-            self.ttft_ms = elapsed_ms
+        if elapsed_ms is not None and (text or refusal or calls):
+            self._time(elapsed_ms)
         if text:
             self._text.append(text)
         if refusal:
             self._refusal.append(refusal)
         for place, call in enumerate(calls or ()):
             self._take_call(call, place)
+
+    def _time(self, elapsed_ms: float) -> None:
+        """Note when a piece came."""
+        if self.ttft_ms is None or self._last_ms is None:
+            self.ttft_ms = elapsed_ms
+        else:
+            self._longest_gap_ms = max(self._longest_gap_ms or 0.0, elapsed_ms - self._last_ms)
+        self._last_ms = elapsed_ms
 
     def _take_call(self, part: Mapping[str, Any], place: int) -> None:
         """Lay a part of a tool call on what came before; names come whole, arguments come in pieces."""

@@ -17,6 +17,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "adapted_prompt": ("prompt",),
     "target_answers": ("target",),
     "scores": ("grading", "contract"),
+    "load_benchmark": ("legacy", "target", "load"),
     "cost_model": ("legacy", "target", "cost", "sign_off"),
 }
 """Asset to the sections of the migration file that decide what it holds."""

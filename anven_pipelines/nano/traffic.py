@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 import httpx
 import numpy as np
 
+from anven_pipelines.domain.arrivals import Rhythm, arrival_times, fit
 from anven_pipelines.domain.errors import AnvenError, InvalidInput
-from anven_pipelines.nano.arrivals import Rhythm, arrival_times, fit, read_trace
+from anven_pipelines.nano.arrivals import read_trace
 from anven_pipelines.nano.demand import TrafficPlan, plan_traffic
 from anven_pipelines.nano.exchange import Clock, ask
 from anven_pipelines.nano.gateway_logs import GatewayFormat, GatewayLog

@@ -114,7 +114,7 @@ class AnswerBatch:
         """
         pending = self._open_requests()
         self._started = self.clock()
-        with _interrupts_deferred() as interrupts:
+        with interrupts_deferred() as interrupts:
             try:
                 if pending:
                     asyncio.run(self._ask_all(pending, interrupts))
@@ -243,7 +243,7 @@ class Interrupts:
 
 
 @contextmanager
-def _interrupts_deferred() -> Iterator[Interrupts]:
+def interrupts_deferred() -> Iterator[Interrupts]:
     """Hold SIGINT and SIGTERM back until the batch has stopped, then hand them to whoever handled them before.
 
     A handler that raises, as Dagster's does, would otherwise raise in the middle of some coroutine. Outside of the

@@ -34,6 +34,7 @@ from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.environment import keep_private
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.llm_client import LlmClient
+from anven_pipelines.resources.load_driver import LoadDriver
 from anven_pipelines.resources.manifest_io import ManifestIOManager
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -147,6 +148,7 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
             worker_python=environment.get("ANVEN_WORKER_PYTHON", ""),
             gpu_job=environment.get("ANVEN_GPU_JOB", ""),
         ),
+        "load_driver": LoadDriver(),
         "judge": Judge(),
         "migrations": Migrations(
             folder=environment.get("ANVEN_MIGRATIONS", "migrations"),

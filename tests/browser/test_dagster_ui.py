@@ -47,6 +47,7 @@ ASSETS: Final = {
     "adapted_prompt",
     "legacy_answers",
     "target_answers",
+    "load_benchmark",
     "scores",
     "scorecard",
     "cost_model",

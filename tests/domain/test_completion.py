@@ -57,7 +57,33 @@ def test_a_streamed_answer_is_put_together() -> None:
         cached_tokens=3,
         ttft_ms=20.0,  # the second chunk: the first carries a role and no text
         latency_ms=99.0,
+        longest_gap_ms=10.0,
     )
+    assert answer.inter_token_ms == 79.0
+
+
+def test_a_stall_in_the_middle_is_the_longest_gap() -> None:
+    answer = AnswerInProgress()
+    for elapsed_ms, text in [(20.0, "one"), (30.0, " two"), (35.0, ""), (630.0, " three"), (640.0, " four")]:
+        answer.add(chunk({"content": text}), elapsed_ms=elapsed_ms)
+    answer.add(chunk({}, "stop", usage={"completion_tokens": 4}), elapsed_ms=650.0)
+    whole = answer.whole(latency_ms=650.0)
+    assert isinstance(whole, Answer)
+    assert whole.longest_gap_ms == 600.0
+    assert whole.inter_token_ms == (650.0 - 20.0) / 3
+    assert "longest_gap_ms" not in whole.row("a", attempts=1)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "elapsed_ms"), [(1, 10.0), (None, 10.0), (5, None)], ids=["one token", "not counted", "not streamed"]
+)
+def test_no_time_between_tokens_is_made_up(tokens: int | None, elapsed_ms: float | None) -> None:
+    answer = AnswerInProgress()
+    usage = {} if tokens is None else {"usage": {"completion_tokens": tokens}}
+    answer.add(chunk({"content": "all of it"}, "stop", **usage), elapsed_ms=elapsed_ms)
+    whole = answer.whole(latency_ms=50.0)
+    assert isinstance(whole, Answer)
+    assert (whole.inter_token_ms, whole.longest_gap_ms) == (None, None)
 
 
 def test_tool_calls_are_put_together_from_their_deltas() -> None:

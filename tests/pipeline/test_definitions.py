@@ -55,6 +55,7 @@ def test_definitions_load_in_a_fresh_interpreter_without_settings_and_without_wh
         "cost_model",
         "golden_dataset",
         "legacy_answers",
+        "load_benchmark",
         "power_plan",
         "production_regression",
         "rejected_lines",
