@@ -29,7 +29,8 @@ from anven_pipelines.resources.migrations import Declared, Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.outbox import Outbox
 from anven_pipelines.resources.state_store import StateStore
-from anven_pipelines.spec import BatchTarget, EndpointTarget, JobTarget, Judge, NanoTarget, RagasGrader, RecordedTarget
+from anven_pipelines.spec_grading import Judge, RagasGrader
+from anven_pipelines.spec_target import BatchTarget, EndpointTarget, JobTarget, NanoTarget, RecordedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -27,7 +27,8 @@ from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.run_watch import DONE
 from anven_pipelines.sensors.log_arrival import declared_keys
-from anven_pipelines.spec import EndpointTarget, RagasGrader, RecordedTarget
+from anven_pipelines.spec_grading import RagasGrader
+from anven_pipelines.spec_target import EndpointTarget, RecordedTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

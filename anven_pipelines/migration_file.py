@@ -10,7 +10,8 @@ import yaml
 from pydantic import ValidationError
 
 from anven_pipelines.domain.errors import InvalidMigration, Problem
-from anven_pipelines.spec import Migration, Section
+from anven_pipelines.spec import Migration
+from anven_pipelines.spec_values import Section
 
 _MERGE: Final = "tag:yaml.org,2002:merge"
 _LONGEST_SHOWN: Final = 80

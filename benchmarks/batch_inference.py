@@ -25,7 +25,7 @@ from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import anven_messages
 from anven_pipelines.nano.tasks import generate
 from anven_pipelines.resources.durable_folder import DurableFolder
-from anven_pipelines.spec import JobTarget
+from anven_pipelines.spec_target import JobTarget
 from anven_pipelines.worker.generate import Watch, read_job, write_job
 from anven_pipelines.worker.generate import generate as work
 from anven_pipelines.worker.job import Job, VllmSettings

@@ -19,7 +19,8 @@ from typing import Any, Final, NamedTuple
 from anven_pipelines.domain.grading import check_contract, grade
 from anven_pipelines.domain.json_answer import find_field
 from anven_pipelines.domain.number_answer import numbers_in, only_number
-from anven_pipelines.spec import Contract, JsonFieldGrader
+from anven_pipelines.spec import Contract
+from anven_pipelines.spec_grading import JsonFieldGrader
 
 DATA: Final = Path(__file__).parents[2] / "shared" / "data" / "zeroeval_gsm"
 MODELS: Final = (

@@ -22,7 +22,7 @@ from anven_pipelines.ingest.sources import list_files
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from anven_pipelines.spec import LogFormat
+    from anven_pipelines.spec_values import LogFormat
 
 PROMPT = "The parcel was handed over on Tuesday and is on its way. " * 12
 ANSWER = "It arrives on Thursday. " * 16

@@ -11,7 +11,7 @@ from anven_pipelines.domain.request_log import LineCount
 from anven_pipelines.ingest.readers import read_logs
 from anven_pipelines.ingest.sources import list_files
 from anven_pipelines.migration_file import parse
-from anven_pipelines.spec import RecordedTarget
+from anven_pipelines.spec_target import RecordedTarget
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from anven_pipelines.domain.errors import InvalidMigration
 from anven_pipelines.migration_file import json_schema, parse
-from anven_pipelines.spec import EndpointTarget, JobTarget, JsonFieldGrader, Migration, RecordedTarget
+from anven_pipelines.spec_grading import JsonFieldGrader
+from anven_pipelines.spec_target import EndpointTarget, JobTarget, RecordedTarget
+
+if TYPE_CHECKING:
+    from anven_pipelines.spec import Migration
 
 SMALLEST: dict[str, Any] = {
     "workload": "support",

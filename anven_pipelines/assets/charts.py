@@ -11,7 +11,7 @@ import polars as pl
 
 from anven_pipelines.domain.load_report import LoadReport
 from anven_pipelines.domain.quality import Quality, Segment
-from anven_pipelines.spec import ServiceLevel
+from anven_pipelines.spec_load import ServiceLevel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

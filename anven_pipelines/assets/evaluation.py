@@ -31,7 +31,8 @@ from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
-from anven_pipelines.spec import Migration, RagasGrader
+from anven_pipelines.spec import Migration
+from anven_pipelines.spec_grading import RagasGrader
 
 _ITEMS_CONSERVED = Check("scores", "items_conserved", "Every golden item has exactly one row of scores.", blocking=True)
 _ALL_MEASURED = Check("scores", "all_measured", "Every open item has a score in both arms.")

@@ -29,7 +29,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
-from anven_pipelines.spec import JobTarget, RecordedTarget, Target
+from anven_pipelines.spec_target import JobTarget, RecordedTarget, Target
 
 _LEGACY_ROWS_CONSERVED, _TARGET_ROWS_CONSERVED = (
     Check(asset, "rows_conserved", "Every golden item has exactly one answer, failure or unmatched row.", blocking=True)

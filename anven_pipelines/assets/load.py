@@ -35,7 +35,8 @@ from anven_pipelines.resources.load_driver import LoadDriver
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
-from anven_pipelines.spec import Load, Migration
+from anven_pipelines.spec import Migration
+from anven_pipelines.spec_load import Load
 
 _LOAD_MEASURED = Check(
     "load_benchmark",

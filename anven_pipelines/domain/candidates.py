@@ -10,7 +10,7 @@ import polars as pl
 from anven_pipelines.domain.language import UNKNOWN, languages
 from anven_pipelines.domain.request_log import REQUEST_LOG, of_applications, of_model
 from anven_pipelines.domain.table import UTC_TIMESTAMP
-from anven_pipelines.spec import RagasGrader
+from anven_pipelines.spec_grading import RagasGrader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

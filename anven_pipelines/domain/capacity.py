@@ -12,7 +12,7 @@ from anven_pipelines.domain.evaluation import Finding
 if TYPE_CHECKING:
     from anven_pipelines.domain.arrivals import FloatArray
     from anven_pipelines.domain.load import Saturation
-    from anven_pipelines.spec import Load
+    from anven_pipelines.spec_load import Load
 
 PEAK_WINDOW_S: Final = 60.0
 ASSUMPTION: Final = (

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anven_pipelines.domain.inventory import Traffic
-    from anven_pipelines.spec import Migration, Price, SignOff
+    from anven_pipelines.spec import Migration, SignOff
+    from anven_pipelines.spec_values import Price
 
 Status = Literal["met", "not met", "undecided", "unmeasured"]
 

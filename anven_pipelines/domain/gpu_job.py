@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from anven_pipelines.spec import Duration, Section
+from anven_pipelines.spec_values import Duration, Section
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

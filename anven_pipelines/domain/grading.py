@@ -21,8 +21,7 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.comparison import Comparison, is_equal
 from anven_pipelines.domain.json_answer import fenced_blocks, find_field, missing_fields, strict_object
 from anven_pipelines.domain.number_answer import only_number
-from anven_pipelines.spec import (
-    Contract,
+from anven_pipelines.spec_grading import (
     ExactGrader,
     Grader,
     JsonFieldGrader,
@@ -34,6 +33,8 @@ from anven_pipelines.spec import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from anven_pipelines.spec import Contract
 
 DeterministicGrader = ExactGrader | TextGrader | NumberGrader | JsonFieldGrader | RegexGrader
 

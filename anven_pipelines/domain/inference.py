@@ -13,13 +13,13 @@ from anven_pipelines.domain.completion import ASKED_AGAIN
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.domain.workload import HOW_IT_IS_ASKED
-from anven_pipelines.spec import EndpointTarget
+from anven_pipelines.spec_target import EndpointTarget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.prompts import AdaptedPrompt
-    from anven_pipelines.spec import AskedTarget
+    from anven_pipelines.spec_target import AskedTarget
 
 ANSWERS: Final = Table(
     "answers",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.load_plan import Due
-    from anven_pipelines.spec import ServiceLevel
+    from anven_pipelines.spec_load import ServiceLevel
 
 LOAD_REQUESTS: Final = Table(
     "load_benchmark",

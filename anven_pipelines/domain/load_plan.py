@@ -15,7 +15,7 @@ from anven_pipelines.domain.inference import requests_for
 from anven_pipelines.domain.load import figures_of, judged, may_go_on
 from anven_pipelines.domain.prompts import carry_over
 from anven_pipelines.domain.request_log import of_applications, of_model
-from anven_pipelines.spec import EndpointTarget
+from anven_pipelines.spec_target import EndpointTarget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.arrivals import FloatArray
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.domain.prompts import AdaptedPrompt
-    from anven_pipelines.spec import Legacy, Load, Migration
+    from anven_pipelines.spec import Legacy, Migration
+    from anven_pipelines.spec_load import Load
 
 POISSON: Final = Rhythm(gap_cv=1.0, daily_amplitude=0.0)
 FIRST_AUTO_RATE: Final = 1.0

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anven_pipelines.domain.load_plan import LoadArm
-    from anven_pipelines.spec import Load, Migration
+    from anven_pipelines.spec import Migration
+    from anven_pipelines.spec_load import Load
 
 
 class ArmFound(NamedTuple):

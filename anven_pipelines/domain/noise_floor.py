@@ -12,7 +12,7 @@ from anven_pipelines.domain.candidates import ASKED_WITH
 from anven_pipelines.domain.evaluation import Finding
 from anven_pipelines.domain.grading import grade_rows
 from anven_pipelines.domain.request_log import of_applications, of_model
-from anven_pipelines.spec import RagasGrader
+from anven_pipelines.spec_grading import RagasGrader
 from anven_pipelines.stats.cluster_t import FloatArray, guarded_t_bound
 from anven_pipelines.stats.means import MIN_CLUSTERS
 

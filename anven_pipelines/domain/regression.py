@@ -14,10 +14,12 @@ from anven_pipelines.domain.evaluation import (
     side_by_side,
 )
 from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments, explain_quality
-from anven_pipelines.spec import EndpointTarget, Migration
+from anven_pipelines.spec_target import EndpointTarget
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from anven_pipelines.spec import Migration
 
 
 class RegressionReport(Finding):

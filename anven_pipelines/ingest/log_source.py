@@ -13,7 +13,8 @@ from anven_pipelines.ingest.sources import LogFile, list_files, reading
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from anven_pipelines.spec import Legacy, LogFormat
+    from anven_pipelines.spec import Legacy
+    from anven_pipelines.spec_values import LogFormat
 
 
 class LogSource(NamedTuple):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.ingest.lines import RawBatch
     from anven_pipelines.ingest.sources import LogFile
-    from anven_pipelines.spec import LogFormat
+    from anven_pipelines.spec_values import LogFormat
 
 _READERS: Final = {
     "canonical": read_canonical,

@@ -26,7 +26,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.subprocess_launcher import PACKAGES, SubprocessLauncher, require_packages
-from anven_pipelines.spec import AskedTarget, BatchTarget, EndpointTarget, JobTarget, NanoTarget
+from anven_pipelines.spec_target import AskedTarget, BatchTarget, EndpointTarget, JobTarget, NanoTarget
 from anven_pipelines.worker.generate import write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
 from anven_pipelines.worker.weight_sources import ModelCaches, is_on_worker, source_of

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.inference import CompletionRequest
-    from anven_pipelines.spec import EndpointTarget
+    from anven_pipelines.spec_target import EndpointTarget
 
 # From the richest form to the plainest that an endpoint may insist on. The body's `stream` is what the server sees.
 _FORMS: Final[tuple[Mapping[str, Any], ...]] = (

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ragas.metrics.collections import Faithfulness
 
     from anven_pipelines.domain.judging import JudgeItem
-    from anven_pipelines.spec import Judge as JudgeSpec
-    from anven_pipelines.spec import RagasGrader
+    from anven_pipelines.spec_grading import Judge as JudgeSpec
+    from anven_pipelines.spec_grading import RagasGrader
 
 # Their messages quote the judge's answers and error bodies; what matters of them comes back as a reason.
 _CHATTY_LOGGERS: Final = ("instructor", "LiteLLM", "openai")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.resources.answer_batch import Checkpoint, Progress
-    from anven_pipelines.spec import EndpointTarget
+    from anven_pipelines.spec_target import EndpointTarget
 
 
 class LlmClient(dg.ConfigurableResource[None]):

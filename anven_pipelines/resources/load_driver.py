@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.domain.load_plan import Due, LoadPlan
     from anven_pipelines.resources.answer_batch import Interrupts
-    from anven_pipelines.spec import EndpointTarget
+    from anven_pipelines.spec_target import EndpointTarget
 
 TELL_SECONDS: Final = 5.0
 LEAD_S: Final = 0.2  # from the start of a rate to its moment zero, so that no first request is late

@@ -11,7 +11,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, Final
 
-from anven_pipelines.spec import Price
+from anven_pipelines.spec_values import Price
 
 _MAP: Final = "litellm/model_prices_and_context_window_backup.json"
 

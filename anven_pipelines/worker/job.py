@@ -10,7 +10,8 @@ from pydantic import Field
 
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.domain.table import Column, Table
-from anven_pipelines.spec import EndpointTarget, JobTarget, Section
+from anven_pipelines.spec_target import EndpointTarget, JobTarget
+from anven_pipelines.spec_values import Section
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

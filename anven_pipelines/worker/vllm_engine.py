@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
     from pathlib import Path
 
-    from anven_pipelines.spec import JobTarget
+    from anven_pipelines.spec_target import JobTarget
     from anven_pipelines.worker.engine import EngineRequest
 
 _WATCH_EVERY_S: Final = 0.5

@@ -21,7 +21,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService, UnreadableSource
-from anven_pipelines.spec import require_pin
+from anven_pipelines.spec_target import require_pin
 from anven_pipelines.worker.oci_layout import OciLayout
 from anven_pipelines.worker.weights import BLOCK, LocalFolder, StoredFile, is_needed
 

@@ -17,7 +17,7 @@ from anven_pipelines.domain.gpu_job import Work
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference
 from anven_pipelines.resources.llm_client import LlmClient
-from anven_pipelines.spec import NanoTarget
+from anven_pipelines.spec_target import NanoTarget
 from tests.cluster.places import created, launched, waited
 from tests.worker_jobs import KEY, kept, questions, written
 
@@ -121,11 +121,9 @@ def test_a_deadline_ends_the_job_and_is_named(place: Place) -> None:
 
 def test_a_worker_that_takes_too_much_memory_is_named_so(place: Place) -> None:
     work = some_work()
-    if place.double is not None:
+    if (double := place.double) is not None:
         settings = place.settings_with(python=place.script(NAP), retries=0)
-        threading.Thread(
-            target=lambda: place.double.run_out_of_memory(place.when_running(work)["metadata"]["name"])
-        ).start()  # type: ignore[union-attr]
+        threading.Thread(target=lambda: double.run_out_of_memory(place.when_running(work)["metadata"]["name"])).start()
     else:
         greedy = "held = [bytearray(1 << 20) for _ in range(2000)]\ntime.sleep(60)"
         settings = place.settings_with(python=place.script(greedy), limits={"memory": "100Mi"}, retries=0)

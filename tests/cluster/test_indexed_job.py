@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
-from anven_pipelines.spec import NanoTarget
+from anven_pipelines.spec_target import NanoTarget
 from tests.cluster.places import launched, waited
 from tests.cluster.test_gpu_job import answered, some_work
 from tests.worker_jobs import kept, questions

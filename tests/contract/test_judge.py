@@ -16,8 +16,8 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.grading import Grade
 from anven_pipelines.domain.judging import JudgeItem
 from anven_pipelines.resources.judge import Judge
-from anven_pipelines.spec import Judge as JudgeSpec
-from anven_pipelines.spec import RagasGrader
+from anven_pipelines.spec_grading import Judge as JudgeSpec
+from anven_pipelines.spec_grading import RagasGrader
 from tests.scripted_judge import Reply, ScriptedJudge
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import ANSWERS, CompletionRequest
 from anven_pipelines.resources.endpoint import Pace, ask_endpoint
 from anven_pipelines.resources.llm_client import LlmClient
-from anven_pipelines.spec import EndpointTarget
+from anven_pipelines.spec_target import EndpointTarget
 from tests.fakes.folder_checkpoint import FolderCheckpoint
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint, answering
 
@@ -441,7 +441,7 @@ def test_a_fresh_interpreter_runs_a_batch_without_a_word(tmp_path: Path) -> None
 import sys
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.resources.llm_client import LlmClient
-from anven_pipelines.spec import EndpointTarget
+from anven_pipelines.spec_target import EndpointTarget
 from tests.fakes.folder_checkpoint import FolderCheckpoint
 from pathlib import Path
 assert not {{"litellm", "openai", "httpx"}} & set(sys.modules), "imported too early"

@@ -14,7 +14,7 @@ from moto.server import ThreadedMotoServer
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.resources.batch_inference import settings_of, weights_of
-from anven_pipelines.spec import JobTarget
+from anven_pipelines.spec_target import JobTarget
 from anven_pipelines.worker.job import VllmSettings
 from anven_pipelines.worker.model_cache import local_folder
 from anven_pipelines.worker.weight_sources import source_of

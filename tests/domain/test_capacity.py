@@ -9,7 +9,7 @@ import pytest
 
 from anven_pipelines.domain.capacity import Demand, capacity_of, demand_of
 from anven_pipelines.domain.load import Saturation
-from anven_pipelines.spec import Load
+from anven_pipelines.spec_load import Load
 
 DEMAND = Demand(calls=1000, mean_rate=5.0, peak_rate=21.0)
 

@@ -17,7 +17,8 @@ from anven_pipelines.domain.cost import COST, CostModel, cost_of
 from anven_pipelines.domain.golden import GOLDEN
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.domain.inventory import Traffic
-from anven_pipelines.spec import Migration, Price
+from anven_pipelines.spec import Migration
+from anven_pipelines.spec_values import Price
 
 ITEMS = 40
 START = datetime(2026, 11, 1, tzinfo=UTC)

@@ -19,7 +19,8 @@ from anven_pipelines.domain.errors import EmptyGolden, InvalidInput
 from anven_pipelines.domain.golden import GOLDEN, Freeze, freeze
 from anven_pipelines.domain.holdout import Seen
 from anven_pipelines.domain.request_log import REQUEST_LOG
-from anven_pipelines.spec import Judge, Migration, RagasGrader
+from anven_pipelines.spec import Migration
+from anven_pipelines.spec_grading import Judge, RagasGrader
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 PROMPT = canonical_json([{"role": "user", "content": "How much is 6 x 7?"}])

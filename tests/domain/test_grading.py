@@ -26,8 +26,8 @@ from anven_pipelines.domain.grading import (
 from anven_pipelines.domain.json_answer import find_field
 from anven_pipelines.domain.judging import JudgeItem, contexts_of, judge_items, judged_frame, question_of
 from anven_pipelines.domain.number_answer import last_number, numbers_in, only_number
-from anven_pipelines.spec import (
-    Contract,
+from anven_pipelines.spec import Contract
+from anven_pipelines.spec_grading import (
     ExactGrader,
     Grader,
     JsonFieldGrader,

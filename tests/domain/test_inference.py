@@ -25,7 +25,7 @@ from anven_pipelines.domain.inference import (
 )
 from anven_pipelines.domain.prompts import carry_over
 from anven_pipelines.domain.request_log import REQUEST_LOG
-from anven_pipelines.spec import EndpointTarget, JobTarget
+from anven_pipelines.spec_target import EndpointTarget, JobTarget
 
 TARGET = EndpointTarget(engine="endpoint", model="open-3b", url="http://127.0.0.1:8000/v1")
 

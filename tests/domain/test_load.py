@@ -27,7 +27,7 @@ from anven_pipelines.domain.load import (
     unsent_row,
 )
 from anven_pipelines.domain.load_plan import Due
-from anven_pipelines.spec import ServiceLevel
+from anven_pipelines.spec_load import ServiceLevel
 from anven_pipelines.stats.proportions import wilson_interval
 from tests.load_rows import requests_at
 

@@ -452,7 +452,7 @@ def _shown(thing: dict[str, Any]) -> dict[str, Any]:
 
 def _selected(pod: dict[str, Any], query: dict[str, str]) -> bool:
     wanted = dict(each.split("=") for each in filter(None, query.get("labelSelector", "").split(",")))
-    return wanted.items() <= pod["metadata"]["labels"].items()
+    return bool(wanted.items() <= pod["metadata"]["labels"].items())
 
 
 def _container_status(state: dict[str, Any]) -> dict[str, Any]:

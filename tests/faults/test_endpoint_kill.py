@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.resources.llm_client import LlmClient
-from anven_pipelines.spec import EndpointTarget
+from anven_pipelines.spec_target import EndpointTarget
 from tests.fakes.folder_checkpoint import FolderCheckpoint
 
 url, checkpoint, result = sys.argv[1:]

@@ -13,7 +13,7 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import anven_messages
 from anven_pipelines.nano.tasks import generate
-from anven_pipelines.spec import JobTarget, NanoTarget
+from anven_pipelines.spec_target import JobTarget, NanoTarget
 from tests.pipeline.conftest import Place, logged_call
 
 if TYPE_CHECKING:

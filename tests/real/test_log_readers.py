@@ -17,7 +17,7 @@ from anven_pipelines.ingest.readers import LogBatch, read_logs
 from anven_pipelines.ingest.sources import list_files
 
 if TYPE_CHECKING:
-    from anven_pipelines.spec import LogFormat
+    from anven_pipelines.spec_values import LogFormat
 
 pytestmark = pytest.mark.real
 

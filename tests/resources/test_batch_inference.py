@@ -20,14 +20,14 @@ from anven_pipelines.nano.models import model_folder
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference
 from anven_pipelines.resources.llm_client import LlmClient
-from anven_pipelines.spec import JobTarget, NanoTarget
+from anven_pipelines.spec_target import JobTarget, NanoTarget
 from anven_pipelines.worker.weights import Weights
 from tests.fakes.kubernetes_cluster import kubernetes_cluster
 from tests.worker_jobs import questions
 
 if TYPE_CHECKING:
     from anven_pipelines.domain.inference import CompletionRequest
-    from anven_pipelines.spec import BatchTarget
+    from anven_pipelines.spec_target import BatchTarget
 
 NANO = NanoTarget(engine="nano", model="anven-nano")
 FOLDER = model_folder("anven-nano")

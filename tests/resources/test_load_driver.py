@@ -19,7 +19,7 @@ from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.domain.load import LOAD_REQUESTS
 from anven_pipelines.domain.load_plan import Due, LoadPlan
 from anven_pipelines.resources.load_driver import Driven, drive_load
-from anven_pipelines.spec import EndpointTarget
+from anven_pipelines.spec_target import EndpointTarget
 from tests.nano_server import nano_server
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
@@ -208,7 +208,7 @@ def test_a_long_rate_tells_how_far_it_is() -> None:
 @pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict class:UserWarning")
 def test_the_same_body_is_sent_as_by_a_batch_of_answers(tmp_path: Any) -> None:
     from anven_pipelines.resources.llm_client import LlmClient  # noqa: PLC0415 - LiteLLM, for this test alone
-    from tests.fakes import FolderCheckpoint  # noqa: PLC0415
+    from tests.fakes.folder_checkpoint import FolderCheckpoint  # noqa: PLC0415
 
     plan = evenly(10.0, 0.1)
     with ScriptedEndpoint() as endpoint:

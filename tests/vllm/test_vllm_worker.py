@@ -19,7 +19,7 @@ from anven_pipelines.domain.inference import CompletionRequest, merge_answers
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import anven_messages
 from anven_pipelines.nano.tasks import generate
-from anven_pipelines.spec import JobTarget
+from anven_pipelines.spec_target import JobTarget
 from anven_pipelines.worker.job import VllmSettings
 from anven_pipelines.worker.weights import Weights
 from tests.pipeline.conftest import logged_call

@@ -19,7 +19,7 @@ from tests.worker_jobs import NANO, REPOSITORY, command, kept, questions, worked
 if TYPE_CHECKING:
     from pathlib import Path
 
-from anven_pipelines.spec import EndpointTarget
+from anven_pipelines.spec_target import EndpointTarget
 from anven_pipelines.worker.job import EndpointSettings, packed
 
 ASK = [{"role": "user", "content": "Hello"}]
