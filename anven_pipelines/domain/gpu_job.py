@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 from pydantic import AfterValidator, Field
 
+from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.spec_values import Duration, Section
 
 if TYPE_CHECKING:
@@ -23,11 +24,18 @@ BAD_INPUT: Final = 2
 """The worker's exit status where no other attempt could do the job."""
 _QUEUE: Final = "kueue.x-k8s.io/queue-name"
 _NAME: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-_SECRET: Final = re.compile(r"(?i)(secret|token|password|passwd|credential|api_?key|access_?key)")
+_SECRET: Final = re.compile(r"(?i)secret|token|passw|pwd|credential|(^|_)key(_id)?$|apikey|connection_string|(^|_)sas$")
+_WITH_PASSWORD: Final = re.compile(r"://[^/\s]*:[^/\s]*@")
+_PATHS: Final = frozenset({"GOOGLE_APPLICATION_CREDENTIALS", "AWS_WEB_IDENTITY_TOKEN_FILE"})  # where one is, not what
 
 
 def _no_secret(environment: dict[str, str]) -> dict[str, str]:
-    if named := sorted(name for name in environment if _SECRET.search(name)):
+    named = sorted(
+        name
+        for name, value in environment.items()
+        if (_SECRET.search(name) and name not in _PATHS) or _WITH_PASSWORD.search(value)
+    )
+    if named:
         message = (
             f"{', '.join(named)} would stand in the manifest for all to read; put the values into a Secret, name it "
             "under `secrets`, or give the service account the right to read the store"
@@ -49,7 +57,7 @@ class GpuJobSettings(Section):
     """How a deployment runs batches on Kubernetes; one YAML file, which `ANVEN_GPU_JOB` names."""
 
     image: str = Field(min_length=1)
-    """Image of the worker, pinned by digest."""
+    """Image of the worker; by its digest, or another one may run under the same name tomorrow."""
     namespace: str = Field(default="default", pattern=_NAME)
     """Where the Job is created; the namespace must exist."""
     image_pull_policy: str = Field(default="IfNotPresent", pattern=r"^(Always|IfNotPresent|Never)$")
@@ -90,7 +98,9 @@ class GpuJobSettings(Section):
     """Longest wait for the first pod to run; the queue's own waiting is not counted."""
     retries: int = Field(default=3, ge=0)
     """Restarts of each index; evictions are not counted where the cluster can tell them apart."""
-    keep_for: Duration = Field(default=timedelta(hours=1), json_schema_extra={"default": "1h"})
+    keep_for: Duration = Field(
+        default=timedelta(hours=1), ge=timedelta(seconds=30), json_schema_extra={"default": "1h"}
+    )
     """How long an ended Job can be looked at before the cluster removes it."""
 
 
@@ -99,6 +109,7 @@ class Work(NamedTuple):
 
     Attributes:
         key: Work key of the batch.
+        store: Where the answers go; the same work for another store is another Job.
         workload: Whose batch it is.
         arguments: The worker's command line after its module.
         pods: Into how many shares the batch is cut.
@@ -107,6 +118,7 @@ class Work(NamedTuple):
     """
 
     key: str
+    store: str
     workload: str
     arguments: Sequence[str]
     pods: int = 1
@@ -116,7 +128,7 @@ class Work(NamedTuple):
     @property
     def job_name(self) -> str:
         """The same for the same work, so that a step that starts again finds the Job of the one before."""
-        return f"anven-{self.key[:24]}"
+        return f"anven-{digest_of([self.key, self.store])[:24]}"
 
     @property
     def is_indexed(self) -> bool:
@@ -166,6 +178,22 @@ def job_of(settings: GpuJobSettings, work: Work, *, job_uri: str, environment: M
         "metadata": {"name": name, "labels": labels | queue, "annotations": annotations},
         "spec": spec,
     }
+
+
+def lacking(wanted: Mapping[str, Any], made: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Compare a Job with what the cluster made of it: an older one drops what it does not know without a word.
+
+    Returns:
+        Why it cannot be used, and what to know of it otherwise; None for nothing.
+    """
+    spec, kept = wanted["spec"], made["spec"]
+    if spec["completions"] > 1 and kept.get("completionMode") != "Indexed":
+        return "this cluster knows no Indexed Jobs (Kubernetes 1.24 has them); set `target.pods: 1`", None
+    if spec.get("suspend") and "suspend" not in kept:
+        return "this cluster cannot hold a Job back (Kubernetes 1.24 can); leave `queue` out", None
+    if "backoffLimitPerIndex" in spec and "backoffLimitPerIndex" not in kept:
+        return None, "this cluster counts `retries` for the whole Job, not for each index (Kubernetes 1.29 does)"
+    return None, None
 
 
 def _pod(settings: GpuJobSettings, work: Work, environment: Mapping[str, str]) -> dict[str, Any]:

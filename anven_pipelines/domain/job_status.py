@@ -104,17 +104,24 @@ def refused(pods: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
+def is_active(pod: Mapping[str, Any]) -> bool:
+    """Tell whether a pod may still ask: it has not ended, as far as the cluster knows."""
+    return phase(pod) not in {"Succeeded", "Failed"}
+
+
 def what_holds_it_up(pods: Sequence[Mapping[str, Any]], warnings: Sequence[str]) -> str | None:
-    """Say why no pod has begun its work; None where one runs or has ended.
+    """Say what the Job waits for while no pod of it runs; None where one runs, or all have ended.
 
     Args:
         pods: All pods of the Job.
         warnings: What the cluster said of the Job itself, the newest last.
     """
-    if any(phase(pod) != "Pending" for pod in pods):
+    if any(phase(pod) == "Running" for pod in pods):
         return None
-    waiting = [describe(pod) for pod in pods]
-    return "; ".join(waiting) or (warnings[-1] if warnings else "the cluster has made no pod for it yet")
+    waiting = [describe(pod) for pod in pods if phase(pod) == "Pending"]
+    if waiting or pods:
+        return "; ".join(waiting) or None
+    return warnings[-1] if warnings else "the cluster has made no pod for it yet"
 
 
 def failures(pods: Sequence[Mapping[str, Any]]) -> Iterator[str]:

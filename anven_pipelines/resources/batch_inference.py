@@ -27,7 +27,7 @@ from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.subprocess_launcher import PACKAGES, SubprocessLauncher, require_packages
 from anven_pipelines.spec_target import AskedTarget, BatchTarget, EndpointTarget, JobTarget, NanoTarget
-from anven_pipelines.worker.generate import write_job
+from anven_pipelines.worker.generate import read_job, write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
 from anven_pipelines.worker.weight_sources import ModelCaches, is_on_worker, source_of
 from anven_pipelines.worker.weights import Weights
@@ -118,15 +118,17 @@ class BatchInference(dg.ConfigurableResource[None]):
         cluster = self._gpu_job_settings()
         self._require_shared_store(cluster)
         uri = write_job(self.artifacts.folder, job, requests, shards=target.pods)
+        shards = read_job(self.artifacts.folder, uri).shards
         work = Work(
             key=key,
+            store=self.artifacts.url,
             workload=context.partition_key if context.has_partition_key else "",
             arguments=self._arguments(uri),
-            pods=min(target.pods, len(requests)),
+            pods=min(target.pods, len(shards)),
             gpus=0 if isinstance(target, NanoTarget) else target.tensor_parallel,
             drain_s=self.drain_s,
         )
-        return _together(KubernetesLauncher(cluster).launch(context, work, job_uri=uri))
+        return _together(KubernetesLauncher(cluster).launch(context, work, job_uri=uri), pods=work.pods)
 
     def _arguments(self, job: str) -> list[str]:
         options = ["--store", self.artifacts.url, "--storage-options", json.dumps(self.artifacts.storage_options)]
@@ -185,10 +187,15 @@ class BatchInference(dg.ConfigurableResource[None]):
         return self.artifacts.folder.local_path(f"{job}.log") or Path(gettempdir()) / f"{Path(job).name}.log"
 
 
-def _together(figures: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Add up what several workers did; percentiles cannot be added, and stay with each."""
-    if len(figures) <= 1:
-        return figures[0] if figures else {}
+def _together(figures: Sequence[Mapping[str, Any]], *, pods: int) -> Mapping[str, Any]:
+    """Add up what several workers did; percentiles cannot be added, and stay with each.
+
+    Where not all of them told, as the output of a lost node is gone, no sum is made.
+    """
+    if pods == 1 and figures:
+        return figures[-1]
+    if len(figures) < pods:
+        return {"told_by": f"{len(figures)} of {pods} pods", "pods": list(figures)} if figures else {}
     sums = {name: sum(each[name] for each in figures) for name in ("rows", "answered", "failed", "tokens")}
     return {**sums, "seconds": max(each["seconds"] for each in figures), "pods": list(figures)}
 
@@ -221,8 +228,8 @@ def settings_of(target: BatchTarget, *, elsewhere: bool) -> EngineSettings:
         UnavailableService: the store of the weights does not answer.
     """
     if isinstance(target, NanoTarget):
-        folder = str(model_folder(target.model))
-        return EmbeddedSettings(name=target.model, folder=folder, weights=weights_digest(target.model))
+        model_folder(target.model)
+        return EmbeddedSettings(name=target.model, weights=weights_digest(target.model))
     if elsewhere and is_on_worker(target.weights):
         return VllmSettings(target=target)
     weights = weights_of(target)

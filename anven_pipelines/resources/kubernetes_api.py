@@ -53,6 +53,7 @@ class KubernetesApi:
         self.namespace = namespace
         self._container = container
         self._client = _client()
+        self.is_within_cluster = _is_within_cluster()
 
     def job(self, name: str) -> dict[str, Any] | None:
         """Return a Job, or None."""
@@ -74,14 +75,18 @@ class KubernetesApi:
                 raise
             return self._plain(made)
 
-    def delete_job(self, name: str) -> None:
-        """Delete a Job and its pods, which get their grace period; one that is gone is no error."""
+    def delete_job(self, job: Mapping[str, Any]) -> None:
+        """Delete this very Job and its pods, which get their grace period; one that is gone is no error."""
+        from kubernetes.client.exceptions import ApiException  # noqa: PLC0415 - loads slowly
+
+        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         with self._asks("delete", "jobs"):
-            self._found(
-                lambda: self._batch.delete_namespaced_job(
-                    name, self.namespace, propagation_policy="Background", _request_timeout=_PATIENCE_S
-                )
-            )
+            try:
+                self._batch.delete_namespaced_job(name, self.namespace, body=options, _request_timeout=_PATIENCE_S)
+            except ApiException as error:
+                if error.status not in {_NOT_FOUND, _CONFLICT}:  # another of that name stands in its place
+                    raise
 
     def pods(self, job: str) -> Pods:
         """Return the pods of a Job, the oldest first."""
@@ -131,7 +136,8 @@ class KubernetesApi:
                     return []
                 raise
             text = answer.data.decode("utf-8", errors="replace")
-        stamped = (line.partition(" ") for line in text.splitlines())
+        # Not splitlines(), which takes the carriage returns of progress bars for ends of lines.
+        stamped = (line.partition(" ") for line in text.split("\n"))
         return [LogLine(at, said) for at, _, said in stamped if at]
 
     def wait_for_change(self, job: str, *, version: str, seconds: float) -> None:
@@ -142,6 +148,7 @@ class KubernetesApi:
         from kubernetes.watch import Watch  # noqa: PLC0415 - loads slowly
 
         watch = Watch()
+        watch._api_client = self._client  # noqa: SLF001 - its own would check what older clusters leave out
         with self._asks("watch", "pods"):
             for _ in watch.stream(
                 self._core.list_namespaced_pod,
@@ -206,6 +213,10 @@ class KubernetesApi:
             raise UnavailableService(message) from error
 
 
+def _is_within_cluster() -> bool:
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and not os.environ.get("KUBECONFIG")
+
+
 def _client() -> ApiClient:
     try:
         from kubernetes import client, config  # noqa: PLC0415 - loads slowly
@@ -214,7 +225,7 @@ def _client() -> ApiClient:
         raise InvalidInput(message) from error
     settings = client.Configuration()
     try:
-        if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
+        if _is_within_cluster():
             config.load_incluster_config(settings)
         else:
             # The client read KUBECONFIG when it was imported.

@@ -7,27 +7,27 @@ the workers make them durable in the artifact store.
 Without `from __future__ import annotations`: Dagster reads the annotations of what it is given.
 """
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar, cast
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 import dagster as dg
-from dagster_pipes import PIPES_PROTOCOL_VERSION_FIELD, PipesDefaultMessageWriter, PipesMessage
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from anven_pipelines.domain import job_status
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
-from anven_pipelines.domain.gpu_job import CONTAINER, JOB_URI, GpuJobSettings, Work, job_of
-from anven_pipelines.resources.kubernetes_api import KubernetesApi, LogLine
+from anven_pipelines.domain.gpu_job import CONTAINER, JOB_URI, GpuJobSettings, Work, job_of, lacking
+from anven_pipelines.resources.kubernetes_api import KubernetesApi
+from anven_pipelines.resources.pod_logs import PodLogs
 
 ATTEMPTS: Final = 3  # of a Job that somebody deletes
 LOOK_EVERY_S: Final = 5.0
 UNREACHABLE_S: Final = 600.0
 """How long the API server may be away: an upgrade of a control plane takes minutes, and the Job runs on meanwhile."""
 _GOING_S: Final = 120.0
-_OVERLAP_S: Final = 30
+"""How long an earlier Job and its pods may take to go."""
+_CANCELLED: Final = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 Found = TypeVar("Found")
 
@@ -44,10 +44,11 @@ class KubernetesLauncher:
         """Look for a Job that does not exist: it shows that the cluster answers, and lets us look.
 
         Raises:
-            InvalidInput: there are no credentials, or the right is missing.
+            InvalidInput: there are no credentials, or a right is missing.
             UnavailableService: the API server does not answer.
         """
         self._api.job("anven-preflight")
+        self._api.pods("anven-preflight")
 
     def launch(self, context: dg.AssetExecutionContext, work: Work, *, job_uri: str) -> list[dict[str, Any]]:
         """Run the Job to its end, or go along with the one that runs already; return the workers' figures.
@@ -56,70 +57,39 @@ class KubernetesLauncher:
             InvalidInput: the cluster refuses the Job, or a worker finds it impossible.
             UnavailableService: no pod could run for too long, the Job failed, or the API server was away too long.
         """
-        reader = _PodLogs()
+        logs = PodLogs()
         with dg.open_pipes_session(
             context=context.op_execution_context,  # on the other, Dagster 1.13 calls what it deprecates
             context_injector=dg.PipesEnvContextInjector(),
-            message_reader=reader,
+            message_reader=logs,
         ) as session:
             job = job_of(self._settings, work, job_uri=job_uri, environment=session.get_bootstrap_env_vars())
-            watched = _Watched(self._api, self._settings, context.log, reader)
             try:
-                watched.run(job)
-            except (UnavailableService, InvalidInput):
+                _Watched(self._api, self._settings, context.log, logs).run(job)
+            except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+                self._interrupted(context, work.job_name)
                 raise
-            except BaseException:  # the run is cancelled
-                self._cancel(context.log, work.job_name)
+            except InvalidInput:  # nobody would watch it
+                self._delete(context.log, work.job_name, why="it cannot be gone along with")
                 raise
         return [each for each in session.get_custom_messages() if isinstance(each, dict)]
 
-    def _cancel(self, log: dg.DagsterLogManager, name: str) -> None:
+    def _interrupted(self, context: dg.AssetExecutionContext, name: str) -> None:
+        """Delete the Job of a cancelled run; where only this pod has to go, the next one goes along with the Job."""
+        run = context.instance.get_run_by_id(context.run.run_id)
+        if self._api.is_within_cluster and not (run and run.status in _CANCELLED):
+            context.log.info("this step ends and job %s runs on; the step that starts again goes along with it", name)
+            return
+        self._delete(context.log, name, why="cancelled")
+
+    def _delete(self, log: dg.DagsterLogManager, name: str, *, why: str) -> None:
         try:
-            self._api.delete_job(name)
-            log.info("cancelled: job %s is deleted, and what it answered is kept", name)
+            job = self._api.job(name)
+            if job is not None:
+                self._api.delete_job(job)
+            log.info("%s: job %s is deleted, and what it answered is kept", why, name)
         except (UnavailableService, InvalidInput) as error:
             log.warning("job %s runs on, as it could not be deleted: %s", name, error)
-
-
-class _PodLogs(dg.PipesMessageReader):
-    """Brings what the workers print to Dagster: their messages to the run's log, the rest to the step's own output."""
-
-    def __init__(self) -> None:
-        self._handler: dg.PipesMessageHandler | None = None
-        self._opened = False
-
-    @contextmanager
-    def read_messages(self, handler: dg.PipesMessageHandler) -> Iterator[dict[str, Any]]:
-        self._handler = handler
-        try:
-            yield {PipesDefaultMessageWriter.STDIO_KEY: PipesDefaultMessageWriter.STDERR}
-        finally:
-            if self._opened:  # several pods, and their restarts, each closed a session of their own
-                handler.handle_message(cast("PipesMessage", {"method": "closed", "params": None}))
-
-    def no_messages_debug_text(self) -> str:
-        return "The messages are read from the logs of the Job's pods."
-
-    def take(self, line: str) -> None:
-        """Pass one line on."""
-        message = _message_in(line)
-        if message is None:
-            print(line, flush=True)  # noqa: T201 - Dagster keeps the step's output
-        elif self._handler is not None and message["method"] != "closed":
-            self._opened = self._opened or message["method"] == "opened"
-            self._handler.handle_message(message)
-
-
-def _message_in(line: str) -> PipesMessage | None:
-    if not line.startswith("{"):
-        return None
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    if isinstance(message, dict) and PIPES_PROTOCOL_VERSION_FIELD in message:
-        return cast("PipesMessage", message)
-    return None
 
 
 class _Look(NamedTuple):
@@ -131,29 +101,19 @@ class _Look(NamedTuple):
     version: str
 
 
-class _Printed(NamedTuple):
-    """The last lines of a pod's output that were read, and when, by the monotonic clock."""
-
-    lines: list[LogLine]
-    read_at: float
-
-
 class _Watched:
     """One Job, looked at until it ends."""
 
-    def __init__(
-        self, api: KubernetesApi, settings: GpuJobSettings, log: dg.DagsterLogManager, reader: _PodLogs
-    ) -> None:
-        self._api, self._settings, self._log, self._reader = api, settings, log, reader
+    def __init__(self, api: KubernetesApi, settings: GpuJobSettings, log: dg.DagsterLogManager, logs: PodLogs) -> None:
+        self._api, self._settings, self._log, self._logs = api, settings, log, logs
         self._told: dict[str, str] = {}
-        self._read: dict[str, _Printed] = {}
         self._waits_since: float | None = None
 
     def run(self, job: Mapping[str, Any]) -> None:
         """See the Job through."""
         name = job["metadata"]["name"]
         for _ in range(ATTEMPTS):
-            found = self._kept_trying(lambda: self._found_or_created(job))
+            found = self._found_or_created(job)
             if self._ends(name, found["metadata"]["uid"]):
                 return
             self._log.warning("job %s was deleted by somebody else; it is created again and asks what is left", name)
@@ -161,40 +121,56 @@ class _Watched:
         raise UnavailableService(message)
 
     def _found_or_created(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Go along with the Job of that name that runs or is done; make one otherwise."""
+        """Go along with the Job of that name that runs; else make one, once the pods of an earlier one are gone."""
         name, waits_until = wanted["metadata"]["name"], time.monotonic() + _GOING_S
-        while time.monotonic() < waits_until:
-            found = self._api.job(name)
-            if found is None:
-                made = self._api.create_job(wanted)
-                if made is not None:
-                    self._require_as_wanted(wanted, made)
-                    self._log.info("job %s/%s created", self._api.namespace, name)
-                    return made
-            elif job_status.is_going(found):
-                time.sleep(0.5)
-            elif (ended := job_status.ended(found)) and ended.outcome == "failed":
-                self._log.info("job %s failed before (%s); it is deleted and created again", name, ended.reason)
-                self._api.delete_job(name)
-            else:
-                self._go_along(wanted, found)
+        while True:
+            is_patient = time.monotonic() < waits_until
+            found = self._kept_trying(partial(self._next, wanted, waits_for_pods=is_patient))
+            if found is not None:
                 return found
-        message = f"job {name} has been in deletion for {_GOING_S:.0f} s; look at its finalizers"
-        raise UnavailableService(message)
+            if not is_patient:
+                message = f"job {name} has been in deletion for {_GOING_S:.0f} s; look at its finalizers"
+                raise UnavailableService(message)
+            time.sleep(0.5)
 
-    def _go_along(self, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-        uri = (found["metadata"].get("annotations") or {}).get(JOB_URI)
-        other = "" if uri == wanted["metadata"]["annotations"][JOB_URI] else ", with other settings"
-        state = "is done" if job_status.ended(found) else "runs already"
-        self._log.info("job %s %s%s; this step goes along with it", found["metadata"]["name"], state, other)
+    def _next(self, wanted: Mapping[str, Any], *, waits_for_pods: bool) -> dict[str, Any] | None:
+        """Do the next thing towards a Job that runs; None where it takes time."""
+        name = wanted["metadata"]["name"]
+        found = self._api.job(name)
+        if found is None:
+            if waits_for_pods and any(job_status.is_active(pod) for pod in self._api.pods(name).items):
+                return None  # they answer until their grace period ends, and would be asked the same
+            made = self._api.create_job(wanted)
+            if made is not None:
+                self._log.info("job %s/%s created", self._api.namespace, name)
+                self._require_as_wanted(wanted, made)
+            return made
+        if job_status.is_going(found):
+            return None
+        if (ended := job_status.ended(found)) is not None:
+            # Something is left to ask, or nobody would be here: another Job has to ask it.
+            self._log.info(
+                "job %s ended before (%s); it is deleted and created again", name, ended.reason or "complete"
+            )
+            self._api.delete_job(found)
+            return None
+        self._require_as_wanted(wanted, found)
+        same = (found["metadata"].get("annotations") or {}).get(JOB_URI) == wanted["metadata"]["annotations"][JOB_URI]
+        other = "" if same else ", with other settings"
+        self._log.info("job %s runs already%s; this step goes along with it", name, other)
+        return found
 
     def _require_as_wanted(self, wanted: Mapping[str, Any], made: Mapping[str, Any]) -> None:
-        """Refuse a cluster that dropped what it does not know: each pod would answer the first share only."""
-        mode = wanted["spec"].get("completionMode")
-        if mode and made["spec"].get("completionMode") != mode:
-            self._api.delete_job(made["metadata"]["name"])
-            message = "this cluster knows no Indexed Jobs (Kubernetes 1.24 has them); set `target.pods: 1`"
-            raise InvalidInput(message)
+        """Refuse a cluster that dropped what it does not know and we cannot do without.
+
+        Raises:
+            InvalidInput: it did; whoever catches it deletes the Job.
+        """
+        needed, missed = lacking(wanted, made)
+        if needed:
+            raise InvalidInput(needed)
+        if missed:
+            self._tell_once("missed", missed, warns=True)
 
     def _ends(self, name: str, uid: str) -> bool:
         """Look until the Job ends well; False where it is gone."""
@@ -203,7 +179,6 @@ class _Watched:
             if job is None or job["metadata"]["uid"] != uid:
                 return False
             if (why := job_status.refused(pods)) is not None:
-                self._api.delete_job(name)
                 message = f"the worker cannot do the job: {why}"
                 raise InvalidInput(message)
             if ended := job_status.ended(job):
@@ -220,12 +195,23 @@ class _Watched:
         warnings = self._warnings([uid, *(pod["metadata"]["uid"] for pod in mine)])
         self._tell(mine)
         for pod in mine:
-            self._read_log(pod)
+            try:
+                self._logs.read(self._api, pod)
+            except (UnavailableService, InvalidInput) as error:  # its node may be lost, and the output with it
+                said = f"{job_status.pod_name(pod)}: its output cannot be read: {error}"
+                self._tell_once(f"log {pod['metadata']['uid']}", said, warns=True)
         return _Look(job, mine, warnings, pods.version)
 
     def _require_a_start(self, job: Mapping[str, Any], pods: list[dict[str, Any]], warnings: list[str]) -> None:
-        """Give up where no pod has begun for too long, with the cluster's own reason."""
-        held = None if job_status.is_queued(job) else job_status.what_holds_it_up(pods, warnings)
+        """Give up where no pod has run for too long, with the cluster's own reason."""
+        name = job["metadata"]["name"]
+        if job_status.is_queued(job):
+            self._tell_once(
+                "queue", f"job {name} waits in the queue {self._settings.queue!r} for its quota", warns=False
+            )
+            self._waits_since = None
+            return
+        held = job_status.what_holds_it_up(pods, warnings)
         if held is None:
             self._waits_since = None
             return
@@ -233,17 +219,22 @@ class _Watched:
         self._waits_since = self._waits_since if self._waits_since is not None else now
         limit = self._settings.pending.total_seconds()
         if now - self._waits_since > limit:
-            self._api.delete_job(job["metadata"]["name"])
+            self._api.delete_job(job)
             message = (
-                f"job {job['metadata']['name']} had no running pod for {limit:g} s: {held}; it is deleted, and "
-                "what was answered is kept. Make room, mend `node_selector` and `tolerations`, or raise `pending`"
+                f"job {name} had no running pod for {limit:g} s: {held}; it is deleted, and what was answered is kept. "
+                "Make room, mend `node_selector` and `tolerations`, or raise `pending`"
             )
             raise UnavailableService(message)
 
     def _warnings(self, uids: list[str]) -> list[str]:
         """Return what the cluster warns of, and tell it once."""
+        try:
+            events = self._api.warnings(uids)
+        except InvalidInput as error:  # a help for people; the pods themselves tell enough
+            self._tell_once("events", str(error), warns=True)
+            return []
         said = []
-        for event in self._api.warnings(uids):
+        for event in events:
             line = f"{event['involvedObject']['name']}: {event.get('reason')}: {event.get('message')}"
             said.append(line)
             self._tell_once(f"event {event['metadata']['name']}", line, warns=True)
@@ -255,33 +246,14 @@ class _Watched:
             self._tell_once(pod["metadata"]["uid"], job_status.describe(pod), warns=failed)
         here = {pod["metadata"]["uid"] for pod in pods}
         for uid, said in list(self._told.items()):
-            if uid not in here and not uid.startswith("event ") and " runs on " in said:
-                self._tell_once(
-                    uid, f"{said.partition(' runs on ')[0]} is gone: deleted, or lost with its node", warns=True
-                )
+            name, runs, _ = said.partition(" runs on ")
+            if uid not in here and runs and name.startswith("pod "):
+                self._tell_once(uid, f"{name} is gone: deleted, or lost with its node", warns=True)
 
     def _tell_once(self, key: str, line: str, *, warns: bool) -> None:
         if self._told.get(key) != line:
             self._told[key] = line
             (self._log.warning if warns else self._log.info)(line)
-
-    def _read_log(self, pod: Mapping[str, Any]) -> None:
-        """Pass on what a pod has printed since the last look; each line once, whatever reconnects."""
-        if job_status.phase(pod) == "Pending":
-            return
-        uid, now = pod["metadata"]["uid"], time.monotonic()
-        before = self._read.get(uid)
-        # The age is by our own clock: what came after the last reading is younger, whatever the node's clock shows.
-        since_s = None if before is None else int(now - before.read_at) + _OVERLAP_S
-        try:
-            lines = self._api.log(pod["metadata"]["name"], since_s=since_s)
-        except UnavailableService as error:  # the node's kubelet keeps the output, and the node may be lost
-            self._tell_once(f"log {uid}", f"{job_status.pod_name(pod)}: its output cannot be read: {error}", warns=True)
-            return
-        for line in lines[_overlap(before.lines, lines) if before else 0 :]:
-            self._reader.take(line.text)
-        if lines:
-            self._read[uid] = _Printed(lines, now)
 
     def _wait(self, name: str, version: str) -> None:
         try:
@@ -307,14 +279,6 @@ class _Watched:
 
 def _belongs(pod: Mapping[str, Any], uid: str) -> bool:
     return any(owner.get("uid") == uid for owner in pod["metadata"].get("ownerReferences") or [])
-
-
-def _overlap(before: list[LogLine], lines: list[LogLine]) -> int:
-    """Return how many of the lines were read before: all up to the last one's time, and as many at that time."""
-    last = before[-1].at
-    at_last = sum(line.at == last for line in before)
-    earlier = sum(line.at < last for line in lines)
-    return min(len(lines), earlier + at_last)
 
 
 def _fail(name: str, reason: str, pods: list[dict[str, Any]]) -> NoReturn:

@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the worker and return its exit status."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if os.getpid() == 1:  # in a container the kernel keeps a signal's default action from the first process
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
     if options.until_stdin_closes:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     with _telling() as (say, tell):

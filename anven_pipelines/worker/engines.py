@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.completion import Answer, Failure
 from anven_pipelines.domain.errors import CorruptArtifact
+from anven_pipelines.nano.models import model_folder
 from anven_pipelines.resources.answer_batch import Asked
 from anven_pipelines.worker.chat_request import engine_request
 from anven_pipelines.worker.engine import ContextLengthExceeded, EngineFailed, UnsupportedRequest
@@ -82,7 +83,7 @@ class LocalModel:
         """
         match self.settings:
             case EmbeddedSettings(folder=folder):
-                self._folder = Path(folder)
+                self._folder = Path(folder) if folder else model_folder(self.settings.name)
             case VllmSettings(target=target):
                 source = source_of(target.weights, target.revision, hub=caches.hub)
                 self._folder = local_folder(source, digest=target.digest, cache=caches.models, say=say)

@@ -58,10 +58,11 @@ def write_job(folder: DurableFolder, job: Job, requests: Sequence[CompletionRequ
         folder: The artifact store's folder.
         job: What to do; its shards are filled in.
         requests: The whole batch.
-        shards: Least number of shards; requests with the same beginning stand in the same one.
+        shards: Into how many equal shares the batch will be cut; each is one shard, or as many as the others.
     """
     ordered = packed(requests)
-    rows = max(1, min(SHARD_ROWS, -(-len(ordered) // shards)))
+    each = -(-len(ordered) // (shards * SHARD_ROWS))  # shards of one share
+    rows = max(1, -(-len(ordered) // max(1, shards * each)))
     written = [_write_shard(folder, to_frame(ordered[start : start + rows])) for start in range(0, len(ordered), rows)]
     data = job.model_copy(update={"shards": written}).model_dump_json(indent=2).encode()
     uri = f"{_FOLDER}/{hashlib.sha256(data).hexdigest()}.json"
@@ -99,7 +100,7 @@ def generate(
     requests = packed([request for shard in shards for request in _requests(folder, shard)])
     if not requests:  # an index without a share needs no engine
         return ANSWERS.empty()
-    with _alone(folder, job, watch):
+    with _alone(folder, job, shards, watch):
         return _answered(checkpoint(folder, job.key, ANSWERS), job, requests, watch, caches)
 
 
@@ -152,12 +153,13 @@ def _answered(
 
 
 @contextmanager
-def _alone(folder: DurableFolder, job: Job, watch: Watch) -> Iterator[None]:
-    """Wait until no other worker of this machine is at the same work, as both would ask the same.
+def _alone(folder: DurableFolder, job: Job, shards: Sequence[Shard], watch: Watch) -> Iterator[None]:
+    """Wait until no other worker of this machine is at the same share of the work, as both would ask the same.
 
     An object store has no such lock: there a Kubernetes Job of a fixed name keeps a second one away.
     """
-    path = folder.local_path(f"{_FOLDER}/{job.key}.lock")
+    share = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
+    path = folder.local_path(f"{_FOLDER}/{job.key}-{share}.lock")
     if path is None:
         yield
         return

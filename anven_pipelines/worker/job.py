@@ -32,8 +32,8 @@ class EmbeddedSettings(Section):
     engine: Literal["embedded"] = "embedded"
     name: str
     """Name under which the model answers."""
-    folder: str
-    """Local path of the model."""
+    folder: str | None = None
+    """Local path of the model; absent for one that comes with the package, wherever that is installed."""
     weights: str | None = None
     """SHA-256 of the weights, in hex, that must be loaded; not checked where absent."""
     precision: Literal["float32", "int8"] = "float32"
