@@ -1,10 +1,12 @@
 """Our batch worker beside bare vLLM, `vllm run-batch` and HTTP calls one by one: same prompts, engine, settings.
 
-    ANVEN_WORKER_PYTHON=$(.ci/vllm_env) python benchmarks/batch_inference.py [--quick] [--json]
+    ANVEN_WORKER_PYTHON=$(.ci/vllm_env) python benchmarks/batch_inference.py [--rounds N] [--quick] [--json]
 
-Each way answers the same greedy questions with the shipped anven-nano in float32, in a process of its own; rounds take
-turns, so that what the machine does meanwhile hits all. Time is from the first request to the last answer; loading and
-freeing the model is left out. Ours reads and writes: it checks each request and holds checkpoints on the disk.
+All answer the same greedy questions with the shipped anven-nano in float32. Ours and the bare engine stand loaded in
+one process and take turns, each round with other prompts, so that neither finds them cached and what the machine does
+meanwhile hits both. Time is from the first request to the last answer, which for ours is on the disk; loading and
+freeing the model is left out. Processor time is that of the process and of the engine's core; it grows less than the
+clock's with what else the machine does.
 
 `generate` is `vllm.LLM.generate` on prompts to which the chat template was applied before the time began; `chat` is
 `vllm.LLM.chat`, which applies it, as ours does.
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.nano.models import model_folder
@@ -30,8 +32,9 @@ from anven_pipelines.nano.prompts import anven_messages
 from anven_pipelines.nano.tasks import generate
 from anven_pipelines.resources.durable_folder import DurableFolder
 from anven_pipelines.spec import JobTarget
+from anven_pipelines.worker import engines
 from anven_pipelines.worker.generate import Watch, read_job, write_job
-from anven_pipelines.worker.generate import generate as work
+from anven_pipelines.worker.generate import generate as work_off
 from anven_pipelines.worker.job import Job, VllmSettings
 from anven_pipelines.worker.weights import Weights
 
@@ -39,8 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import httpx
-
-    from anven_pipelines.resources.answer_batch import Progress
 
 REPOSITORY: Final = Path(__file__).parents[1]
 FOLDER: Final = str(model_folder("anven-nano"))
@@ -56,107 +57,127 @@ ENVIRONMENT: Final = {
 }
 SEED: Final = 17
 MOST_TOKENS: Final = 64
+WARM_UP: Final = 64  # prompts that each way answers before its first round
 BASE: Final = "generate"
-QUICK: Final = (BASE, "ours")
-ROUNDS: Final = 5
-SEEN_ONCE: Final = ("run-batch", "HTTP calls one by one")  # far off, so one round tells
 READY_S: Final = 300.0
+
+
+class Spent(NamedTuple):
+    """Seconds of the clock and of the processors."""
+
+    wall_s: float
+    cpu_s: float
 
 
 def main() -> None:
     """Measure and print, or be one of the processes that are measured."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--quick", action="store_true", help=f"300 prompts, one round, {' and '.join(QUICK)} alone")
+    options.add_argument("--prompts", type=int, default=2_500, help="of each round (default 2,500)")
+    options.add_argument("--rounds", type=int, default=5, help="how many (default 5)")
+    options.add_argument("--quick", action="store_true", help="one round of 300 prompts, without run-batch and HTTP")
     options.add_argument("--json", action="store_true", help="print one JSON object")
-    options.add_argument("--measure", nargs="+", choices=list(WAYS), help=argparse.SUPPRESS)
-    options.add_argument("--prompts", type=int, default=2_500, help="how many (default 2,500)")
+    options.add_argument("--measure", choices=list(MEASURED), help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.measure:
-        print(json.dumps({"seconds": {way: WAYS[way](chosen.prompts) for way in chosen.measure}}))
+        print(json.dumps({"spent": MEASURED[chosen.measure](chosen.prompts, chosen.rounds)}))
         return
     python = os.environ.get("ANVEN_WORKER_PYTHON") or sys.exit("set ANVEN_WORKER_PYTHON to the python of .ci/vllm_env")
-    prompts, rounds = (300, 1) if chosen.quick else (chosen.prompts, ROUNDS)
-    speeds = quick(python, prompts) if chosen.quick else compare(python, prompts, rounds)
-    ways = {way: against(found, speeds[BASE]) for way, found in speeds.items()}
+    prompts, rounds = (300, 1) if chosen.quick else (chosen.prompts, chosen.rounds)
+    spent = measured(python, "in turns", prompts, rounds)
+    ways = {way: figures(found, spent[BASE], prompts) for way, found in spent.items()}
+    if not chosen.quick:
+        for way in ("run-batch", "HTTP, one by one"):  # far off, so that a tenth of the prompts tells
+            [found] = measured(python, way, prompts // 10, 1)[way]
+            ways[way] = {"prompts_per_s": (prompts // 10) / found[0]}
     if chosen.json:
         print(json.dumps({"prompts": prompts, "rounds": rounds, "ways": ways}))
         return
-    print(f"{prompts:,} prompts, {rounds} rounds: median (lowest to highest)\n")
-    print(f"| way | prompts/s | of `{BASE}` in the same round |\n|---|---:|---:|")
+    print(f"{prompts:,} prompts, {rounds} rounds; of `{BASE}` in the same round: median (lowest to highest)\n")
+    print("| way | prompts/s | speed | processor time |\n|---|---:|---:|---:|")
     for way, told in ways.items():
-        print(f"| {way} | {told['prompts_per_s']:.1f} | {told['of']:.3f} ({told['least']:.3f} to {told['most']:.3f}) |")
+        shares = " | ".join(
+            f"{told[name]:.3f} ({told[f'{name}_least']:.3f} to {told[f'{name}_most']:.3f})" if name in told else ""
+            for name in ("speed", "cpu")
+        )
+        print(f"| {way} | {told['prompts_per_s']:.1f} | {shares} |")
 
 
-def against(found: Sequence[float], base: Sequence[float]) -> dict[str, float]:
-    """Return a way's speed, and its share of the base's: the median of the rounds' ratios, the lowest, the highest."""
-    shares = [each / other for each, other in zip(found, base, strict=False)]
+def figures(found: Sequence[Sequence[float]], base: Sequence[Sequence[float]], prompts: int) -> dict[str, float]:
+    """Return a way's speed, and its speed and processor time as shares of the base's in the same round."""
+    pairs = [(Spent(*each), Spent(*other)) for each, other in zip(found, base, strict=True)]
+    speeds = [other.wall_s / each.wall_s for each, other in pairs]
+    cpus = [each.cpu_s / other.cpu_s for each, other in pairs]
     return {
-        "prompts_per_s": statistics.median(found),
-        "of": statistics.median(shares),
-        "least": min(shares),
-        "most": max(shares),
+        "prompts_per_s": statistics.median(prompts / each.wall_s for each, _ in pairs),
+        "speed": statistics.median(speeds),
+        "speed_least": min(speeds),
+        "speed_most": max(speeds),
+        "cpu": statistics.median(cpus),
+        "cpu_least": min(cpus),
+        "cpu_most": max(cpus),
     }
 
 
-def compare(python: str, prompts: int, rounds: int) -> dict[str, list[float]]:
-    """Return each way's prompts/s in each round; the order of the ways turns, as a machine's load drifts."""
-    speeds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for number in range(rounds):
-        turned = [*list(WAYS)[number % 3 : 3], *list(WAYS)[: number % 3], *(SEEN_ONCE if number == 0 else ())]
-        for way in turned:
-            asked = prompts if way not in SEEN_ONCE else prompts // 10
-            speeds[way].append(asked / measured(python, [way], asked)[way])
-    return speeds
-
-
-def quick(python: str, prompts: int) -> dict[str, list[float]]:
-    """Return the speed of two ways, one after the other in one process, which loads vLLM once."""
-    return {way: [prompts / seconds] for way, seconds in measured(python, QUICK, prompts).items()}
-
-
-def measured(python: str, ways: Sequence[str], prompts: int) -> dict[str, float]:
-    """Return the seconds of each way, in a process of its own."""
-    command = [python, __file__, "--prompts", str(prompts), "--measure", *ways]
+def measured(python: str, what: str, prompts: int, rounds: int) -> dict[str, list[list[float]]]:
+    """Return what each way spent in each round, in a process of its own."""
+    command = [python, __file__, "--prompts", str(prompts), "--rounds", str(rounds), "--measure", what]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
-    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"seconds"')]  # vLLM logs there too
-    found: dict[str, float] = json.loads(line)["seconds"]
+    sys.stderr.writelines(line + "\n" for line in done.stderr.splitlines() if line.startswith("round "))
+    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"spent"')]  # vLLM logs there too
+    found: dict[str, list[list[float]]] = json.loads(line)["spent"]
     return found
 
 
-def chats(count: int) -> list[list[dict[str, str]]]:
-    """Return the questions of the golden split in the model's own style."""
-    return [anven_messages(item) for item in generate("golden", count, seed=SEED)]
+def chats(count: int, *, number: int = 0) -> list[list[dict[str, str]]]:
+    """Return a round's questions of the golden split in the model's own style."""
+    return [anven_messages(item) for item in generate("golden", count, seed=SEED + number)]
 
 
-def bare_generate(count: int) -> float:
-    """Return the seconds of vLLM's own batch call on prompts that are written out already."""
+def in_turns(prompts: int, rounds: int) -> dict[str, list[Spent]]:
+    """Return what ours and the bare engine spent; the order turns from round to round."""
+    ways = {**bare_ways(), "ours": our_way()}
+    spent: dict[str, list[Spent]] = {way: [] for way in ways}
+    for answer in ways.values():
+        answer(chats(WARM_UP, number=-1))
+    for number in range(rounds):
+        asked = chats(prompts, number=number)
+        for at in range(len(ways)):
+            way = list(ways)[(number + at) % len(ways)]
+            spent[way].append(ways[way](asked))
+        print(f"round {number}: { ({way: found[-1] for way, found in spent.items()}) }", file=sys.stderr, flush=True)
+    return spent
+
+
+def bare_ways() -> dict[str, Callable[[list[list[dict[str, str]]]], Spent]]:
+    """Load vLLM as its own batch interface does."""
     from vllm import LLM, SamplingParams  # noqa: PLC0415 - only there where it is measured
 
     model = LLM(model=FOLDER, dtype="float32", **ARGUMENTS)
-    write = model.get_tokenizer().apply_chat_template
-    prompts = [write(chat, add_generation_prompt=True, tokenize=False) for chat in chats(count)]
+    core = model.llm_engine.engine_core
     sampling = SamplingParams(temperature=0.0, max_tokens=MOST_TOKENS)
-    began = time.perf_counter()
-    model.generate(prompts, sampling, use_tqdm=False, tokenization_kwargs={"add_special_tokens": False})
-    return time.perf_counter() - began
+    write = model.get_tokenizer().apply_chat_template
+
+    def bare_generate(asked: list[list[dict[str, str]]]) -> Spent:
+        prompts = [write(chat, add_generation_prompt=True, tokenize=False) for chat in asked]
+        took = stopwatch(core)
+        model.generate(prompts, sampling, use_tqdm=False, tokenization_kwargs={"add_special_tokens": False})
+        return took()
+
+    def bare_chat(asked: list[list[dict[str, str]]]) -> Spent:
+        took = stopwatch(core)
+        model.chat(asked, sampling, use_tqdm=False)
+        return took()
+
+    return {BASE: bare_generate, "chat": bare_chat}
 
 
-def bare_chat(count: int) -> float:
-    """Return the seconds of vLLM's own batch call on messages."""
-    from vllm import LLM, SamplingParams  # noqa: PLC0415 - only there where it is measured
+def our_way() -> Callable[[list[list[dict[str, str]]]], Spent]:
+    """Load the worker's engine, which then outlives each of its runs."""
+    from anven_pipelines.worker.vllm_engine import VllmEngine  # noqa: PLC0415 - only there where it is measured
 
-    model = LLM(model=FOLDER, dtype="float32", **ARGUMENTS)
-    asked, sampling = chats(count), SamplingParams(temperature=0.0, max_tokens=MOST_TOKENS)
-    began = time.perf_counter()
-    model.chat(asked, sampling, use_tqdm=False)
-    return time.perf_counter() - began
-
-
-def ours(count: int) -> float:
-    """Return the seconds of the worker's run, from its first request to its last durable row."""
     target = JobTarget(
         engine="vllm-job",
         model="anven-nano",
@@ -166,22 +187,50 @@ def ours(count: int) -> float:
         precision="float32",
         **ARGUMENTS,
     )
-    requests = [
-        CompletionRequest(str(at), [dict(turn) for turn in chat], {"temperature": 0, "max_tokens": MOST_TOKENS})
-        for at, chat in enumerate(chats(count))
-    ]
-    told: list[Progress] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = DurableFolder(scratch, {})
-        job = Job(key="benchmark", shards=[], settings=VllmSettings(target=target))
-        written = read_job(folder, write_job(folder, job, requests))
-        answers = work(folder, written, written.shards, Watch(report=told.append, say=lambda _: None))
-    if set(answers["status"]) != {"answered"}:
-        sys.exit(f"not all was answered: {answers['status'].value_counts()}")
-    return told[-1].elapsed_s
+    engine = VllmEngine(target, digest=target.digest)
+
+    async def stays_open() -> None:
+        """Stand in for `close`."""
+
+    engine.close = stays_open  # type: ignore[method-assign]
+    engines.load = lambda _: engine
+
+    def work(asked: list[list[dict[str, str]]]) -> Spent:
+        requests = [
+            CompletionRequest(str(at), [dict(turn) for turn in chat], {"temperature": 0, "max_tokens": MOST_TOKENS})
+            for at, chat in enumerate(asked)
+        ]
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = DurableFolder(scratch, {})
+            job = Job(key="benchmark", shards=[], settings=VllmSettings(target=target))
+            uri = write_job(folder, job, requests)
+            took = stopwatch(engine._engine.engine_core)  # noqa: SLF001 - its process is what is measured
+            written = read_job(folder, uri)
+            answers = work_off(folder, written, written.shards, Watch(report=lambda _: None, say=lambda _: None))
+            spent = took()
+        if set(answers["status"]) != {"answered"}:
+            sys.exit(f"not all was answered: {answers['status'].value_counts()}")
+        return spent
+
+    return work
 
 
-def run_batch(count: int) -> float:
+def stopwatch(core: Any) -> Callable[[], Spent]:  # noqa: ANN401 - vLLM's client of an engine's core
+    """Start to count; the result tells what was spent since."""
+    import psutil  # type: ignore[import-untyped]  # noqa: PLC0415 - vLLM's environment has it
+
+    [process] = core.resources.engine_manager.processes
+    root = psutil.Process(process.pid)
+
+    def cpu_s() -> float:
+        times = [each.cpu_times() for each in (root, *root.children(recursive=True))]
+        return time.process_time() + sum(each.user + each.system for each in times)
+
+    wall, cpu = time.perf_counter(), cpu_s()
+    return lambda: Spent(time.perf_counter() - wall, cpu_s() - cpu)
+
+
+def run_batch(count: int, _: int) -> dict[str, list[Spent]]:
     """Return the seconds of `vllm run-batch` without those of its engine's start; it writes its file at the end."""
     import asyncio  # noqa: PLC0415 - as below
 
@@ -209,10 +258,10 @@ def run_batch(count: int) -> float:
         asyncio.run(command.main(command.parse_args()))
         if len(answers.read_text().splitlines()) != count:
             sys.exit("vllm run-batch lost answers")
-    return seconds[0]
+    return {"run-batch": [Spent(seconds[0], 0.0)]}
 
 
-def calls_one_by_one(count: int) -> float:
+def calls_one_by_one(count: int, _: int) -> dict[str, list[Spent]]:
     """Return the seconds of HTTP calls to a server of vLLM, each after the answer to the last."""
     import httpx  # noqa: PLC0415 - only there where it is measured
 
@@ -230,7 +279,7 @@ def calls_one_by_one(count: int) -> float:
             began = time.perf_counter()
             for each in asked:
                 client.post("/v1/chat/completions", json=each).raise_for_status()
-            return time.perf_counter() - began
+            return {"HTTP, one by one": [Spent(time.perf_counter() - began, 0.0)]}
         finally:
             server.terminate()
 
@@ -259,12 +308,10 @@ SERVED: Final = [
     *("--model", FOLDER, "--served-model-name", "anven-nano", "--dtype", "float32", "--enforce-eager"),
     *("--max-model-len", str(ARGUMENTS["max_model_len"]), "--max-num-seqs", str(ARGUMENTS["max_num_seqs"])),
 ]
-WAYS: Final[dict[str, Callable[[int], float]]] = {
-    "generate": bare_generate,
-    "chat": bare_chat,
-    "ours": ours,
+MEASURED: Final[dict[str, Callable[[int, int], dict[str, list[Spent]]]]] = {
+    "in turns": in_turns,
     "run-batch": run_batch,
-    "HTTP calls one by one": calls_one_by_one,
+    "HTTP, one by one": calls_one_by_one,
 }
 
 
