@@ -67,7 +67,7 @@ class Tally:
     doubled: int = 0
     other_answers: int = 0
     other_verdicts: int = 0
-    asked_again: int = 0
+    written_twice: int = 0
     workers_left: int = 0
 
     @property
@@ -96,7 +96,7 @@ class Tally:
         same = found.answers.drop(MEASURED).join(expected, on=expected.columns, how="semi", nulls_equal=True)
         self.other_answers += expected.height - same.height
         self.other_verdicts += found.verdict != undisturbed.verdict
-        self.asked_again += found.rows_written - expected.height
+        self.written_twice += found.rows_written - expected.height
 
     def told(self) -> dict[str, Any]:
         """Return the figures as JSON holds them."""
