@@ -193,7 +193,7 @@ def our_way() -> Callable[[list[list[dict[str, str]]]], Spent]:
         """Stand in for `close`."""
 
     engine.close = stays_open  # type: ignore[method-assign]
-    engines.load = lambda _: engine
+    engines.load = lambda _: engine  # type: ignore[assignment]
 
     def work(asked: list[list[dict[str, str]]]) -> Spent:
         requests = [
@@ -223,8 +223,9 @@ def stopwatch(core: Any) -> Callable[[], Spent]:  # noqa: ANN401 - vLLM's client
     root = psutil.Process(process.pid)
 
     def cpu_s() -> float:
-        times = [each.cpu_times() for each in (root, *root.children(recursive=True))]
-        return time.process_time() + sum(each.user + each.system for each in times)
+        times = [each.cpu_times() for each in (root, *root.children(recursive=True))]  # its worker is a child of it
+        core_s: float = sum(each.user + each.system for each in times)
+        return time.process_time() + core_s
 
     wall, cpu = time.perf_counter(), cpu_s()
     return lambda: Spent(time.perf_counter() - wall, cpu_s() - cpu)
