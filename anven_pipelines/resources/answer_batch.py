@@ -42,7 +42,8 @@ class Progress(NamedTuple):
         total: Items of the batch.
         failed: Of `done`, those without an answer.
         tokens: Prompt and answer tokens that the server counted in this run.
-        elapsed_s: Seconds since this run began.
+        elapsed_s: Seconds since the first request of this run, at the end those to the last durable answer; loading
+            and freeing a model is not part of it.
     """
 
     done: int
@@ -103,6 +104,7 @@ class AnswerBatch:
     _failed: int = 0
     _tokens: int = 0
     _started: float = 0.0
+    _ended: float | None = None
     _reported: float = 0.0
 
     def run(self) -> pl.DataFrame:
@@ -122,7 +124,7 @@ class AnswerBatch:
             finally:
                 if self._rows:
                     self.checkpoint.append(_frame(self._rows))
-        self._tell(now=self.clock())
+        self._tell(now=self.clock() if self._ended is None else self._ended)
         return merge_answers([request.item_id for request in self.requests], self.checkpoint.load())
 
     def is_open(self) -> bool:
@@ -147,13 +149,15 @@ class AnswerBatch:
         queue = takewhile(lambda _: not interrupts.received, pending)
         outage = Outage(self.endpoint, len(pending), self.concurrency, has_answered=self._done > self._failed)
         try:
-            async with self.connected(), asyncio.TaskGroup() as group:
+            async with self.connected():
                 self._started = self.clock()  # a model may take minutes to load, which is no speed of its answers
-                group.create_task(self._keep_parts())
-                workers = range(min(self.concurrency, len(pending)))
-                await asyncio.wait([group.create_task(self._work(queue, outage)) for _ in workers])
-                self._all_asked = True
-                self._part_is_full.set()
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._keep_parts())
+                    workers = range(min(self.concurrency, len(pending)))
+                    await asyncio.wait([group.create_task(self._work(queue, outage)) for _ in workers])
+                    self._all_asked = True
+                    self._part_is_full.set()
+                self._ended = self.clock()  # and seconds to free it
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the first ended the batch; others can only say the same
 

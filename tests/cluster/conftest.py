@@ -32,5 +32,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("KUBECONFIG", TEST_KUBECONFIG)
     real = Place(tmp_path, None, local_settings(tmp_path, real=True))
     yield real
-    for job in real.api._batch.list_namespaced_job("default").items:
-        real.api.delete_job(job.metadata.name)
+    ours = real.api._batch.list_namespaced_job("default", label_selector="app.kubernetes.io/name=anven-worker")
+    for job in ours.items:
+        real.api.delete_job({"metadata": {"name": job.metadata.name, "uid": job.metadata.uid}})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -13,9 +15,10 @@ import dagster as dg
 from anven_pipelines.domain.gpu_job import CONTAINER, GpuJobSettings, Work, job_of
 from anven_pipelines.resources.kubernetes_api import KubernetesApi
 from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
+from anven_pipelines.resources.pod_logs import PodLogs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.fakes.kubernetes_cluster import KubernetesCluster
 
@@ -60,6 +63,16 @@ class Place:
         file.chmod(0o755)
         return str(file)
 
+    def asked(self, verb: str, resource: str) -> int:
+        """Count what the double was asked."""
+        assert self.double is not None
+        return self.double.asked.count((verb, resource))
+
+    def delete_job(self, work: Work) -> None:
+        job = self.api.job(work.job_name)
+        assert job is not None
+        self.api.delete_job(job)
+
     def delete_pod(self, name: str) -> None:
         self.api._core.delete_namespaced_pod(name, NAMESPACE) if self.double is None else self.double.delete_pod(name)
 
@@ -103,7 +116,7 @@ def local_settings(folder: Path, *, real: bool) -> dict[str, Any]:
 
 
 def launched(
-    settings: GpuJobSettings, work: Work, *, job_uri: str = "jobs/x.json"
+    settings: GpuJobSettings, work: Work, *, api: KubernetesApi | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Run the launcher within a run; return the workers' figures and what the run's log says."""
     found: list[list[dict[str, Any]]] = []
@@ -111,7 +124,7 @@ def launched(
     # No annotations: they are strings here, and Dagster would look for them at the top of the module.
     @dg.asset
     def batch(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - see above
-        found.append(KubernetesLauncher(settings).launch(context, work, job_uri=job_uri))
+        found.append(KubernetesLauncher(settings, api).launch(context, work, job_uri="jobs/x.json"))
         return dg.MaterializeResult()
 
     with dg.DagsterInstance.ephemeral() as instance:
@@ -129,8 +142,33 @@ def said(instance: dg.DagsterInstance) -> list[str]:
 
 
 def created(place: Place, settings: GpuJobSettings, work: Work) -> None:
-    """Create the Job as a step does that is killed right afterwards."""
-    assert place.api.create_job(job_of(settings, work, job_uri="jobs/x.json", environment={})) is not None
+    """Create the Job as a step does that is killed right afterwards, with the variables of its Pipes session."""
+
+    @dg.asset
+    def batch(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - Dagster reads annotations
+        with dg.open_pipes_session(context.op_execution_context, dg.PipesEnvContextInjector(), PodLogs()) as session:
+            job = job_of(settings, work, job_uri="jobs/x.json", environment=session.get_bootstrap_env_vars())
+            assert place.api.create_job(job) is not None
+        return dg.MaterializeResult()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        dg.materialize([batch], instance=instance)
+
+
+@contextmanager
+def meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """Do something in a thread while the body runs; what goes wrong there goes wrong here."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(act)
+        try:
+            yield
+        finally:
+            done.result(PATIENCE_S)
+
+
+def until(flag: Path) -> str:
+    """Return a script that runs until a file is there."""
+    return f"import os\nwhile not os.path.exists({str(flag)!r}):\n    time.sleep(0.05)"
 
 
 def waited(look: Callable[[], Found | None], problem: str, *, seconds: float = PATIENCE_S) -> Found:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import uuid
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -18,7 +19,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec_target import NanoTarget
-from tests.cluster.places import created, launched, waited
+from tests.cluster.places import created, launched, meanwhile, until, waited
 from tests.worker_jobs import KEY, kept, questions, written
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ NAP = "time.sleep(600)"
 
 
 def some_work(**changes: Any) -> Work:
-    return Work(**({"key": uuid.uuid4().hex, "workload": "support", "arguments": []} | changes))
+    return Work(**({"key": uuid.uuid4().hex, "store": "s", "workload": "support", "arguments": []} | changes))
 
 
 def answered(
@@ -82,7 +83,8 @@ def test_a_step_that_starts_again_goes_along_with_the_job_that_runs(place: Place
     assert any("this step goes along with it" in line for line in said)
     assert kept(place.folder).height == 40
     assert len(place.pods(work)) == 1
-    assert len(figures) <= 1  # the messages went to where the killed step had told the pod
+    assert [each["rows"] for each in figures] == [40]
+    assert sum("40 of 40 asked, 0 failed" in line for line in said) == 1
 
 
 def test_a_job_that_failed_is_made_again(place: Place) -> None:
@@ -96,13 +98,13 @@ def test_a_job_that_failed_is_made_again(place: Place) -> None:
         launched(settings, work)
     flag.touch()
     _, said = launched(settings, work)
-    assert any("failed before (BackoffLimitExceeded" in line for line in said)
+    assert any("ended before (BackoffLimitExceeded" in line for line in said)
 
 
 def test_a_pod_that_finds_no_gpu_is_given_up_with_the_schedulers_reason(place: Place) -> None:
     work = some_work(gpus=100)
-    with pytest.raises(UnavailableService, match=r"had no running pod for 2 s.*Insufficient nvidia.com/gpu"):
-        launched(place.settings_with(pending="2s"), work)
+    with pytest.raises(UnavailableService, match=r"had no running pod for 8 s.*Insufficient nvidia.com/gpu"):
+        launched(place.settings_with(pending="8s"), work)
     waited(lambda: place.api.job(work.job_name) is None or None, "the job is still there")
 
 
@@ -123,11 +125,15 @@ def test_a_worker_that_takes_too_much_memory_is_named_so(place: Place) -> None:
     work = some_work()
     if (double := place.double) is not None:
         settings = place.settings_with(python=place.script(NAP), retries=0)
-        threading.Thread(target=lambda: double.run_out_of_memory(place.when_running(work)["metadata"]["name"])).start()
+        starve = lambda: double.run_out_of_memory(place.when_running(work)["metadata"]["name"])  # noqa: E731 - one line
     else:
         greedy = "held = [bytearray(1 << 20) for _ in range(2000)]\ntime.sleep(60)"
         settings = place.settings_with(python=place.script(greedy), limits={"memory": "100Mi"}, retries=0)
-    with pytest.raises(UnavailableService, match=r"OOMKilled: it took more memory than `limits.memory`"):
+        starve = lambda: None  # noqa: E731 - it starves by itself
+    with (
+        meanwhile(starve),
+        pytest.raises(UnavailableService, match=r"OOMKilled: it took more memory than `limits.memory`"),
+    ):
         launched(settings, work)
 
 
@@ -142,10 +148,8 @@ def test_a_pod_that_is_taken_away_is_replaced_and_nothing_is_lost(place: Place, 
         waited(lambda: kept(place.folder).height > 50 or None, "nothing is answered")
         getattr(place, how)(name)
 
-    thief = threading.Thread(target=take_away)
-    thief.start()
-    _, said = launched(place.settings_with(), work)
-    thief.join()
+    with meanwhile(take_away):
+        _, said = launched(place.settings_with(), work)
     rows = kept(place.folder)
     assert set(rows["item_id"]) == {request.item_id for request in requests}
     assert rows.filter(rows["status"] != "answered").is_empty()
@@ -159,8 +163,7 @@ def test_a_cancelled_run_deletes_its_job(place: Place) -> None:
         place.when_running(work)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=cancel).start()
-    with pytest.raises(DagsterExecutionInterruptedError) as raised:
+    with meanwhile(cancel), pytest.raises(DagsterExecutionInterruptedError) as raised:
         launched(place.settings_with(python=place.script(NAP)), work)
     assert any("is deleted, and what it answered is kept" in note for note in raised.value.__notes__)
     waited(lambda: place.api.job(work.job_name) is None or None, "the job is still there")
@@ -169,8 +172,29 @@ def test_a_cancelled_run_deletes_its_job(place: Place) -> None:
 
 def test_an_ended_job_is_cleaned_up(place: Place) -> None:
     work = some_work()
-    launched(place.settings_with(python=place.script("sys.exit(0)"), keep_for="1s"), work)
+    settings = place.settings_with(python=place.script("sys.exit(0)"))
+    _, said = launched(settings.model_copy(update={"keep_for": timedelta(seconds=12)}), work)
+    assert sum("created" in line for line in said) == 1
     waited(lambda: place.api.job(work.job_name) is None or None, "the job is still there")
+
+
+def test_a_drained_step_leaves_its_job_to_the_next_one(place: Place) -> None:
+    work, flag = some_work(), place.folder / "enough"
+    settings = place.settings_with(python=place.script(until(flag)))
+    api = place.api
+    api.is_within_cluster = True
+
+    def drain() -> None:
+        place.when_running(work)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with meanwhile(drain), pytest.raises(DagsterExecutionInterruptedError) as raised:
+        launched(settings, work, api=api)
+    assert any("runs on; the step that starts again goes along with it" in note for note in raised.value.__notes__)
+    flag.touch()
+    _, said = launched(settings, work)
+    assert any("runs already; this step goes along with it" in line for line in said)
+    assert len(place.pods(work)) == 1
 
 
 def test_two_steps_at_once_share_one_job(place: Place) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.spec_target import NanoTarget
-from tests.cluster.places import launched, waited
+from tests.cluster.places import launched, meanwhile, until, waited
 from tests.cluster.test_gpu_job import answered, some_work
 from tests.worker_jobs import kept, questions
 
@@ -30,6 +29,7 @@ def test_each_index_answers_its_share_and_no_item_is_asked_twice(double: Place) 
     assert figures["rows"] == 90
     assert [each["rows"] for each in figures["pods"]] == [30, 30, 30]
     assert max(Counter(kept(double.folder)["item_id"]).values()) == 1
+    assert not any("another worker is at this work" in line for line in said)
     assert {line.partition("(index ")[2][0] for line in said if " runs on " in line} == {"0", "1", "2"}
 
 
@@ -65,9 +65,15 @@ def test_an_index_that_never_succeeds_fails_the_job_once_the_others_are_done(dou
 
 def test_evictions_do_not_count_as_failures(double: Place) -> None:
     work = some_work()
-    settings = double.settings_with(python=double.script("time.sleep(1)"), retries=0)
-    threading.Thread(target=lambda: double.evict(double.when_running(work)["metadata"]["name"])).start()
-    _, said = launched(settings, work)
+    flag = double.folder / "evicted"
+    settings = double.settings_with(python=double.script(until(flag)), retries=0)
+
+    def evict() -> None:
+        double.evict(double.when_running(work)["metadata"]["name"])
+        flag.touch()
+
+    with meanwhile(evict):
+        _, said = launched(settings, work)
     assert any("Evicted: The node was low on resource" in line for line in said)
 
 
@@ -87,31 +93,33 @@ def test_a_queue_may_hold_the_job_back_for_as_long_as_it_likes(double: Place) ->
     def release() -> None:
         job = waited(lambda: double.api.job(work.job_name), "no job")
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
-        time.sleep(3)
+        waited(lambda: double.asked("get", "jobs") > 12 or None, "nobody looks")  # far more than `pending`
         assert not double.pods(work)
         assert double.double is not None
         double.double.release(work.job_name)
 
-    thread = threading.Thread(target=release)
-    thread.start()
-    launched(settings, work)
-    thread.join()
+    with pytest.MonkeyPatch.context() as patch, meanwhile(release):
+        patch.setattr("anven_pipelines.resources.kubernetes_launcher.LOOK_EVERY_S", 1.0)
+        _, said = launched(settings, work)
+    assert sum("waits in the queue 'gpus'" in line for line in said) == 1
 
 
 def test_an_api_server_that_is_away_for_a_while_stops_nothing(double: Place) -> None:
     work = some_work()
 
+    flag = double.folder / "away"
+
     def take_down() -> None:
         double.when_running(work)
         assert double.double is not None
         double.double.is_down = True
-        time.sleep(4)
+        before = double.asked("get", "jobs")
+        waited(lambda: double.asked("get", "jobs") > before + 1 or None, "nobody looks")
         double.double.is_down = False
+        flag.touch()
 
-    thread = threading.Thread(target=take_down)
-    thread.start()
-    _, said = launched(double.settings_with(python=double.script("time.sleep(2)")), work)
-    thread.join()
+    with meanwhile(take_down):
+        _, said = launched(double.settings_with(python=double.script(until(flag))), work)
     assert any("503" in line and "trying again" in line for line in said)
     assert len(double.pods(work)) == 1
 
@@ -126,24 +134,34 @@ def test_output_that_cannot_be_read_stops_nothing(double: Place) -> None:
 def test_a_job_that_somebody_deletes_is_made_again(double: Place) -> None:
     work = some_work(drain_s=-14)
 
+    flag = double.folder / "deleted"
+
     def delete() -> None:
         double.when_running(work)
-        double.api.delete_job(work.job_name)
+        double.delete_job(work)
+        flag.touch()
 
-    threading.Thread(target=delete).start()
-    _, said = launched(double.settings_with(python=double.script("time.sleep(1)")), work)
+    with meanwhile(delete):
+        _, said = launched(double.settings_with(python=double.script(until(flag))), work)
     assert any("was deleted by somebody else; it is created again" in line for line in said)
 
 
-@pytest.mark.parametrize(
-    ("verb", "resource"),
-    [("get", "jobs"), ("create", "jobs"), ("list", "pods"), ("list", "events"), ("get", "pods/log")],
-)
+@pytest.mark.parametrize(("verb", "resource"), [("get", "jobs"), ("create", "jobs"), ("list", "pods")])
 def test_a_right_that_is_missing_is_named(double: Place, verb: str, resource: str) -> None:
     assert double.double is not None
     double.double.forbidden = {(verb, resource)}
     with pytest.raises(InvalidInput, match=rf"does not let us {verb} {resource} in namespace 'default'.*gpu-job-role"):
         launched(double.settings_with(python=double.script("pass")), some_work())
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource", "told"), [("list", "events", 1), ("get", "pods/log", 1), ("watch", "pods", 0)]
+)
+def test_a_right_that_only_helps_people_may_be_missing(double: Place, verb: str, resource: str, told: int) -> None:
+    assert double.double is not None
+    double.double.forbidden = {(verb, resource)}
+    _, said = launched(double.settings_with(python=double.script("pass")), some_work())
+    assert sum(f"does not let us {verb} {resource}" in line for line in said) == told
 
 
 def test_every_line_is_told_once_however_often_the_logs_are_read(double: Place) -> None:
@@ -153,7 +171,7 @@ def test_every_line_is_told_once_however_often_the_logs_are_read(double: Place) 
     settings: Any = double.settings_with(python=double.script(script))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("anven_pipelines.resources.kubernetes_launcher.LOOK_EVERY_S", 0.3)
-        patch.setattr("anven_pipelines.resources.kubernetes_launcher._OVERLAP_S", 2)
+        patch.setattr("anven_pipelines.resources.pod_logs._OVERLAP_S", 2)
         patch.setattr("builtins.print", lambda line, **_: printed.append(line))
         launched(settings, work)
     assert [line for line in printed if line.startswith("line")] == [f"line {each}" for each in range(40)]

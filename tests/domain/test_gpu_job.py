@@ -11,12 +11,14 @@ import yaml
 from pydantic import ValidationError
 
 from anven_pipelines.domain import job_status
-from anven_pipelines.domain.gpu_job import GpuJobSettings, Work, job_of
+from anven_pipelines.domain.gpu_job import GpuJobSettings, Work, job_of, lacking
 from anven_pipelines.domain.job_status import Ended
 
 REPOSITORY = Path(__file__).parents[2]
 EXAMPLE = yaml.safe_load((REPOSITORY / "k8s" / "gpu-job.yaml").read_text())
-WORK = Work(key="0123456789abcdef" * 4, workload="support", arguments=["--job", "jobs/a.json"], pods=3, gpus=2)
+WORK = Work(
+    key="0123456789abcdef" * 4, store="s3://a", workload="support", arguments=["--job", "jobs/a.json"], pods=3, gpus=2
+)
 CURRENT = ("1.33", "1.35", "1.37")
 
 
@@ -82,6 +84,7 @@ def test_a_single_pod_needs_no_index() -> None:
 def test_the_same_work_has_the_same_name_and_other_work_another() -> None:
     assert job()["metadata"]["name"] == job(WORK._replace(pods=1, gpus=8))["metadata"]["name"]
     assert job()["metadata"]["name"] != job(WORK._replace(key="f" * 64))["metadata"]["name"]
+    assert job()["metadata"]["name"] != job(WORK._replace(store="s3://b"))["metadata"]["name"]
     assert len(job()["metadata"]["name"]) <= 52  # the names of its pods must stay below 63
 
 
@@ -93,11 +96,55 @@ def test_pods_run_as_nobody_in_particular_and_know_no_token_of_the_cluster() -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "OPENAI_API_KEY", "aws_access_key_id", "DB_PASSWORD"]
+    ("name", "value"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "abc"),
+        ("aws_access_key_id", "abc"),
+        ("HF_TOKEN", "abc"),
+        ("OPENAI_API_KEY", "abc"),
+        ("DB_PASSWORD", "abc"),
+        ("MYSQL_PWD", "abc"),
+        ("AZURE_STORAGE_KEY", "abc"),
+        ("AZURE_STORAGE_CONNECTION_STRING", "abc"),
+        ("AZURE_STORAGE_SAS", "abc"),
+        ("HTTPS_PROXY", "http://user:abc@proxy:3128"),
+    ],
 )
-def test_a_credential_in_the_manifest_is_refused(name: str) -> None:
+def test_a_credential_in_the_manifest_is_refused(name: str, value: str) -> None:
     with pytest.raises(ValidationError, match=rf"{name} would stand in the manifest .* under `secrets`"):
-        job(env={name: "abc"})
+        job(env={name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/var/key.json"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("HTTPS_PROXY", "http://proxy:3128"),
+    ],
+)
+def test_what_only_sounds_like_one_may_stand_there(name: str, value: str) -> None:
+    assert {"name": name, "value": value} in job(env={name: value})["spec"]["template"]["spec"]["containers"][0]["env"]
+
+
+@pytest.mark.parametrize(
+    ("dropped", "needed", "missed"),
+    [
+        ((), None, None),
+        (("completionMode",), "knows no Indexed Jobs", None),
+        (("suspend",), "cannot hold a Job back", None),
+        (("backoffLimitPerIndex",), None, "counts `retries` for the whole Job"),
+    ],
+)
+def test_what_an_older_cluster_drops_is_noticed(
+    dropped: tuple[str, ...], needed: str | None, missed: str | None
+) -> None:
+    wanted, made = job(queue="gpus"), job(queue="gpus")
+    for name in dropped:
+        del made["spec"][name]
+    for found, said in zip(lacking(wanted, made), (needed, missed), strict=True):
+        assert (found is None) == (said is None)
+        assert said is None or said in str(found)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +153,7 @@ def test_a_credential_in_the_manifest_is_refused(name: str) -> None:
         ({"image": ""}, "image"),
         ({"retries": -1}, "retries"),
         ({"deadline": "soon"}, "deadline"),
+        ({"keep_for": "1s"}, "keep_for"),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -195,7 +243,8 @@ def test_a_job_has_ended_when_its_condition_says_so(conditions: Any, ended: Ende
         ([a_pod(conditions=[UNSCHEDULABLE])], [], "pod p waits: Unschedulable: 0/5 nodes: no GPU."),
         ([a_pod(), a_pod("Running")], [], None),
         ([a_pod("Failed")], [], None),
+        ([a_pod("Succeeded"), a_pod(conditions=[UNSCHEDULABLE])], [], "pod p waits: Unschedulable: 0/5 nodes: no GPU."),
     ],
 )
-def test_what_holds_a_job_up_is_told_until_a_pod_runs(pods: list[Any], warnings: list[str], held: str | None) -> None:
+def test_what_holds_a_job_up_is_told_while_no_pod_runs(pods: list[Any], warnings: list[str], held: str | None) -> None:
     assert job_status.what_holds_it_up(pods, warnings) == held

@@ -99,6 +99,8 @@ class KubernetesCluster:
     def turn(self) -> None:
         """Bring the state a step nearer to what the objects ask for."""
         with self.changed:
+            if self._ends.is_set():
+                return
             for pod in list(self.pods.values()):
                 self._kubelet(pod)
             for job in list(self.jobs.values()):
@@ -295,7 +297,9 @@ class KubernetesCluster:
     def stop(self) -> None:
         """End the controller and every process."""
         self._ends.set()
-        for process in self.processes.values():
+        with self.changed:  # no turn starts another one now
+            processes = list(self.processes.values())
+        for process in processes:
             _kill(process.running, signal.SIGKILL)
             process.running.wait()
             if process.reader is not None:
@@ -365,6 +369,9 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in cluster.jobs:
             return 404, {"message": f'jobs.batch "{name}" not found'}
         if verb == "delete":
+            wanted = json.loads(body or b"{}").get("preconditions", {}).get("uid")
+            if wanted not in {None, cluster.jobs[name]["metadata"]["uid"]}:
+                return 409, {"message": f"the UID in the precondition ({wanted}) does not match", "reason": "Conflict"}
             cluster.remove_job(name)
             return 200, {"kind": "Status", "status": "Success"}
         return 200, _shown(cluster.jobs[name])

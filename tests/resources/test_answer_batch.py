@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from anven_pipelines.resources.answer_batch import PART_ROWS, AnswerBatch, Asked
 from tests.fakes.folder_checkpoint import FolderCheckpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
     from anven_pipelines.domain.completion import Kind, Outcome
@@ -153,6 +154,26 @@ def test_progress_is_reported_once_a_second_and_at_the_end(checkpoint: FolderChe
     gaps = [later.elapsed_s - earlier.elapsed_s for earlier, later in pairwise(reports[:-1])]
     assert min(gaps, default=1.0) >= 1.0
     assert reports[-1] == (400, 400, 0, 1200, 50.0)
+
+
+def test_the_time_to_load_and_to_free_the_model_is_no_time_of_the_batch(checkpoint: FolderCheckpoint) -> None:
+    now = [100.0]
+    reports: list[Progress] = []
+
+    @asynccontextmanager
+    async def connected() -> AsyncIterator[None]:
+        now[0] += 60.0
+        yield
+        now[0] += 5.0
+
+    async def ask(_: CompletionRequest) -> Asked:
+        now[0] += 0.5
+        return Asked(ANSWER, 1)
+
+    batch = batch_of(Model(), numbered(10), checkpoint, report=reports.append, concurrency=1, clock=lambda: now[0])
+    batch.ask, batch.connected = ask, connected
+    batch.run()
+    assert reports[-1].elapsed_s == 5.0
 
 
 class TestInterrupt:
