@@ -24,7 +24,9 @@ BAD_INPUT: Final = 2
 """The worker's exit status where no other attempt could do the job."""
 _QUEUE: Final = "kueue.x-k8s.io/queue-name"
 _NAME: Final = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-_SECRET: Final = re.compile(r"(?i)secret|token|passw|pwd|credential|(^|_)key(_id)?$|apikey|connection_string|(^|_)sas$")
+_SECRET: Final = re.compile(
+    r"(?i)(^|_)(secrets?|tokens?|pass|passw(or)?d|pwd|credentials?|(api)?keys?|sas|connection_string)(_|$)"
+)
 _WITH_PASSWORD: Final = re.compile(r"://[^/\s]*:[^/\s]*@")
 _PATHS: Final = frozenset({"GOOGLE_APPLICATION_CREDENTIALS", "AWS_WEB_IDENTITY_TOKEN_FILE"})  # where one is, not what
 

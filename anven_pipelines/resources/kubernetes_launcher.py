@@ -260,6 +260,9 @@ class _Watched:
             self._api.wait_for_change(name, version=version, seconds=LOOK_EVERY_S)
         except UnavailableService:
             time.sleep(1.0)
+        except InvalidInput as error:  # it spares looks, no more
+            self._tell_once("watch", str(error), warns=True)
+            time.sleep(LOOK_EVERY_S)
 
     def _kept_trying(self, ask: Callable[[], Found]) -> Found:
         """Ask again while the API server is away: the Job runs on without it."""

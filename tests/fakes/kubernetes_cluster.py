@@ -368,13 +368,14 @@ class _Handler(BaseHTTPRequestHandler):
         name = rest[1]
         if name not in cluster.jobs:
             return 404, {"message": f'jobs.batch "{name}" not found'}
-        if verb == "delete":
-            wanted = json.loads(body or b"{}").get("preconditions", {}).get("uid")
-            if wanted not in {None, cluster.jobs[name]["metadata"]["uid"]}:
-                return 409, {"message": f"the UID in the precondition ({wanted}) does not match", "reason": "Conflict"}
-            cluster.remove_job(name)
-            return 200, {"kind": "Status", "status": "Success"}
-        return 200, _shown(cluster.jobs[name])
+        return self._deleted(name, body) if verb == "delete" else (200, _shown(cluster.jobs[name]))
+
+    def _deleted(self, name: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        wanted = json.loads(body or b"{}").get("preconditions", {}).get("uid")
+        if wanted not in {None, self.cluster.jobs[name]["metadata"]["uid"]}:
+            return 409, {"message": f"the UID in the precondition ({wanted}) does not match", "reason": "Conflict"}
+        self.cluster.remove_job(name)
+        return 200, {"kind": "Status", "status": "Success"}
 
     def _listed(self, resource: str, query: dict[str, str]) -> list[dict[str, Any]]:
         if resource == "events":
