@@ -168,20 +168,14 @@ class DurableFolder:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
 
     def _sweep(self, folder: Path) -> None:
         """Remove what killed writers left behind, once per folder and process."""
         if folder in self._swept:
             return
         self._swept.add(folder)
-        oldest = time.time() - STRAY_AFTER_SECONDS
-        for stray in folder.glob(".*.tmp"):
-            try:
-                if stray.stat().st_mtime < oldest:
-                    stray.unlink()
-            except FileNotFoundError:
-                continue  # another process swept it first
+        sweep_strays(folder, older_than_s=STRAY_AFTER_SECONDS)
 
     @contextmanager
     def _reaching(self, uri: str, what: str) -> Iterator[None]:
@@ -212,10 +206,21 @@ def _make_folders(folder: Path) -> None:
         return
     _make_folders(folder.parent)
     folder.mkdir(exist_ok=True)
-    _flush_folder(folder.parent)
+    flush_folder(folder.parent)
 
 
-def _flush_folder(folder: Path) -> None:
+def sweep_strays(folder: Path, *, older_than_s: float) -> None:
+    """Remove the temporary files that nobody has written to for so long."""
+    oldest = time.time() - older_than_s
+    for stray in folder.glob(".*.tmp"):
+        try:
+            if stray.stat().st_mtime < oldest:
+                stray.unlink()
+        except FileNotFoundError:
+            continue  # another process swept it first
+
+
+def flush_folder(folder: Path) -> None:
     """Make names created in the folder durable; a flushed file whose name is lost is lost."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
