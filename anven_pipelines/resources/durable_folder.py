@@ -60,14 +60,9 @@ class DurableFolder:
             UnavailableService: the file system's package is missing or it cannot be opened.
         """
         _refuse_secrets(storage_options)
-        try:
-            self._files, self._root = url_to_fs(url, **storage_options)
-        except ValueError as error:
-            message = f"the artifact store's url {url!r} is not usable ({error}); a local path or fsspec URL is needed"
-            raise InvalidInput(message) from error
-        except ImportError as error:
-            message = f"{url} needs a package that is not installed ({error}); for S3 install anven-pipelines[s3]"
-            raise UnavailableService(message) from error
+        self._files, self._root = opened(
+            url, storage_options, what=f"the artifact store's url {url!r}", needed="a local path or fsspec URL"
+        )
         self._is_local = isinstance(self._files, LocalFileSystem)
         self._swept: set[Path] = set()
 
@@ -188,6 +183,30 @@ class DurableFolder:
                 "that its credentials allow it and that space is left, then run the step again: nothing partial is kept"
             )
             raise UnavailableService(message) from error
+
+
+def opened(url: str, storage_options: Mapping[str, Any], *, what: str, needed: str) -> tuple[Any, str]:
+    """Return the file system of a URL, which fsspec leaves untyped, and the path in it.
+
+    Args:
+        url: Local path or fsspec URL.
+        storage_options: Options of the fsspec file system.
+        what: Names the URL in an error.
+        needed: What would be usable, for an error.
+
+    Raises:
+        InvalidInput: no file system knows the URL's protocol.
+        UnavailableService: the file system's package is missing.
+    """
+    try:
+        files, root = url_to_fs(url, **storage_options)
+    except ValueError as error:
+        message = f"{what} is not usable ({error}); {needed} is needed"
+        raise InvalidInput(message) from error
+    except ImportError as error:
+        message = f"{url} needs a package that is not installed ({error}); for S3 install anven-pipelines[s3]"
+        raise UnavailableService(message) from error
+    return files, str(root)
 
 
 def _refuse_secrets(storage_options: Mapping[str, Any]) -> None:
