@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
         message = f"ANVEN_REQUIRE={','.join(required)} needs {' and '.join(missing)}"
         raise pytest.UsageError(message)
     os.environ.update(SWITCHES)
+    settings.register_profile("anven", deadline=None)  # a busy machine is no failure
+    settings.load_profile("anven")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # A shell that starts a command in the background has it ignore SIGINT, and Dagster then gives SIGTERM the same
         # handler: no test could interrupt anything.

@@ -60,14 +60,9 @@ class DurableFolder:
             UnavailableService: the file system's package is missing or it cannot be opened.
         """
         _refuse_secrets(storage_options)
-        try:
-            self._files, self._root = url_to_fs(url, **storage_options)
-        except ValueError as error:
-            message = f"the artifact store's url {url!r} is not usable ({error}); a local path or fsspec URL is needed"
-            raise InvalidInput(message) from error
-        except ImportError as error:
-            message = f"{url} needs a package that is not installed ({error}); for S3 install anven-pipelines[s3]"
-            raise UnavailableService(message) from error
+        self._files, self._root = opened(
+            url, storage_options, what=f"the artifact store's url {url!r}", needed="a local path or fsspec URL"
+        )
         self._is_local = isinstance(self._files, LocalFileSystem)
         self._swept: set[Path] = set()
 
@@ -168,20 +163,14 @@ class DurableFolder:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
 
     def _sweep(self, folder: Path) -> None:
         """Remove what killed writers left behind, once per folder and process."""
         if folder in self._swept:
             return
         self._swept.add(folder)
-        oldest = time.time() - STRAY_AFTER_SECONDS
-        for stray in folder.glob(".*.tmp"):
-            try:
-                if stray.stat().st_mtime < oldest:
-                    stray.unlink()
-            except FileNotFoundError:
-                continue  # another process swept it first
+        sweep_strays(folder, older_than_s=STRAY_AFTER_SECONDS)
 
     @contextmanager
     def _reaching(self, uri: str, what: str) -> Iterator[None]:
@@ -194,6 +183,30 @@ class DurableFolder:
                 "that its credentials allow it and that space is left, then run the step again: nothing partial is kept"
             )
             raise UnavailableService(message) from error
+
+
+def opened(url: str, storage_options: Mapping[str, Any], *, what: str, needed: str) -> tuple[Any, str]:
+    """Return the file system of a URL, which fsspec leaves untyped, and the path in it.
+
+    Args:
+        url: Local path or fsspec URL.
+        storage_options: Options of the fsspec file system.
+        what: Names the URL in an error.
+        needed: What would be usable, for an error.
+
+    Raises:
+        InvalidInput: no file system knows the URL's protocol.
+        UnavailableService: the file system's package is missing.
+    """
+    try:
+        files, root = url_to_fs(url, **storage_options)
+    except ValueError as error:
+        message = f"{what} is not usable ({error}); {needed} is needed"
+        raise InvalidInput(message) from error
+    except ImportError as error:
+        message = f"{url} needs a package that is not installed ({error}); for S3 install anven-pipelines[s3]"
+        raise UnavailableService(message) from error
+    return files, str(root)
 
 
 def _refuse_secrets(storage_options: Mapping[str, Any]) -> None:
@@ -212,10 +225,21 @@ def _make_folders(folder: Path) -> None:
         return
     _make_folders(folder.parent)
     folder.mkdir(exist_ok=True)
-    _flush_folder(folder.parent)
+    flush_folder(folder.parent)
 
 
-def _flush_folder(folder: Path) -> None:
+def sweep_strays(folder: Path, *, older_than_s: float) -> None:
+    """Remove the temporary files that nobody has written to for so long."""
+    oldest = time.time() - older_than_s
+    for stray in folder.glob(".*.tmp"):
+        try:
+            if stray.stat().st_mtime < oldest:
+                stray.unlink()
+        except FileNotFoundError:
+            continue  # another process swept it first
+
+
+def flush_folder(folder: Path) -> None:
     """Make names created in the folder durable; a flushed file whose name is lost is lost."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

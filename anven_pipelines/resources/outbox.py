@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from anven_pipelines.domain.errors import CorruptArtifact
 from anven_pipelines.domain.tracking import StepRecord
+from anven_pipelines.resources.durable_folder import flush_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,11 +40,7 @@ class Outbox:
             draft.flush()
             os.fsync(draft.fileno())
         Path(draft.name).replace(path)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush_folder(self.folder)
         return path
 
     def waiting(self) -> list[Path]:

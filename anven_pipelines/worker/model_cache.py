@@ -3,8 +3,8 @@
 A folder is named by the digest of the weights and by the versions of the files beside them, so that one place's chat
 template is not taken for another's. It is filled under a name of its own, a file at a time, and renamed when its
 weights have the declared digest. A killed fetch leaves whole files, which the next one keeps. On a volume whose file
-locks do not reach other machines two fetches may run at once: they write the same files, and the first to end gives
-the folder its name.
+locks do not reach other machines two fetches may run at once: each writes temporary files of its own and makes the
+same whole files of them, the first to end gives the folder its name, and the other finds it there.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import CorruptArtifact, UnavailableService, UnreadableSource
 from anven_pipelines.domain.model_fit import GIB
+from anven_pipelines.resources.durable_folder import flush_folder, sweep_strays
 from anven_pipelines.worker.alone import alone
 from anven_pipelines.worker.weights import LocalFolder, Weights, is_weights
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE: Final = 4  # files; one stream rarely fills the line to an object store
 _TOLD_EVERY_S: Final = 5.0
+_STILL_S: Final = 3600.0  # a fetch writes each file with every block; one that did not for so long was killed
 
 
 def local_folder(source: WeightSource, *, digest: str, cache: Path, say: Callable[[str], None]) -> Path:
@@ -76,11 +78,27 @@ def _fill(folder: Path, fetch: _Fetch, digest: str) -> None:
         fetch.run()
         _require(Weights.in_folder(fetch.folder).digest(), digest, of=fetch.source.name)
         fetch.folder.rename(folder)
-    except (OSError, CorruptArtifact):
+    except (OSError, CorruptArtifact, UnreadableSource) as error:
+        if not _is_whole(folder, fetch.listed, digest):
+            _give_up(fetch, error)
+        shutil.rmtree(fetch.folder, ignore_errors=True)  # another was faster, which no lock of ours kept away
+    for stray in folder.glob(".*.tmp"):  # they came along with the name; who writes them finds the folder whole
+        stray.unlink(missing_ok=True)
+    flush_folder(folder.parent)
+
+
+def _give_up(fetch: _Fetch, error: Exception) -> NoReturn:
+    """Raise the error, with nothing left of what is of no use; what another fetch may be at work on is left to it."""
+    if isinstance(error, FileNotFoundError) or not fetch.folder.is_dir():
+        message = (
+            f"{fetch.folder} lost files while {fetch.source.name} was fetched into it, as where another fetch of it "
+            "fails: see what the other one says, then run the step again"
+        )
+        raise UnavailableService(message) from error
+    is_at_work = any(fetch.folder.glob(".*.tmp"))  # ours are gone by now
+    if isinstance(error, CorruptArtifact) or (isinstance(error, OSError) and not is_at_work):
         shutil.rmtree(fetch.folder, ignore_errors=True)
-        if not _is_whole(folder, fetch.listed, digest):  # another machine was faster, which no lock of ours kept away
-            raise
-    _flush(folder.parent)
+    raise error
 
 
 def _is_whole(folder: Path, listed: Mapping[str, StoredFile], digest: str) -> bool:
@@ -130,8 +148,7 @@ class _Fetch:
             UnreadableSource, UnavailableService: they cannot be read.
         """
         self.folder.mkdir(exist_ok=True)
-        for stray in self.folder.glob(".*.tmp"):  # of a killed fetch
-            stray.unlink(missing_ok=True)
+        sweep_strays(self.folder, older_than_s=_STILL_S)
         missing = [name for name, file in self.listed.items() if not self._is_here(name, file)]
         needed, free = sum(self.listed[name].size for name in missing), shutil.disk_usage(self.folder).free
         if needed > free:
@@ -148,7 +165,7 @@ class _Fetch:
                 self._stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-        _flush(self.folder)
+        flush_folder(self.folder)
         self.say(f"fetched {needed / GIB:.2f} GiB in {time.monotonic() - began:.1f} s")
 
     def _is_here(self, name: str, file: StoredFile) -> bool:
@@ -157,24 +174,37 @@ class _Fetch:
 
     def _fetch(self, name: str) -> None:
         """Make the file visible when all of it is on the disk."""
-        file, temporary = self.listed[name], self.folder / f".{name}.{uuid.uuid4().hex}.tmp"
+        temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"
+        try:
+            digest = self._write(name, temporary)
+            if digest is not None:
+                self._require(name, temporary.stat().st_size, digest)
+                temporary.replace(self.folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _write(self, name: str, path: Path) -> str | None:
+        """Write what the source gives and return its digest; None where the fetch was stopped meanwhile."""
         digest = hashlib.sha256()
-        with temporary.open("xb") as opened:
+        with path.open("xb") as opened:
             for block in self.source.blocks(name):
                 if self._stopped.is_set():
-                    return
+                    return None
                 opened.write(block)
                 digest.update(block)
                 self._tell(len(block))
             opened.flush()
             os.fsync(opened.fileno())
-        if temporary.stat().st_size != file.size or file.sha256 not in {None, digest.hexdigest()}:
+        return digest.hexdigest()
+
+    def _require(self, name: str, size: int, digest: str) -> None:
+        file = self.listed[name]
+        if size != file.size or file.sha256 not in {None, digest}:
             message = (
-                f"{self.source.name}: {name} came with {temporary.stat().st_size:,} of {file.size:,} bytes, its digest "
-                f"is {digest.hexdigest()}; it changed meanwhile, or is damaged: put the model there again"
+                f"{self.source.name}: {name} came with {size:,} of {file.size:,} bytes, its digest is {digest}; it "
+                "changed meanwhile, or is damaged: put the model there again"
             )
             raise CorruptArtifact(message)
-        temporary.replace(self.folder / name)
 
     def _tell(self, count: int) -> None:
         with self._telling:
@@ -182,12 +212,3 @@ class _Fetch:
             if (now := time.monotonic()) - self._told_at >= _TOLD_EVERY_S:
                 self._told_at = now
                 self.say(f"fetched {self._bytes / GIB:.2f} GiB from {self.source.name}")
-
-
-def _flush(folder: Path) -> None:
-    """Make the names in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

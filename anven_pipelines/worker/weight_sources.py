@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService, UnreadableSource
+from anven_pipelines.resources.durable_folder import opened
 from anven_pipelines.spec_target import require_pin
 from anven_pipelines.worker.oci_layout import OciLayout
 from anven_pipelines.worker.weights import BLOCK, LocalFolder, StoredFile, is_needed
@@ -86,14 +86,7 @@ def source_of(weights: str, revision: str | None, *, hub: Path) -> WeightSource:
         return _snapshot(weights, str(revision), hub)
     if weights.startswith(OCI):
         return OciLayout(Path(weights.removeprefix(OCI)), revision)
-    try:
-        files, root = url_to_fs(weights)
-    except ValueError as error:
-        message = f"{weights} is not usable ({error}); an absolute path, s3://, hf:// or oci:// is needed"
-        raise InvalidInput(message) from error
-    except ImportError as error:
-        message = f"{weights} needs a package that is not installed here ({error}); for S3 that is s3fs"
-        raise UnavailableService(message) from error
+    files, root = opened(weights, {}, what=weights, needed="an absolute path, s3://, hf:// or oci://")
     if isinstance(files, LocalFileSystem):
         return LocalFolder(Path(root), weights)
     return StoreFolder(weights, files, root)
@@ -117,7 +110,7 @@ class StoreFolder:
         """See `WeightSource`: one listing.
 
         Raises:
-            UnreadableSource: there is no such folder.
+            UnreadableSource: there is no such folder, or the store tells no sizes.
             UnavailableService: the store does not answer.
         """
         try:
@@ -131,9 +124,14 @@ class StoreFolder:
         paths = {str(entry["name"]).rpartition("/"): entry for entry in entries if entry["type"] == "file"}
         # An object's own name is listed as a folder with itself in it.
         named = {name: entry for (folder, _, name), entry in paths.items() if folder.strip("/") == self.root.strip("/")}
-        return {
-            name: StoredFile(int(entry["size"]), _version(entry)) for name, entry in named.items() if is_needed(name)
-        }
+        needed = {name: entry for name, entry in named.items() if is_needed(name)}
+        if unsized := sorted(name for name, entry in needed.items() if entry.get("size") is None):
+            message = (
+                f"{self.name} tells no size of {', '.join(unsized)}, without which no fetch is known to be whole; put "
+                "the model on an object store, or into a folder of the worker's machine"
+            )
+            raise UnreadableSource(message)
+        return {name: StoredFile(int(entry["size"]), _version(entry)) for name, entry in needed.items()}
 
     def blocks(self, file: str) -> Iterator[bytes]:
         """See `WeightSource`: one request a block.
@@ -142,8 +140,8 @@ class StoreFolder:
             UnavailableService: the store does not answer, or the file went away.
         """
         try:
-            with self.system.open(f"{self.root}/{file}", "rb", block_size=BLOCK, cache_type="none") as opened:
-                while block := opened.read(BLOCK):
+            with self.system.open(f"{self.root}/{file}", "rb", block_size=BLOCK, cache_type="none") as reader:
+                while block := reader.read(BLOCK):
                     yield block
         except Exception as error:  # noqa: BLE001 - as above
             self._out_of_reach(f"read ({file})", error)

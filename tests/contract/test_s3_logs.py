@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from anven_pipelines.domain.errors import UnreadableSource
 from anven_pipelines.ingest.lines import read_lines
 from anven_pipelines.ingest.log_source import file_version
 from anven_pipelines.ingest.sources import list_files
+from tests.s3_server import s3_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,23 +33,11 @@ class Bucket(NamedTuple):
 
 @pytest.fixture
 def bucket() -> Iterator[Bucket]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "invented")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "invented")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()  # one of another test speaks to another server
-        files = fsspec.filesystem("s3", skip_instance_cache=True)
-        bucket = Bucket(files, f"logs-{uuid.uuid4().hex}")  # moto's servers of one process share their buckets
-        files.mkdir(bucket.name)
+    with s3_server() as server:
+        bucket = Bucket(server.files, f"logs-{uuid.uuid4().hex}")  # moto's servers of one process share their buckets
+        server.files.mkdir(bucket.name)
         bucket.write("2026-10-05", b'{"n": 1}\n{"n": 2}\n')
         yield bucket
-    server.stop()
 
 
 def test_logs_are_read_from_the_endpoint_of_the_environment(bucket: Bucket) -> None:

@@ -6,11 +6,10 @@ import signal
 import subprocess
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.resources.batch_inference import settings_of, weights_of
@@ -20,43 +19,31 @@ from anven_pipelines.worker.model_cache import local_folder
 from anven_pipelines.worker.weight_sources import source_of
 from anven_pipelines.worker.weights import Weights
 from tests.model_places import digest_of_parts, put_model
+from tests.s3_server import S3Server, s3_server
 from tests.worker_jobs import REPOSITORY, command, questions, worked, written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 BUCKET: Final = "models"
-# Eight parts: some are here, and some are not, when the worker is killed.
+# Eight parts: all but the last are here when the worker is killed.
 PARTS: Final = {f"model-{at}-of-8.safetensors": bytes([at]) * (12 << 20) for at in range(1, 9)}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "invented")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "invented")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_MAX_ATTEMPTS", "1")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()  # one of another test speaks to another server
-        files = fsspec.filesystem("s3", skip_instance_cache=True)
-        files.mkdir(BUCKET)
-        yield files
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
+def server() -> Iterator[S3Server]:
+    with s3_server() as running:
+        running.files.mkdir(BUCKET)
+        yield running
 
 
 @pytest.fixture(scope="module")
-def model(server: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the URL of a model on the store."""
     folder = put_model(tmp_path_factory.mktemp("m") / "model", PARTS)
     root = f"{BUCKET}/{uuid.uuid4().hex}"
-    server.put([str(file) for file in folder.iterdir() if file.is_file()], root + "/")
+    server.files.put([str(file) for file in folder.iterdir() if file.is_file()], root + "/")
     return f"s3://{root}"
 
 
@@ -76,15 +63,15 @@ def fetched(weights: str, cache: Path, said: list[str]) -> Path:
     return local_folder(source, digest=digest_of_parts(PARTS), cache=cache, say=said.append)
 
 
-def test_its_shape_is_known_without_reading_the_weights(server: Any, model: str) -> None:
+def test_its_shape_is_known_without_reading_the_weights(server: S3Server, model: str) -> None:
     root = model.removeprefix("s3://")
     assert weights_of(target(model)).shape().weight_bytes == 96 << 20
     part = f"{root}/model-1-of-8.safetensors"
-    server.pipe_file(part, b"?" * (12 << 20))  # of the same size: nobody looks inside
+    server.files.pipe_file(part, b"?" * (12 << 20))  # of the same size: nobody looks inside
     try:
         assert weights_of(target(model)).shape().weight_bytes == 96 << 20
     finally:
-        server.pipe_file(part, PARTS["model-1-of-8.safetensors"])
+        server.files.pipe_file(part, PARTS["model-1-of-8.safetensors"])
 
 
 def test_what_cannot_fit_or_is_not_there_is_refused_before_launch(model: str) -> None:
@@ -110,41 +97,58 @@ def test_a_store_that_does_not_answer_is_one_clear_error(monkeypatch: pytest.Mon
         fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
+def ended(server: S3Server, held: str, store: Path, job: str, *, at: Callable[[], bool], number: int) -> int:
+    """Send a worker the signal when the store holds an object back and all else is there; return its exit status."""
+    with subprocess.Popen(command(store, job), cwd=REPOSITORY, stderr=subprocess.DEVNULL) as worker:
+        try:
+            with server.holding(held):
+                deadline = time.monotonic() + 120
+                while not at():
+                    assert worker.poll() is None, "the fetch was over before the signal"
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+                worker.send_signal(number)
+            return worker.wait(60)
+        finally:
+            worker.kill()
+
+
 def test_a_worker_killed_while_it_fetches_leaves_nothing_that_counts(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("ANVEN_MODEL_CACHE", str(cache))
     job = written(tmp_path, questions(1), settings=VllmSettings(target=target(model)))
-    with subprocess.Popen(command(tmp_path, job), cwd=REPOSITORY, stderr=subprocess.DEVNULL) as worker:
-        deadline = time.monotonic() + 60
-        while not list(cache.glob("*.partial/model-*")):
-            assert worker.poll() is None, "the fetch was over before it could be killed"
-            assert time.monotonic() < deadline
-        worker.send_signal(signal.SIGKILL)
+    last = "model-8-of-8.safetensors"
+
+    def all_but_the_last() -> bool:
+        return {each.name for each in cache.glob("*.partial/model-*.safetensors")} == PARTS.keys() - {last}
+
+    assert ended(server, last, tmp_path, job, at=all_but_the_last, number=signal.SIGKILL) == -signal.SIGKILL
     assert [each.suffix for each in cache.iterdir() if each.is_dir()] == [".partial"]
-    assert len(list(cache.glob("*.partial/model-*.safetensors"))) < len(PARTS)
 
     said: list[str] = []
     folder = fetched(model, cache, said)
     assert Weights.in_folder(folder).digest() == digest_of_parts(PARTS)
     assert [each.name for each in cache.iterdir() if each.is_dir()] == [folder.name]
-    assert not said[0].startswith(f"fetching 0.09 GiB in {len(PARTS) + 4} files")  # what was whole was kept
+    assert said[0].startswith("fetching 0.01 GiB in ")  # what was whole was kept
+    assert {each.name for each in folder.iterdir() if each.name.startswith(".")} == set()
     said.clear()
     assert fetched(model, cache, said) == folder
     assert said == []
 
 
 def test_a_worker_told_to_stop_while_it_fetches_stops(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ANVEN_MODEL_CACHE", str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("ANVEN_MODEL_CACHE", str(cache))
     job = written(tmp_path, questions(1), settings=VllmSettings(target=target(model)))
-    with subprocess.Popen(command(tmp_path, job), cwd=REPOSITORY, stderr=subprocess.DEVNULL) as worker:
-        while not list((tmp_path / "cache").glob("*.partial/.*.tmp")):
-            assert worker.poll() is None
-        worker.terminate()
-        assert worker.wait(10) == -signal.SIGTERM
+
+    def has_begun() -> bool:
+        return any(cache.glob("*.partial/.*.tmp"))
+
+    assert ended(server, "-of-8", tmp_path, job, at=has_begun, number=signal.SIGTERM) == -signal.SIGTERM
 
 
 def test_a_worker_refuses_other_weights_before_an_engine_loads_them(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -67,13 +68,14 @@ def test_each_request_is_sent_when_due_and_measured_from_then() -> None:
     assert (rows["arm"][0], rows["rate"][0], rows["item_id"][3]) == ("target", 10.0, "item-3")
     assert rows["due_s"].to_list() == pytest.approx([at / 10 for at in range(20)])
     assert (rows["ttft_ms"] >= 200.0).all()
-    assert (rows["latency_ms"] > rows["ttft_ms"] + 100.0).all()
-    # A piece that this process read late shortens the gap after it.
-    assert rows["inter_token_ms"].median() == pytest.approx(50.0, abs=15.0)
-    assert rows["longest_gap_ms"].median() == pytest.approx(60.0, abs=25.0)
+    # Bounds that hold however late a busy machine is: it takes longer, and a piece read late shortens the gap after it.
+    assert (rows["latency_ms"] - rows["lag_ms"] >= 349.0).all()
+    assert rows["inter_token_ms"].max() >= 49.0  # type: ignore[operator] # mypy: it is a number
+    assert (rows["inter_token_ms"] * 3 <= rows["latency_ms"] - rows["ttft_ms"] + 1.0).all()
+    assert (rows["longest_gap_ms"] >= rows["inter_token_ms"] - 1.0).all()
+    assert (rows["longest_gap_ms"] <= rows["latency_ms"] - rows["ttft_ms"] + 1.0).all()
     assert (rows["output_tokens"] == 4).all()
     assert (rows["lag_ms"] >= 0).all()
-    assert rows["lag_ms"].median() < 100.0  # type: ignore[operator] # mypy: it is a number
     assert endpoint.asked["warm up"] == 1
     assert not rows["item_id"].is_in(["warm"]).any()
     assert {ask.body["max_tokens"] for ask in endpoint.asks if ask.prompt != "warm up"} == {8}
@@ -97,25 +99,32 @@ def test_no_request_waits_for_an_answer_however_many_are_open() -> None:
 
 def test_a_server_that_stalls_for_a_second_is_seen_by_everyone_who_was_due_meanwhile() -> None:
     """The proof against coordinated omission: who waits for an answer before the next request sees one slow request."""
-    stall = (1.0, 2.0)
-    first: list[float] = []
+    arrived: dict[int, float] = {}
+    released: list[float] = []
+    all_here = threading.Event()
+    stalled = range(20, 40)  # due from 1 s to 1.95 s
 
     def stalling(ask: Ask) -> Reply:
         if ask.prompt == "warm up":
             return Reply()
-        now = time.monotonic()
-        first.append(now)
-        elapsed = now - first[0]
-        return Reply(delay_s=stall[1] - elapsed if stall[0] <= elapsed < stall[1] else 0.0)
+        number = int(ask.prompt.removeprefix("question "))
+        arrived[number] = time.perf_counter()
+        if number in stalled:
+            if arrived.keys() >= set(stalled):
+                released.append(time.perf_counter())
+                all_here.set()
+            all_here.wait(15)
+        return Reply()
 
     with ScriptedEndpoint(stalling) as endpoint:
         (rows,) = drive(endpoint.url, evenly(20.0, 3.0)).rows
-    during = rows.filter(pl.col("due_s").is_between(1.1, 1.9))
-    assert during.height == 17
-    # Each of them waits for what is left of the stall: 900 ms for the first, 100 ms for the last.
-    left_ms = (2.0 - during["due_s"]) * 1e3
-    assert (during["latency_ms"] - left_ms).abs().median() < 150.0  # type: ignore[operator]
-    assert rows.filter(pl.col("latency_ms") > 250.0).height >= 12
+    assert all_here.is_set()  # none of them waited for another's answer
+    # By the server's clock: nothing arrives before it is due, so the rate began no later than this.
+    began = min(at - rows["due_s"][number] for number, at in arrived.items())
+    during = rows.filter(pl.col("number").is_in(list(stalled)))
+    left_ms = (released[0] - began - during["due_s"]) * 1e3
+    assert (left_ms[0], left_ms[-1]) >= (949.0, 0.0)
+    assert (during["latency_ms"] >= left_ms - 1.0).all()
 
 
 def test_a_request_that_leaves_late_is_slow_and_the_drivers_delay_is_told() -> None:
@@ -135,7 +144,7 @@ def test_a_request_that_leaves_late_is_slow_and_the_drivers_delay_is_told() -> N
         (Reply(breaks="before"), "broken_answer: "),
         (Reply("a b c d", breaks="midway"), "broken_answer: "),
         (Reply("a b c d", breaks="error"), "broken_answer: the engine died"),
-        (Reply(delay_s=30), "timeout: no whole answer within 1 s"),
+        (Reply(delay_s=30), "timeout: no whole answer within 5 s"),
     ],
 )
 def test_an_error_is_a_miss_with_its_reason_and_is_not_asked_again(reply: Reply, reason: str) -> None:
@@ -143,7 +152,7 @@ def test_an_error_is_a_miss_with_its_reason_and_is_not_asked_again(reply: Reply,
         return reply if ask.prompt in {"question 1", "question 3"} else Reply("fine")
 
     with ScriptedEndpoint(every_other) as endpoint:
-        (rows,) = drive(endpoint.url, evenly(10.0, 0.6), timeout="1s").rows
+        (rows,) = drive(endpoint.url, evenly(10.0, 0.6), timeout="5s").rows
     assert rows["status"].to_list() == ["answered", "failed", "answered", "failed", "answered", "answered"]
     failed = rows.filter(pl.col("status") == "failed")
     assert all(each.startswith(reason) for each in failed["reason"])
@@ -164,8 +173,8 @@ def test_a_server_that_is_gone_is_told_and_nothing_is_sent() -> None:
 
 
 def test_the_safety_cap_holds_requests_back_and_counts_them() -> None:
-    with ScriptedEndpoint(lambda ask: Reply(delay_s=0.0 if ask.prompt == "warm up" else 2.0)) as endpoint:
-        (rows,) = drive(endpoint.url, evenly(20.0, 1.0), cap=5).rows
+    with ScriptedEndpoint(lambda ask: Reply(delay_s=0.0 if ask.prompt == "warm up" else 5.0)) as endpoint:
+        (rows,) = drive(endpoint.url, evenly(40.0, 0.5), cap=5).rows
         assert endpoint.most_in_flight == 5
     assert rows["status"].to_list() == ["answered"] * 5 + ["unsent"] * 15
     assert set(rows["reason"].drop_nulls()) == {"5 requests were unanswered, as many as load.max_in_flight allows"}
@@ -174,7 +183,16 @@ def test_the_safety_cap_holds_requests_back_and_counts_them() -> None:
 def test_rates_follow_each_other_once_the_one_before_has_been_answered() -> None:
     told: list[str] = []
     seen: list[int] = []
-    with ScriptedEndpoint(lambda ask: Reply(delay_s=0.0 if ask.prompt == "warm up" else 0.5)) as endpoint:
+    all_open = threading.Event()
+
+    def held(_: Ask) -> Reply:
+        if endpoint.most_in_flight == 10:
+            all_open.set()
+        if len(endpoint.asks) > 6:  # the warm-up and the first rate
+            all_open.wait(15)
+        return Reply()
+
+    with ScriptedEndpoint(held) as endpoint:
         following = chain([evenly(10.0, 0.5), evenly(20.0, 0.5)], repeat(None))
 
         def next_plan(done: Sequence[pl.DataFrame]) -> LoadPlan | None:
@@ -199,9 +217,9 @@ def test_rates_follow_each_other_once_the_one_before_has_been_answered() -> None
 def test_a_long_rate_tells_how_far_it_is() -> None:
     told: list[str] = []
     with ScriptedEndpoint() as endpoint:
-        drive(endpoint.url, evenly(2.0, 6.0), tell=told.append)
+        drive(endpoint.url, evenly(2.0, 8.0), tell=told.append)
     assert len(told) == 2
-    assert told[0].startswith("target at 2/s: 5 of 6 s, 12 requests: ")
+    assert re.match(r"target at 2/s: [5-8] of 8 s, 16 requests: ", told[0])
 
 
 # Pydantic says so of LiteLLM's types when they are first used; as an error it would fail the one request.
@@ -248,7 +266,7 @@ def handled(number: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_at_once_and_leaves_no_thread(number: int) -> None:
-    with ScriptedEndpoint(lambda ask: Reply(delay_s=0.0 if ask.prompt == "warm up" else 20.0)) as endpoint:
+    with ScriptedEndpoint(lambda ask: Reply(delay_s=0.0 if ask.prompt == "warm up" else 100.0)) as endpoint:
         before = {thread for thread in threading.enumerate() if "process_request_thread" not in thread.name}
 
         def interrupt() -> None:
@@ -260,8 +278,8 @@ def test_a_signal_ends_it_at_once_and_leaves_no_thread(number: int) -> None:
         watcher.start()
         started = time.monotonic()
         with handled(number), pytest.raises(Interrupted):
-            drive(endpoint.url, evenly(10.0, 30.0))
-        assert time.monotonic() - started < 15
+            drive(endpoint.url, evenly(10.0, 60.0), timeout="2m")
+        assert time.monotonic() - started < 60  # the plan alone takes as long
         watcher.join()
         asked = len(endpoint.asks)
         after = {thread for thread in threading.enumerate() if "process_request_thread" not in thread.name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -34,10 +35,11 @@ NEEDED = {*PARTS, "config.json", "model.safetensors.index.json", "tokenizer.json
 
 @dataclass
 class Watched:
-    """A source elsewhere that remembers what was read, and may fail at a file or be slow."""
+    """A source elsewhere that remembers what was read, and may be slow, or fail at a file when all others are here."""
 
     source: WeightSource
     fails_at: str = ""
+    cache: Path | None = None
     slow_s: float = 0.0
     read: list[str] = field(default_factory=list)
 
@@ -50,12 +52,20 @@ class Watched:
 
     def blocks(self, file: str) -> Iterator[bytes]:
         if file == self.fails_at:
-            time.sleep(0.5)  # the others are here by then
+            self._await_the_others()
             message = "the line is down"
             raise UnavailableService(message)
         self.read.append(file)
         time.sleep(self.slow_s)
         yield from self.source.blocks(file)
+
+    def _await_the_others(self) -> None:
+        assert self.cache is not None
+        others = self.files().keys() - {self.fails_at}
+        deadline = time.monotonic() + 60
+        while not others <= {each.name for each in self.cache.glob("*.partial/*")}:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 @pytest.fixture
@@ -125,15 +135,14 @@ def test_half_a_model_is_refused_before_it_is_fetched(tmp_path: Path, model: Pat
 def test_what_came_before_the_line_went_down_is_not_fetched_again(tmp_path: Path, model: Path) -> None:
     last = "tokenizer.json"
     with pytest.raises(UnavailableService, match="the line is down"):
-        fetched(watched(model, fails_at=last), tmp_path / "cache")
+        fetched(watched(model, fails_at=last, cache=tmp_path / "cache"), tmp_path / "cache")
     (partial,) = kept(tmp_path / "cache")
     assert partial.endswith(".partial")
-    before = {each.name for each in (tmp_path / "cache" / partial).iterdir() if not each.name.startswith(".")}
+    assert {each.name for each in (tmp_path / "cache" / partial).iterdir()} == NEEDED - {last}
     source = watched(model)
     folder = fetched(source, tmp_path / "cache")
-    assert {each.name for each in folder.iterdir()} == NEEDED  # no stray of the first fetch is left
-    assert PARTS.keys() < before
-    assert not set(source.read) & (before - {"config.json", "model.safetensors.index.json"})
+    assert {each.name for each in folder.iterdir()} == NEEDED
+    assert set(source.read) == {last, "config.json", "model.safetensors.index.json"}  # two tell what the model is
 
 
 @pytest.mark.parametrize("damaged", ["model-2-of-3.safetensors", "tokenizer.json", "config.json"])
@@ -197,6 +206,101 @@ def test_a_machine_that_no_lock_keeps_away_may_be_faster(tmp_path: Path, model: 
     folder = fetched(Raced(LocalFolder(model, "s3://bucket/model")), tmp_path / "cache")
     assert Weights.in_folder(folder).digest() == DIGEST
     assert kept(tmp_path / "cache") == [folder.name]
+
+
+@dataclass
+class Held(Watched):
+    """It reads its last file when it is let go."""
+
+    reached: threading.Event = field(default_factory=threading.Event)
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    def blocks(self, file: str) -> Iterator[bytes]:
+        if file == "tokenizer.json":
+            self.reached.set()
+            assert self.let_go.wait(60)
+        yield from super().blocks(file)
+
+
+class Unlocked:
+    """Two fetches at once whose locks do not reach each other, each with one file half written."""
+
+    def __init__(self, model: Path, cache: Path) -> None:
+        self.fetches = [Held(LocalFolder(model, "s3://bucket/model")) for _ in range(2)]
+        self.outcomes: dict[int, Path | Exception] = {}
+        self._cache = cache
+        self._threads = [threading.Thread(target=self._fetch, args=[at]) for at in range(2)]
+        for at in range(2):
+            self._threads[at].start()
+            assert self.fetches[at].reached.wait(60)
+            (lock,) = cache.glob("*.lock")
+            lock.unlink()  # the other one makes a lock of its own
+
+    def _fetch(self, at: int) -> None:
+        try:
+            self.outcomes[at] = fetched(self.fetches[at], self._cache)
+        except UnavailableService as error:
+            self.outcomes[at] = error
+
+    def end(self, at: int) -> None:
+        self.fetches[at].let_go.set()
+        self._threads[at].join()
+
+
+@pytest.mark.parametrize("faster", [0, 1])
+def test_two_that_see_no_lock_of_each_other_both_have_the_model(tmp_path: Path, model: Path, faster: int) -> None:
+    both = Unlocked(model, tmp_path / "cache")
+    both.end(faster)
+    both.end(1 - faster)
+    assert both.outcomes[0] == both.outcomes[1]
+    (name,) = kept(tmp_path / "cache")
+    folder = tmp_path / "cache" / name
+    assert both.outcomes[0] == folder
+    assert {each.name for each in folder.iterdir()} == NEEDED
+    assert Weights.in_folder(folder).digest() == DIGEST
+
+
+def test_who_loses_its_files_to_another_fetch_is_not_told_to_make_room(tmp_path: Path, model: Path) -> None:
+    both = Unlocked(model, tmp_path / "cache")
+    (partial,) = (tmp_path / "cache").glob("*.partial")
+    shutil.rmtree(partial)  # as one does that found other weights
+    for at in range(2):
+        both.end(at)
+    for error in both.outcomes.values():
+        assert isinstance(error, UnavailableService)
+        assert str(error).startswith(f"{partial} lost files while s3://bucket/model was fetched")
+
+
+def test_who_finds_no_room_leaves_another_fetch_its_files(tmp_path: Path, model: Path) -> None:
+    cache = tmp_path / "cache"
+    both = Unlocked(model, cache)
+    (partial,) = cache.glob("*.partial")
+    (partial / "tokenizer.json").mkdir()  # neither can give its file this name
+    both.end(0)
+    assert "cannot be kept" in str(both.outcomes[0])
+    (partial / "tokenizer.json").rmdir()
+    both.end(1)
+    assert {each.name for each in (cache / str(both.outcomes[1])).iterdir()} == NEEDED
+
+
+def test_a_volume_without_locks_is_named(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(UnavailableService, match=r"\.lock cannot be locked \(No locks available\).*mount its volume"):
+        fetched(watched(model), tmp_path / "cache")
+
+
+def test_what_nobody_writes_to_any_more_makes_room_before_the_next_fetch(tmp_path: Path, model: Path) -> None:
+    whole = fetched(watched(model), tmp_path / "elsewhere")
+    stray = tmp_path / "cache" / f"{whole.name}.partial" / ".tokenizer.json.0.tmp"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"{")
+    os.utime(stray, (time.time() - 3700,) * 2)
+    with pytest.raises(UnavailableService, match="the line is down"):
+        fetched(watched(model, fails_at="tokenizer.json", cache=tmp_path / "cache"), tmp_path / "cache")
+    assert not stray.exists()
 
 
 # The kernel refuses to let a file grow past the limit, as it does on a full disk.

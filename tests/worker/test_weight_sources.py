@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +85,23 @@ def test_a_place_without_a_model_says_why(
     with pytest.raises(error, match=message) as caught:
         Weights.of(source_of(weights, revision, hub=tmp_path))
     assert "topsecret" not in str(caught.value)
+
+
+def test_a_store_that_tells_no_sizes_is_refused(model: Path) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(model))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            weights = f"http://127.0.0.1:{server.server_port}"
+            with pytest.raises(UnreadableSource, match=r"tells no size of chat_template\.jinja, config\.json, model-1"):
+                source_of(weights, None, hub=model).files()
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize(
