@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONTAINER: Final = "worker"
 JOB_URI: Final = "anven.dev/job"
 WORKLOAD: Final = "anven.dev/workload"
+SETTINGS: Final = "anven.dev/settings"
 BAD_INPUT: Final = 2
 """The worker's exit status where no other attempt could do the job."""
 _QUEUE: Final = "kueue.x-k8s.io/queue-name"
@@ -173,7 +174,11 @@ def job_of(settings: GpuJobSettings, work: Work, *, job_uri: str, environment: M
         "template": {"metadata": {"labels": labels}, "spec": _pod(settings, work, environment)},
         **({"suspend": True} if settings.queue else {}),
     }
-    annotations = {JOB_URI: job_uri, WORKLOAD: work.workload}
+    annotations = {
+        JOB_URI: job_uri,
+        WORKLOAD: work.workload,
+        SETTINGS: digest_of(settings.model_dump(mode="json")),
+    }
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -16,7 +16,7 @@ import polars as pl
 import yaml
 from pydantic import ValidationError
 
-from anven_pipelines.domain.errors import InvalidInput, UnreadableSource
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService, UnreadableSource
 from anven_pipelines.domain.gpu_job import GpuJobSettings, Work
 from anven_pipelines.domain.inference import ANSWERS, CompletionRequest, merge_answers, settled, without_timing
 from anven_pipelines.domain.model_fit import fit_of, require_fit
@@ -86,7 +86,14 @@ class BatchInference(dg.ConfigurableResource[None]):
         figures: Mapping[str, Any] = {}
         if {request.item_id for request in requests} - set(settled(checkpoint.load())["item_id"]):
             figures = self._launch(context, target, requests, key=key)
-        answers = merge_answers([request.item_id for request in requests], checkpoint.load())
+        kept = checkpoint.load()
+        if lost := {request.item_id for request in requests} - set(kept["item_id"]):
+            message = (
+                f"the worker says that it is done, and {len(lost):,} of {len(requests):,} requests have neither an "
+                f"answer nor a failure in {self.artifacts.url}; look at what it printed, and whether it writes to that store"
+            )
+            raise UnavailableService(message)
+        answers = merge_answers([request.item_id for request in requests], kept)
         return BatchAnswers(without_timing(answers), figures)
 
     def require_runnable(self, target: BatchTarget) -> None:
@@ -111,6 +118,8 @@ class BatchInference(dg.ConfigurableResource[None]):
         settings = settings_of(target, elsewhere=bool(self.gpu_job))
         job = Job(key=key, shards=[], settings=settings, concurrency=target.concurrency)
         if not self.gpu_job:
+            if target.pods > 1:
+                context.log.warning("target.pods is %d and counts on Kubernetes only (ANVEN_GPU_JOB)", target.pods)
             python = self._python_for(settings)
             uri = write_job(self.artifacts.folder, job, requests)
             launcher = SubprocessLauncher(python, log=self._log_of(uri), drain_s=self.drain_s)

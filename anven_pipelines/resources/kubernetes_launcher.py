@@ -17,7 +17,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from anven_pipelines.domain import job_status
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
-from anven_pipelines.domain.gpu_job import CONTAINER, JOB_URI, GpuJobSettings, Work, job_of, lacking
+from anven_pipelines.domain.gpu_job import CONTAINER, GpuJobSettings, Work, job_of, lacking
 from anven_pipelines.resources.kubernetes_api import KubernetesApi
 from anven_pipelines.resources.pod_logs import PodLogs
 
@@ -155,8 +155,13 @@ class _Watched:
             self._api.delete_job(found)
             return None
         self._require_as_wanted(wanted, found)
-        same = (found["metadata"].get("annotations") or {}).get(JOB_URI) == wanted["metadata"]["annotations"][JOB_URI]
-        other = "" if same else ", with other settings"
+        noted = found["metadata"].get("annotations") or {}
+        same = wanted["metadata"]["annotations"].items() <= noted.items()
+        if not same and all(job_status.phase(pod) == "Pending" for pod in self._api.pods(name).items):
+            self._log.info("job %s waits with other settings; it is deleted and created again", name)
+            self._api.delete_job(found)
+            return None
+        other = "" if same else ", with other settings,"
         self._log.info("job %s runs already%s; this step goes along with it", name, other)
         return found
 
@@ -220,9 +225,14 @@ class _Watched:
         limit = self._settings.pending.total_seconds()
         if now - self._waits_since > limit:
             self._api.delete_job(job)
+            mend = (
+                "Mend `image` and `image_pull_policy`"
+                if "Image" in held
+                else "Make room, mend `node_selector` and `tolerations`, or raise `pending`"
+            )
             message = (
                 f"job {name} had no running pod for {limit:g} s: {held}; it is deleted, and what was answered is kept. "
-                "Make room, mend `node_selector` and `tolerations`, or raise `pending`"
+                f"{mend}"
             )
             raise UnavailableService(message)
 
@@ -237,7 +247,7 @@ class _Watched:
         for event in events:
             line = f"{event['involvedObject']['name']}: {event.get('reason')}: {event.get('message')}"
             said.append(line)
-            self._tell_once(f"event {event['metadata']['name']}", line, warns=True)
+            self._tell_once(f"event {line}", line, warns=True)
         return said
 
     def _tell(self, pods: list[dict[str, Any]]) -> None:

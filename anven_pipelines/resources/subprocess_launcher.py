@@ -99,13 +99,16 @@ def require_packages(python: str) -> None:
     Raises:
         InvalidInput: the interpreter cannot be started, or lacks a package.
     """
-    look = f"import importlib.util as u; print(*(n for n in {PACKAGES} if u.find_spec(n) is None))"
+    look = f"import importlib.util as u; print('lacks', *(n for n in {PACKAGES} if u.find_spec(n) is None))"
     try:
         found = subprocess.run([python, "-c", look], capture_output=True, text=True, check=True)  # noqa: S603 - named by us
     except (OSError, subprocess.CalledProcessError) as error:
         message = f"ANVEN_WORKER_PYTHON is {python!r}, which does not run: {error}; name the python of an environment"
         raise InvalidInput(message) from error
-    if missing := found.stdout.split():
+    if not found.stdout.startswith("lacks"):
+        message = f"ANVEN_WORKER_PYTHON is {python!r}, which is no Python; name the python of an environment"
+        raise InvalidInput(message)
+    if missing := found.stdout.split()[1:]:
         message = f"the environment of {python} lacks {', '.join(missing)}; install them there"
         raise InvalidInput(message)
 

@@ -78,6 +78,11 @@ def test_a_killed_worker_is_started_again_and_asks_what_is_left(tmp_path: Path) 
     assert kept.height - 900 <= 32 + 16  # asked twice: what was in flight, and one part
 
 
+def test_a_worker_that_does_nothing_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableService, match="says that it is done, and 3 of 3 requests have neither"):
+        answered(tmp_path / "store", a_job(), questions(3), python="/bin/true")
+
+
 def test_an_empty_batch_starts_no_worker(tmp_path: Path) -> None:
     (answers, figures), _ = answered(tmp_path, a_job(), [], python="/nowhere")
     assert answers.is_empty()
@@ -116,6 +121,7 @@ def test_without_an_environment_of_vllm_it_says_what_to_set(tmp_path: Path) -> N
     [
         ("", {}, "set ANVEN_WORKER_PYTHON"),
         ("/nowhere/python", {}, "does not run"),
+        ("/bin/true", {}, "is no Python"),
         (sys.executable, {}, "lacks vllm; install"),
         (sys.executable, {"weights": "/nowhere"}, "holds no model"),
         (sys.executable, {"weights": "memory://nowhere/x"}, "memory://nowhere/x does not exist"),
@@ -123,7 +129,7 @@ def test_without_an_environment_of_vllm_it_says_what_to_set(tmp_path: Path) -> N
         (sys.executable, {"weights": "oci:///nowhere"}, "no OCI image layout"),
         (sys.executable, {"gpu_memory_gib": 0.001}, "does not fit"),
     ],
-    ids=["unset", "no python", "no vllm", "no weights", "no store", "no snapshot", "no layout", "no room"],
+    ids=["unset", "no python", "no Python", "no vllm", "no weights", "no store", "no snapshot", "no layout", "no room"],
 )
 def test_what_a_job_lacks_is_found_before_anything_is_spent(
     tmp_path: Path, python: str, changes: dict[str, object], message: str
