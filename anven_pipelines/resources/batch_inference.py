@@ -90,7 +90,7 @@ class BatchInference(dg.ConfigurableResource[None]):
         if lost := {request.item_id for request in requests} - set(kept["item_id"]):
             message = (
                 f"the worker says that it is done, and {len(lost):,} of {len(requests):,} requests have neither an "
-                f"answer nor a failure in {self.artifacts.url}; look at what it printed, and whether it writes to that store"
+                f"answer nor a failure in {self.artifacts.url}; look at what it printed, and whether it writes there"
             )
             raise UnavailableService(message)
         answers = merge_answers([request.item_id for request in requests], kept)
