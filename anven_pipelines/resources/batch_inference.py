@@ -137,7 +137,7 @@ class BatchInference(dg.ConfigurableResource[None]):
             gpus=0 if isinstance(target, NanoTarget) else target.tensor_parallel,
             drain_s=self.drain_s,
         )
-        return _together(KubernetesLauncher(cluster).launch(context, work, job_uri=uri), pods=work.pods)
+        return together(KubernetesLauncher(cluster).launch(context, work, job_uri=uri), pods=work.pods)
 
     def _arguments(self, job: str) -> list[str]:
         options = ["--store", self.artifacts.url, "--storage-options", json.dumps(self.artifacts.storage_options)]
@@ -196,15 +196,17 @@ class BatchInference(dg.ConfigurableResource[None]):
         return self.artifacts.folder.local_path(f"{job}.log") or Path(gettempdir()) / f"{Path(job).name}.log"
 
 
-def _together(figures: Sequence[Mapping[str, Any]], *, pods: int) -> Mapping[str, Any]:
+def together(figures: Sequence[Mapping[str, Any]], *, pods: int) -> Mapping[str, Any]:
     """Add up what several workers did; percentiles cannot be added, and stay with each.
 
-    Where not all of them told, as the output of a lost node is gone, no sum is made.
+    No sum is made where some did not tell, as the output of a lost node is gone, or some told twice, as a deleted Job was
+    made again.
     """
     if pods == 1 and figures:
         return figures[-1]
-    if len(figures) < pods:
-        return {"told_by": f"{len(figures)} of {pods} pods", "pods": list(figures)} if figures else {}
+    if len(figures) != pods:
+        told = f"{len(figures)} times by {pods} pods"
+        return {"told": told, "pods": list(figures)} if figures else {}
     sums = {name: sum(each[name] for each in figures) for name in ("rows", "answered", "failed", "tokens")}
     return {**sums, "seconds": max(each["seconds"] for each in figures), "pods": list(figures)}
 

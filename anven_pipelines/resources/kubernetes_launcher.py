@@ -87,7 +87,7 @@ class KubernetesLauncher:
             job = self._api.job(name)
             if job is not None:
                 self._api.delete_job(job)
-            log.info("%s: job %s is deleted, and what it answered is kept", why, name)
+                log.info("%s: job %s is deleted, and what it answered is kept", why, name)
         except (UnavailableService, InvalidInput) as error:
             log.warning("job %s runs on, as it could not be deleted: %s", name, error)
 

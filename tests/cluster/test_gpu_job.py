@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -206,14 +206,26 @@ def test_a_drained_step_leaves_its_job_to_the_next_one(place: Place) -> None:
 
 
 def test_two_steps_at_once_share_one_job(place: Place) -> None:
-    work = some_work()
-    settings = place.settings_with(python=place.script("time.sleep(3)"))
-    outcomes: list[list[str]] = []
-    steps = [threading.Thread(target=lambda: outcomes.append(launched(settings, work)[1])) for _ in range(2)]
-    for step in steps:
-        step.start()
-    for step in steps:
-        step.join()
-    assert len(outcomes) == 2
+    work, flag = some_work(), place.folder / "both look"
+    settings = place.settings_with(python=place.script(until(flag)))
+    seen: set[int] = set()
+
+    def step(number: int) -> list[str]:
+        api = place.api
+        look = api.job
+
+        def look_and_let_it_end_once_both_have_seen_it(name: str) -> dict[str, Any] | None:
+            found = look(name)
+            if found is not None:
+                seen.add(number)
+            if len(seen) == 2:
+                flag.touch()
+            return found
+
+        api.job = look_and_let_it_end_once_both_have_seen_it  # type: ignore[method-assign]
+        return launched(settings, work, api=api)[1]
+
+    with ThreadPoolExecutor(2) as steps:
+        outcomes = list(steps.map(step, range(2)))
     assert len(place.pods(work)) == 1
     assert sum(any("goes along with it" in line for line in lines) for lines in outcomes) == 1

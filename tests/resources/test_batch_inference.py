@@ -18,7 +18,7 @@ from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.resources.artifact_store import ArtifactStore
-from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference
+from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference, together
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec_target import JobTarget, NanoTarget
 from anven_pipelines.worker.weights import Weights
@@ -201,3 +201,21 @@ def test_a_cluster_that_does_not_answer_is_found_too(tmp_path: Path, monkeypatch
             on_cluster(tmp_path, file).require_runnable(NANO)
     with pytest.raises(UnavailableService, match="does not answer"):
         on_cluster(tmp_path, file).require_runnable(NANO)
+
+
+@pytest.mark.parametrize(
+    ("told", "pods", "came_of_it"),
+    [
+        (0, 1, {}),
+        (2, 1, {"rows": 10}),
+        (3, 3, {"rows": 30, "seconds": 2.0}),
+        (2, 3, {"told": "2 times by 3 pods"}),
+        (4, 3, {"told": "4 times by 3 pods"}),
+    ],
+    ids=["nobody told", "a pod that started again", "all told", "one output is lost", "a Job that was made again"],
+)
+def test_figures_are_added_up_where_each_pod_told_once(told: int, pods: int, came_of_it: dict[str, object]) -> None:
+    one = {"rows": 10, "answered": 9, "failed": 1, "tokens": 5, "seconds": 2.0}
+    found = together([one] * told, pods=pods)
+    assert came_of_it.items() <= found.items()
+    assert pods == 1 or ("rows" in found) == (told == pods)
