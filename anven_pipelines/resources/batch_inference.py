@@ -199,8 +199,7 @@ class BatchInference(dg.ConfigurableResource[None]):
 def together(figures: Sequence[Mapping[str, Any]], *, pods: int) -> Mapping[str, Any]:
     """Add up what several workers did; percentiles cannot be added, and stay with each.
 
-    No sum is made where some did not tell, as the output of a lost node is gone, or some told twice, as a deleted Job was
-    made again.
+    No sum is made where some did not tell, as the output of a lost node is gone, or told twice (a Job was made again).
     """
     if pods == 1 and figures:
         return figures[-1]

@@ -62,9 +62,9 @@ def test_it_refuses_the_unchanged_prompts_and_accepts_the_adapted_ones(tmp_path:
     unchanged, adapted = told["verdicts"]["demo-unchanged"], told["verdicts"]["demo-adapted"]
     assert unchanged["verdict"] == "NO-GO"
     assert adapted["verdict"] == "GO"
-    for verdict in (unchanged, adapted):
+    for verdict, fewest in ((unchanged, 240), (adapted, 600)):  # each on items of its own, 241 and 638 of the 900 calls
         assert verdict["waived"] == ["safety"]
-        assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= 240
+        assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= fewest
         assert verdict["speed"]["status"] == "met"
         assert verdict["speed"]["n_measured"] == verdict["quality"]["n"]
         assert verdict["cost"]["status"] == "met"
