@@ -1,0 +1,92 @@
+"""What a strategy that looks for a better prompt is given, and what it returns.
+
+A strategy sees one template and the items of the search split that it asks; the validation split and the sealed items
+do not reach it. What it asks is answered through a `Trial`, which keeps every answer and counts against one budget,
+so a killed search that starts again with the same seed asks for the same and pays for nothing twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
+
+
+class Shown(NamedTuple):
+    """One item that was asked with a candidate, for a strategy that reads what went wrong.
+
+    Attributes:
+        item: Its number within the trial.
+        slots: What the call filled the slots with.
+        ground_truth: The right answer; None where the graders need none.
+        output: What the target answered; None where it failed.
+        score: In [0, 1]; an answer that is missing or could not be graded counts 0.
+        reason: Why the score is below 1.
+    """
+
+    item: int
+    slots: Mapping[str, str]
+    ground_truth: str | None
+    output: str | None
+    score: float
+    reason: str | None
+
+
+class BudgetSpent(Exception):  # noqa: N818 - no error: a strategy returns its best so far
+    """The trial's budget does not allow what was asked; nothing of it was."""
+
+
+class Trial(Protocol):
+    """A template, its items, and the target to ask."""
+
+    @property
+    def template(self) -> PromptTemplate:
+        """What is to be asked better."""
+
+    @property
+    def items(self) -> int:
+        """Number of items of the search split, in an order that is random and the same in every run."""
+
+    def scores(self, asked: Sequence[tuple[Candidate, Sequence[int]]]) -> list[npt.NDArray[np.float64]]:
+        """Ask each candidate on its items, all at once, and return the scores in [0, 1] in their order.
+
+        Answers that are kept from earlier cost nothing.
+
+        Raises:
+            BudgetSpent: the budget does not allow all of it; nothing new was asked.
+        """
+
+    def shown(self, candidate: Candidate, items: Sequence[int]) -> list[Shown]:
+        """Return what became of items that `scores` has asked."""
+
+    def slots(self, item: int) -> Mapping[str, str]:
+        """Return what an item filled the slots with, for few-shot examples."""
+
+    def right_answer(self, item: int) -> str | None:
+        """Return what a few-shot example of the item would answer; None where nothing says so."""
+
+    def spent(self) -> int:
+        """Return how many answers of the target were asked for, kept ones of an earlier run included."""
+
+    def refusal(self, candidate: Candidate) -> str | None:
+        """Say which hard constraint a candidate breaks; None where it may be asked. `scores` asks none that breaks."""
+
+
+class Strategy(Protocol):
+    """Looks for a better prompt."""
+
+    name: str
+
+    def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:
+        """Return the best candidate found; the unchanged prompt where nothing looked better.
+
+        Args:
+            trial: The template, its items and the budget.
+            rng: Seeded by the caller; the same seed asks for the same.
+        """
