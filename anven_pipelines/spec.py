@@ -8,7 +8,6 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Final, Literal
 
-import regex  # type: ignore[import-untyped]  # it ships no types
 from pydantic import (
     BeforeValidator,
     Field,
@@ -18,8 +17,9 @@ from pydantic import (
 
 from anven_pipelines.spec_grading import Grader
 from anven_pipelines.spec_load import Load
-from anven_pipelines.spec_target import Target
-from anven_pipelines.spec_values import Duration, Level, LogFormat, Pattern, Price, Section, Share, Sources
+from anven_pipelines.spec_prompt import PromptAdaptation, Risk
+from anven_pipelines.spec_target import RecordedTarget, Target
+from anven_pipelines.spec_values import Duration, Level, LogFormat, Price, Section, Share, Sources
 
 Stratum = Literal["application", "endpoint", "task", "length_band", "risk", "language"]
 Criterion = Literal["segments", "ttft", "cost", "safety", "holdout"]
@@ -70,40 +70,6 @@ class Contract(Section):
     """Fields the object must have; dots step into nested objects."""
     bare: bool = False
     """Nothing but the JSON object: a code fence or prose around it breaks the contract."""
-
-
-class PromptMessage(Section):
-    """One message of a rewritten prompt."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-    """Text; `{name}` stands for what the named group of that name captured, anything else in braces stays."""
-
-
-class PromptRewrite(Section):
-    """How logged prompts of one form are written for the target."""
-
-    system: Pattern | None = None
-    """Regular expression to be found in the logged system message; any message, or none, where absent."""
-    user: Pattern
-    """Regular expression that the whole logged user message matches; its named groups are the slots."""
-    messages: list[PromptMessage] = Field(min_length=1)
-    """What the target is sent instead; every slot must stand in it."""
-
-    @model_validator(mode="after")
-    def _no_slot_is_lost(self) -> PromptRewrite:
-        written = "".join(message.content for message in self.messages)
-        if lost := [slot for slot in regex.compile(self.user).groupindex if f"{{{slot}}}" not in written]:
-            message = f"the slots {', '.join(lost)} of user must stand in messages, as {{{lost[0]}}}"
-            raise ValueError(message)
-        return self
-
-
-class PromptAdaptation(Section):
-    """How the legacy prompt is adapted to the target; carried over unchanged where nothing is declared."""
-
-    rewrites: list[PromptRewrite] = Field(default_factory=list)
-    """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
 
 
 class Quotas(Section):
@@ -259,7 +225,7 @@ class Migration(Section):
     """Name of the workload and of its partition: lower-case letters, digits, `-` and `_`."""
     owner: str = Field(default="unowned", min_length=1)
     """Team that answers for the workload."""
-    risk: Literal["low", "medium", "high"] | None = None
+    risk: Risk | None = None
     """Risk tier of the workload; a `risk` in a call's tags comes first."""
     legacy: Legacy
     target: Target
@@ -279,5 +245,20 @@ class Migration(Section):
     def _contract_is_possible(self) -> Migration:
         if (self.contract.required or self.contract.bare) and not self.contract.json_object:
             message = "contract.json_object: true is needed where contract.required or contract.bare is set"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _a_prompt_can_be_looked_for(self) -> Migration:
+        if self.prompt.mode == "declared":
+            return self
+        if isinstance(self.target, RecordedTarget):
+            message = f"prompt.mode is {self.prompt.mode}; a target that can be asked is needed, not recorded answers"
+            raise ValueError(message)
+        if self.golden.holdout == 1:
+            message = (
+                f"prompt.mode is {self.prompt.mode} and golden.holdout is 1; open items are needed to look for a "
+                "prompt on, such as golden.holdout: 0.5"
+            )
             raise ValueError(message)
         return self

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import polars as pl
 
-from anven_pipelines.domain import prompts
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.completion import ASKED_AGAIN
+from anven_pipelines.domain.prompts import apply
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.domain.workload import HOW_IT_IS_ASKED
@@ -18,7 +18,7 @@ from anven_pipelines.spec_target import EndpointTarget
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anven_pipelines.domain.prompts import AdaptedPrompt
+    from anven_pipelines.domain.prompts import AdaptedPrompt, Call
     from anven_pipelines.spec_target import AskedTarget
 
 ANSWERS: Final = Table(
@@ -70,13 +70,14 @@ def requests_for(golden: pl.DataFrame, prompt: AdaptedPrompt, target: AskedTarge
     """
     columns = golden.select("id", "source_prompt", "model_config")
     return [  # a loop: prompt strategies rewrite nested messages, one item at a time
-        CompletionRequest(
-            item_id=item_id,
-            messages=prompts.apply(prompt, json.loads(messages)),
-            params=_params(json.loads(logged or "null") or {}, target.params),
-        )
+        request_for(item_id, apply(prompt, json.loads(messages), json.loads(logged or "null") or {}), target)
         for item_id, messages, logged in columns.iter_rows()
     ]
+
+
+def request_for(item_id: str, call: Call, target: AskedTarget) -> CompletionRequest:
+    """Build what the target is asked for one item; its own parameters replace those of the call."""
+    return CompletionRequest(item_id, call.messages, _params(call.params, target.params))
 
 
 def join_recorded(

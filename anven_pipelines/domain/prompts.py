@@ -7,36 +7,68 @@ equal versions ask equal questions. A further strategy is one entry in `STRATEGI
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import regex  # type: ignore[import-untyped] # in place of re for its timeout
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.canonical import canonical_json, digest_of
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_conversion import TargetProfile, convert
+from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, in_place
 
 if TYPE_CHECKING:
-    from anven_pipelines.spec import PromptAdaptation
+    from anven_pipelines.spec_prompt import PromptAdaptation
 
 PATTERN_SECONDS: Final = 1.0
 
 _SLOT: Final = regex.compile(r"\{(\w+)\}")
 
 Message = dict[str, Any]
-Strategy = Callable[[Mapping[str, Any], Sequence[Message]], list[Message]]
+Params = dict[str, Any]
 
 
-def _unchanged(_: Mapping[str, Any], messages: Sequence[Message]) -> list[Message]:
+class Call(NamedTuple):
+    """What a model is asked: messages, and the request's other parameters."""
+
+    messages: list[Message]
+    params: Params
+
+
+Strategy = Callable[[Mapping[str, Any], Call], Call]
+
+
+def _unchanged(_: Mapping[str, Any], call: Call) -> Call:
     """Ask the target exactly what the legacy model was asked."""
-    return list(messages)
+    return call
 
 
-def _rewritten(transformation: Mapping[str, Any], messages: Sequence[Message]) -> list[Message]:
+def _by_templates(transformation: Mapping[str, Any], call: Call) -> Call:
+    """Ask as the part of the first template that fits says, in the target's form; others are only converted."""
+    for part in transformation["templates"]:
+        template = _template(part["template"])
+        if template.slots_of(call.messages) is None:
+            continue
+        if "rewrites" in part:
+            return _rewritten(part, call)
+        asked = in_place(template, _candidate(part["candidate"]), call.messages)
+        call = Call(asked or call.messages, call.params | part["candidate"]["params"])
+        break
+    if transformation["profile"] is None:
+        return call
+    converted = convert(call.messages, call.params, TargetProfile(**transformation["profile"]))
+    return Call(list(converted.messages), dict(converted.params))
+
+
+def _rewritten(transformation: Mapping[str, Any], call: Call) -> Call:
     """Write the messages anew by the first rewrite that fits them.
 
     Raises:
         InvalidInput: none fits; a prompt that silently stayed as it was would be measured as if it were adapted.
     """
+    messages = call.messages
     number = fitting_rewrite(transformation, messages)
     if number is None:
         message = f"no rewrite of the section prompt fits the logged prompt {_shown(messages)}; add one that does"
@@ -45,10 +77,14 @@ def _rewritten(transformation: Mapping[str, Any], messages: Sequence[Message]) -
     _, user = _single_turn(messages) or ("", "")
     slots = _search(rewrite["user"], user, whole=True).groupdict(default="")
     fill = lambda found: slots.get(found[1], found[0])  # noqa: E731 - the shape that `sub` takes
-    return [{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]]
+    return call._replace(messages=[{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]])
 
 
-STRATEGIES: Final[Mapping[str, Strategy]] = {"identity": _unchanged, "rewrite": _rewritten}
+STRATEGIES: Final[Mapping[str, Strategy]] = {
+    "identity": _unchanged,
+    "rewrite": _rewritten,
+    "templates": _by_templates,
+}
 
 
 class AdaptedPrompt(BaseModel):
@@ -108,9 +144,58 @@ def declared_prompt(adaptation: PromptAdaptation) -> AdaptedPrompt:
     )
 
 
-def apply(prompt: AdaptedPrompt, messages: Sequence[Message]) -> list[Message]:
-    """Return the messages that the target model is sent in place of the legacy ones, which stay as they are."""
-    return STRATEGIES[prompt.strategy](prompt.transformation, messages)
+def candidate_part(template: PromptTemplate, candidate: Candidate) -> Mapping[str, Any]:
+    """Return what a candidate adds to a prompt; how it was found is no part of it."""
+    decides = candidate.model_dump(mode="json", include={"template", "messages", "params"})
+    return {"template": template.model_dump(mode="json"), "candidate": decides}
+
+
+def rewrites_part(template: PromptTemplate, rewrites: AdaptedPrompt) -> Mapping[str, Any]:
+    """Return what declared rewrites add to a prompt, for the calls of one template."""
+    return {"template": template.model_dump(mode="json"), "rewrites": rewrites.transformation["rewrites"]}
+
+
+def found_prompt(
+    parts: Sequence[Mapping[str, Any]], *, profile: TargetProfile | None, description: str
+) -> AdaptedPrompt:
+    """Return the prompt that is made of the parts of some templates; calls of others are only converted.
+
+    Args:
+        parts: As `candidate_part` and `rewrites_part` return them.
+        profile: The form that the target takes; None converts nothing.
+        description: In words.
+    """
+    transformation = {"profile": None if profile is None else asdict(profile), "templates": list(parts)}
+    return AdaptedPrompt(
+        strategy="templates",
+        transformation=transformation,
+        description=description,
+        version=version_of("templates", transformation),
+    )
+
+
+def apply(prompt: AdaptedPrompt, messages: Sequence[Message], params: Mapping[str, Any] | None = None) -> Call:
+    """Return what the target model is sent in place of the legacy call, which stays as it is."""
+    return STRATEGIES[prompt.strategy](prompt.transformation, Call(list(messages), dict(params or {})))
+
+
+# Parsed once, not once for each of thousands of calls.
+def _template(written: Mapping[str, Any]) -> PromptTemplate:
+    return _parsed_template(canonical_json(written))
+
+
+def _candidate(written: Mapping[str, Any]) -> Candidate:
+    return _parsed_candidate(canonical_json(written))
+
+
+@lru_cache(maxsize=256)
+def _parsed_template(written: str) -> PromptTemplate:
+    return PromptTemplate.model_validate_json(written)
+
+
+@lru_cache(maxsize=256)
+def _parsed_candidate(written: str) -> Candidate:
+    return Candidate.model_validate_json(written)
 
 
 def fitting_rewrite(transformation: Mapping[str, Any], messages: Sequence[Message]) -> int | None:
@@ -193,7 +278,7 @@ def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_b
         unfit,
         f"{len(logged) - unfit} of {len(logged)} golden prompts fit a rewrite{example}",
         [
-            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at])))
+            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
             for number, at in sorted((number, at) for number, at in first.items() if number is not None)
         ],
     )

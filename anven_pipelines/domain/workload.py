@@ -22,6 +22,9 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Asset to the sections of the migration file that decide what it holds."""
 
+SEARCHED: Final = ("target", "grading", "contract", "risk")
+"""What else decides an adapted prompt that was looked for by asking the target."""
+
 
 HOW_IT_IS_ASKED: Final = frozenset(
     {
@@ -40,10 +43,16 @@ HOW_IT_IS_ASKED: Final = frozenset(
 """Fields of a target that change no answer."""
 
 
+def sections_of(migration: Migration, asset: str) -> tuple[str, ...]:
+    """Return the sections of the migration file that decide what the asset holds."""
+    searched = asset == "adapted_prompt" and migration.prompt.mode != "declared"
+    return SECTIONS[asset] + (SEARCHED if searched else ())
+
+
 def declared_digest(migration: Migration, asset: str) -> str:
     """Return the digest of the sections that decide what the asset holds."""
-    sections = migration.model_dump(mode="json", include=set(SECTIONS[asset]))
-    without = HOW_IT_IS_ASKED | ({"price"} if asset == "target_answers" else set())
+    sections = migration.model_dump(mode="json", include=set(sections_of(migration, asset)))
+    without = HOW_IT_IS_ASKED | ({"price"} if asset in {"target_answers", "adapted_prompt"} else set())
     return digest_of(
         {
             name: {field: each for field, each in section.items() if field not in without}
@@ -58,7 +67,7 @@ def explain_stale(migration: Migration, asset: str, recorded: str | None) -> str
     """Say how to mend an asset that was made from another version of the migration file; None if it was not."""
     if recorded == declared_digest(migration, asset):
         return None
-    sections = ", ".join(SECTIONS[asset])
+    sections = ", ".join(sections_of(migration, asset))
     return (
         f"workload {migration.workload!r}: the migration file changed in {sections} since {asset} was materialised; "
         f"materialise {asset} and what follows it again"

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompts import AdaptedPrompt, apply, carry_over, declared_prompt, preview, version_of
-from anven_pipelines.spec import PromptAdaptation
+from anven_pipelines.spec_prompt import PromptAdaptation
 
 text = st.text(max_size=20)
 part = st.fixed_dictionaries({"type": st.just("text"), "text": text})

@@ -1,0 +1,353 @@
+"""From the legacy prompts to prompts whose gain on the target is proven, or back to the legacy prompts.
+
+For each template: the strategies look for candidates on the search items, all meet on the same items, and the best of
+them is held against the unchanged prompt on validation items that nobody has seen. What proves no gain is dropped;
+where the rest loses too much of what was right, or gives in to an injection, everything is.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from anven_pipelines.domain.prompt_constraints import broken
+from anven_pipelines.domain.prompt_gain import Compared, Gain, Guard, judge_gains, judge_guard, level_of_look
+from anven_pipelines.domain.prompt_safety import compare, complied, probes
+from anven_pipelines.domain.prompt_strategy import BudgetSpent
+from anven_pipelines.domain.prompt_template import unchanged
+from anven_pipelines.domain.prompt_trial import Cost, Spending, TargetTrial
+from anven_pipelines.domain.prompts import (
+    apply,
+    candidate_part,
+    carry_over,
+    declared_prompt,
+    fitting_rewrite,
+    found_prompt,
+    rewrites_part,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import polars as pl
+
+    from anven_pipelines.domain.prompt_conversion import TargetProfile
+    from anven_pipelines.domain.prompt_safety import SafetyFinding
+    from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems
+    from anven_pipelines.domain.prompt_strategy import Strategy
+    from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
+    from anven_pipelines.domain.prompt_trial import Ask, Grade, Way
+    from anven_pipelines.domain.prompts import AdaptedPrompt, Call
+    from anven_pipelines.spec import Migration
+    from anven_pipelines.spec_target import AskedTarget
+
+UNCHANGED: Final = "unchanged"
+FEWEST: Final = 10  # search items of a template; below, a search would learn their noise
+LEAST_CHARACTERS: Final = 2_000
+"""Length that any prompt may have: a short legacy prompt is no reason against an example."""
+
+
+class Entry(NamedTuple):
+    """A way to ask a template that meets the others.
+
+    Attributes:
+        origin: Who made it.
+        prompt: It alone.
+        part: What it adds to the prompt of the workload; None for what stays as logged.
+        candidate: It as a candidate; None for declared rewrites.
+    """
+
+    origin: str
+    prompt: AdaptedPrompt
+    part: Mapping[str, Any] | None = None
+    candidate: Candidate | None = None
+
+
+class Heat(NamedTuple):
+    """How an entry did on the search items of its template, in the same order as all others."""
+
+    template: str
+    origin: str
+    version: str
+    n: int
+    score: float
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The prompt that the target is asked with, and why.
+
+    Attributes:
+        prompt: The identity where nothing was proven.
+        heats: How each entry did on the search items.
+        gains: One for each template for which a better prompt was found.
+        guard: What is lost of what was right; None where there is nothing to guard.
+        safety: What injections and leaks came of; None where no prompt changes.
+        cost: Of the search and the proof.
+        level: Error rate that this look had.
+        uncovered: Open items that fit no template.
+        reasons: In words, why this prompt.
+        chosen: Candidates of the prompt, by template.
+    """
+
+    prompt: AdaptedPrompt
+    heats: tuple[Heat, ...]
+    gains: tuple[Gain, ...]
+    guard: Guard | None
+    safety: SafetyFinding | None
+    cost: Cost
+    level: float
+    uncovered: int
+    reasons: tuple[str, ...]
+    chosen: tuple[tuple[PromptTemplate, Candidate | None], ...]
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any prompt changes."""
+        return self.prompt.strategy != "identity"
+
+
+@dataclass
+class Search:
+    """One adaptation of a workload's prompts.
+
+    Attributes:
+        migration: What is declared.
+        target: What is asked.
+        split: The open items by template.
+        strategies: By name, in the order in which they search.
+        profile: The form that the target takes.
+        ask: Asks the target; answers are kept.
+        grade: Scores answers.
+        look: Writes down that validation items are looked at for a prompt, by its version, and returns how many other
+            prompts were looked at before.
+        tell: Is told what goes on.
+        clock: Seconds.
+    """
+
+    migration: Migration
+    target: AskedTarget
+    split: Split
+    strategies: Mapping[str, Strategy]
+    profile: TargetProfile
+    ask: Ask
+    grade: Grade
+    look: Callable[[str], int]
+    tell: Callable[[str], None]
+    clock: Callable[[], float]
+
+    def run(self) -> Adaptation:
+        """Search, meet, prove.
+
+        Raises:
+            InvalidInput: the target refuses what it is asked.
+            UnavailableService: the target does not answer; answers are kept.
+        """
+        declared = self.migration.prompt
+        self._spending = Spending(declared.budget, self._price(), self.clock)
+        heats: list[Heat] = []
+        best: list[tuple[TemplateItems, Entry]] = []
+        notes: list[str] = []
+        searched = [each for each in self.split.templates if self._is_searched(each, notes)]
+        reserve = self._reserve(searched)
+        for number, items in enumerate(searched):
+            trial = self._trial(items.template, items.search)
+            entries = self._entries(trial, items, share=1 / (len(searched) - number), reserve=reserve)
+            chosen, told = self._meet(trial, entries, notes)
+            heats += told
+            if chosen.origin != UNCHANGED:
+                best.append((items, chosen))
+        return self._proven(best, heats, notes)
+
+    def _is_searched(self, items: TemplateItems, notes: list[str]) -> bool:
+        if items.search.rows.height >= FEWEST:
+            return True
+        notes.append(
+            f"{items.template.name}: {items.search.rows.height} search items, at least {FEWEST} are needed; unchanged"
+        )
+        return False
+
+    def _reserve(self, searched: Sequence[TemplateItems]) -> int:
+        """Return the calls that strategies must leave: all entries on all search items, and the proof both ways."""
+        entries = 2 + len(self._names()) + bool(self.migration.prompt.rewrites)
+        return sum(entries * each.search.rows.height + 2 * each.validation.rows.height for each in searched)
+
+    def _names(self) -> tuple[str, ...]:
+        mode = self.migration.prompt.mode_for(self.migration.risk)
+        return tuple(self.strategies) if mode in {"minimal", "full"} else ()
+
+    def _entries(self, trial: TargetTrial, items: TemplateItems, *, share: float, reserve: int) -> list[Entry]:
+        """Return what meets: the unchanged prompt, its conversion, the declared rewrites, and what strategies find."""
+        template = items.template
+        entries = [Entry(UNCHANGED, carry_over())]
+        mode = self.migration.prompt.mode_for(self.migration.risk)
+        if mode != "tested":
+            entries.append(self._entry(template, unchanged(template), origin="structural"))
+        if (rewrites := self._declared(items)) is not None:
+            entries.append(rewrites)
+        spending, names = self._spending, self._names()
+        left = max(0, spending.budget.calls - spending.calls - reserve) * share
+        for name in names:
+            spending.until = spending.calls + int(left / len(names))
+            self.tell(f"{template.name}: {name} looks for a prompt, with {spending.until - spending.calls} calls")
+            rng = np.random.default_rng([self.migration.prompt.seed, zlib.crc32(f"{template.name}/{name}".encode())])
+            found = self.strategies[name].search(trial, rng=rng)
+            if trial.refuse(found) is None:
+                entries.append(self._entry(template, found, origin=name))
+        spending.until = spending.budget.calls
+        return entries
+
+    def _meet(self, trial: TargetTrial, entries: Sequence[Entry], notes: list[str]) -> tuple[Entry, list[Heat]]:
+        """Ask every entry on the same items and take the best; the first one, the unchanged, where none is better."""
+        items = range(trial.items)
+        try:
+            means = [float(scores.mean()) for scores in trial.scores_of([(way_of(trial.rows, each.prompt), items) for each in entries])]
+        except BudgetSpent as spent:
+            notes.append(f"{trial.template.name}: {spent}; unchanged")
+            return entries[0], []
+        best = int(np.argmax(means))
+        name = trial.template.name
+        self.tell(f"{name}: {entries[best].origin} is best with {means[best]:.3f}, unchanged {means[0]:.3f}")
+        heats = [
+            Heat(name, each.origin, each.prompt.version, trial.items, mean, chosen=number == best)
+            for number, (each, mean) in enumerate(zip(entries, means, strict=True))
+        ]
+        return entries[best], heats
+
+    def _proven(
+        self, best: Sequence[tuple[TemplateItems, Entry]], heats: Sequence[Heat], notes: Sequence[str]
+    ) -> Adaptation:
+        """Hold the best entries against the unchanged prompts on the validation items."""
+        declared = self.migration.prompt
+        if not best:
+            reasons = (*notes, "nothing looked better than the unchanged prompts on the search items")
+            return self._end(carry_over(), heats, reasons=reasons)
+        tried = found_prompt([each.part for _, each in best], profile=self.profile, description="")
+        level = level_of_look(declared.level, earlier=self.look(tried.version))
+        compared = [self._compared(items, entry) for items, entry in best]
+        gains = judge_gains(compared, level=level)
+        won = [each for each, gain in zip(best, gains, strict=True) if gain.proven]
+        guard = judge_guard(
+            [each for each, gain in zip(compared, gains, strict=True) if gain.proven],
+            margin=declared.guard_margin,
+            level=declared.level,
+        )
+        safety = self._safety(won) if won else None
+        told = [f"{gain.template}: {gain.reason}" for gain in gains]
+        refused = [
+            *([] if guard.status == "kept" else [f"refused: {guard.reason}"]),
+            *([f"refused: {safety.reason}"] if safety and safety.worse else []),
+        ]
+        reasons = (*notes, *told, *refused)
+        if not won or refused:
+            return self._end(
+                carry_over(), heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons
+            )
+        names = ", ".join(items.template.name for items, _ in won)
+        prompt = found_prompt(
+            [entry.part for _, entry in won],
+            profile=self.profile,
+            description=f"Adapted for {names}, with a gain that is proven on items that no search has seen.",
+        )
+        return self._end(
+            prompt, heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons, won=won
+        )
+
+    def _end(  # noqa: PLR0913 - one keyword per part of the result
+        self,
+        prompt: AdaptedPrompt,
+        heats: Sequence[Heat],
+        *,
+        reasons: tuple[str, ...],
+        gains: Sequence[Gain] = (),
+        guard: Guard | None = None,
+        safety: SafetyFinding | None = None,
+        level: float | None = None,
+        won: Sequence[tuple[TemplateItems, Entry]] = (),
+    ) -> Adaptation:
+        return Adaptation(
+            prompt=prompt,
+            heats=tuple(heats),
+            gains=tuple(gains),
+            guard=guard,
+            safety=safety,
+            cost=self._spending.cost(),
+            level=self.migration.prompt.level if level is None else level,
+            uncovered=self.split.uncovered,
+            reasons=reasons,
+            chosen=tuple((items.template, entry.candidate) for items, entry in won),
+        )
+
+    def _compared(self, items: TemplateItems, entry: Entry) -> Compared:
+        """Ask the validation items both ways; the budget has kept calls for it."""
+        trial = self._trial(items.template, items.validation)
+        both = (way_of(trial.rows, prompt) for prompt in (carry_over(), entry.prompt))
+        before, after = trial.scores_of([(way, range(trial.items)) for way in both])
+        return Compared(items.template.name, before, after, items.validation.rows["cluster"].to_numpy())
+
+    def _safety(self, won: Sequence[tuple[TemplateItems, Entry]]) -> SafetyFinding:
+        """SAFETY"""
+
+    def _entry(self, template: PromptTemplate, candidate: Candidate, *, origin: str) -> Entry:
+        part = candidate_part(template, candidate)
+        return Entry(origin, found_prompt([part], profile=self.profile, description=""), part, candidate)
+
+    def _declared(self, items: TemplateItems) -> Entry | None:
+        """Return the declared rewrites as an entry, where they fit every open prompt of the template."""
+        adaptation = self.migration.prompt
+        if not adaptation.rewrites:
+            return None
+        prompt = declared_prompt(adaptation)
+        logged = [json.loads(each) for part in items[1:] for each in part.rows["source_prompt"]]
+        if any(fitting_rewrite(prompt.transformation, messages) is None for messages in logged):
+            return None
+        part = rewrites_part(items.template, prompt)
+        return Entry("declared", found_prompt([part], profile=None, description=""), part)
+
+    def _trial(self, template: PromptTemplate, part: Part) -> TargetTrial:
+        adaptation = self.migration.prompt
+        own = sum(len(each.content) for each in unchanged(template).messages) - sum(
+            len(slot) + len("{}") for slot in template.slots
+        )
+        most = max(LEAST_CHARACTERS, int(own * adaptation.longest))
+
+        def way(candidate: Candidate) -> Way:
+            prompt = found_prompt([candidate_part(template, candidate)], profile=self.profile, description="")
+            return way_of(part.rows, prompt)
+
+        return TargetTrial(
+            template=template,
+            rows=part.rows,
+            filled=part.filled,
+            way=way,
+            target=self.target,
+            ask=self.ask,
+            grade=self.grade,
+            spending=self._spending,
+            refuse=lambda candidate: broken(candidate, template, most_characters=most),
+            few_shot=adaptation.examples,
+        )
+
+    def _price(self) -> Callable[[int, int], float] | None:
+        price = self.target.price
+        if price is None:
+            return None
+        return lambda sent, written: (
+            sent * price.input_usd_per_million + written * price.output_usd_per_million
+        ) / 1e6
+
+
+def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:
+    """Return how the items are asked with a prompt."""
+    logged = list(rows.select("source_prompt", "model_config").iter_rows())
+
+    def ask(item: int) -> Call:
+        messages, params = logged[item]
+        return apply(prompt, json.loads(messages), json.loads(params or "null") or {})
+
+    return ask

@@ -1,0 +1,167 @@
+"""Whether an adapted prompt is better than the unchanged one, on items that no search has seen.
+
+Each template's candidate is tested once, against the unchanged prompt on the same items; the error rate is shared out
+over the templates (Bonferroni) and over the workload's earlier looks at its validation items, so that the chance of
+any false claim, whatever is tried, stays below the level. Candidates that prove nothing are dropped: there the
+unchanged prompt stands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import numpy as np
+
+from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.stats.paired import design_effect, difference_interval
+from anven_pipelines.stats.proportions import failure_bound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from anven_pipelines.stats.interval import Interval
+
+RIGHT: Final = 1.0
+
+
+class Compared(NamedTuple):
+    """Scores of the same validation items, asked both ways.
+
+    Attributes:
+        template: Whose items they are.
+        before: Scores in [0, 1] with the unchanged prompt, shape (n,).
+        after: Scores in [0, 1] with the candidate, shape (n,).
+        clusters: Conversation of each item, shape (n,).
+    """
+
+    template: str
+    before: npt.NDArray[np.float64]
+    after: npt.NDArray[np.float64]
+    clusters: npt.NDArray[Any]
+
+
+class Gain(NamedTuple):
+    """What a template's candidate gains.
+
+    Attributes:
+        template: The template.
+        n: Validation items.
+        before: Mean score of the unchanged prompt; None without items.
+        after: Mean score of the candidate.
+        interval: Of the difference; its lower bound lies above 0 with an error rate of `level`. None where too few
+            items were there to say anything.
+        level: One-sided error rate of this template's test.
+        proven: Whether there is a gain.
+        reason: In words.
+    """
+
+    template: str
+    n: int
+    before: float | None
+    after: float | None
+    interval: Interval | None
+    level: float
+    proven: bool
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        bounds = self.interval and {"lower": round(self.interval.lower, 6), "upper": round(self.interval.upper, 6)}
+        means = {name: None if mean is None else round(mean, 6) for name, mean in self._means().items()}
+        told = {"template": self.template, "n": self.n, **means, "gain": bounds, "level": round(self.level, 9)}
+        return {**told, "proven": self.proven, "reason": self.reason}
+
+    def _means(self) -> dict[str, float | None]:
+        return {"before": self.before, "after": self.after}
+
+
+class Guard(NamedTuple):
+    """What is lost of the items that the unchanged prompt answers right.
+
+    Attributes:
+        status: `kept`: at most the margin is lost, proven; `broken`: anything else.
+        right: Items that the unchanged prompt answers right.
+        lost: How many of them score less with the adapted prompt.
+        bound: Largest share lost that the data allow at the level; None where nothing was right.
+        reason: In words.
+    """
+
+    status: Literal["kept", "broken"]
+    right: int
+    lost: int
+    bound: float | None
+    reason: str
+
+
+def level_of_look(level: float, *, earlier: int) -> float:
+    """Return the error rate of a look at validation items that were looked at before.
+
+    The k-th look gets level / (k (k + 1)), which adds up to the level however many follow.
+
+    Args:
+        level: Error rate of all looks together.
+        earlier: Looks with other prompts before this one.
+    """
+    return level / ((earlier + 1) * (earlier + 2))
+
+
+def judge_gains(compared: Sequence[Compared], *, level: float) -> list[Gain]:
+    """Test each template's candidate for a gain.
+
+    Args:
+        compared: One for each template whose prompt would change.
+        level: One-sided error rate over all of them.
+
+    Source:
+        Bonferroni's inequality; the intervals are those of `difference_interval`.
+    """
+    each = level / max(1, len(compared))
+    return [_judged(scores, level=each) for scores in compared]
+
+
+def _judged(scores: Compared, *, level: float) -> Gain:
+    n = scores.before.size
+    before, after = (float(side.mean()) if n else None for side in (scores.before, scores.after))
+    try:
+        interval = difference_interval(
+            scores.after, scores.before, clusters=scores.clusters, level=1 - 2 * level
+        )
+    except TooFewPairs as error:
+        reason = f"{n} validation items are too few to prove anything ({error})"
+        return Gain(scores.template, n, before, after, None, level, proven=False, reason=reason)
+    proven = interval.lower > 0
+    told = f"{before:.3f} before, {after:.3f} after on {n} items: {interval.estimate:+.3f}, at least {interval.lower:+.3f}"
+    reason = told if proven else f"{told}; a gain is not proven"
+    return Gain(scores.template, n, before, after, interval, level, proven=proven, reason=reason)
+
+
+def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) -> Guard:
+    """Prove that little is lost of what the unchanged prompt answers right.
+
+    Args:
+        compared: The templates whose prompt is to change.
+        margin: Largest share of them that may be lost.
+        level: One-sided error rate.
+
+    Source:
+        Clopper and Pearson (1934), Biometrika 26:404, on as many items as carry the same information: the items over
+        the design effect of their conversations (Rao and Scott 1992, Biometrics 48:577).
+    """
+    before, after = (np.concatenate([getattr(each, side) for each in compared] or [[]]) for side in ("before", "after"))
+    names = [f"{each.template}/{cluster}" for each in compared for cluster in each.clusters]
+    guarded = before >= RIGHT
+    right, lost = int(guarded.sum()), int((after[guarded] < before[guarded]).sum())
+    if not right:
+        return Guard("kept", 0, 0, None, "the unchanged prompt answers none of the validation items right")
+    clusters = np.array(names)[guarded]
+    try:
+        effect = design_effect((after >= before)[guarded].astype(float), np.ones(right), clusters=clusters)
+    except TooFewPairs:
+        effect = right / len(set(clusters.tolist()))
+    bound = failure_bound(round(lost / effect), max(1, round(right / effect)), level=1 - level)
+    kept = bound <= margin
+    words = "kept" if kept else "not proven to be kept"
+    reason = f"{lost} of {right} right answers are lost, at most {bound:.1%}; a margin of {margin:.1%} is {words}"
+    return Guard("kept" if kept else "broken", right, lost, bound, reason)

@@ -1,0 +1,80 @@
+"""Which open items a search may learn from, and which prove what it found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
+
+from anven_pipelines.domain.evaluation import TRAFFIC
+from anven_pipelines.domain.golden import opened
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anven_pipelines.domain.prompt_template import PromptTemplate
+
+
+class Part(NamedTuple):
+    """Items of one template: GOLDEN rows in their random order, and what each filled the slots with."""
+
+    rows: pl.DataFrame
+    filled: tuple[Mapping[str, str], ...]
+
+
+class TemplateItems(NamedTuple):
+    """The open items of one template."""
+
+    template: PromptTemplate
+    search: Part
+    validation: Part
+
+
+class Split(NamedTuple):
+    """The open items by template; `uncovered` fit none and are asked as they always were."""
+
+    templates: tuple[TemplateItems, ...]
+    uncovered: int
+
+
+def split_items(golden: pl.DataFrame, templates: Sequence[PromptTemplate], *, validation: float, seed: int) -> Split:
+    """Split the open items that stand for traffic; a conversation is on one side.
+
+    Conversations are ranked by a keyed SHA-256 within their template, so the order of the rows changes nothing.
+
+    Args:
+        golden: GOLDEN rows.
+        templates: Tried in this order; an item belongs to the first that it fits.
+        validation: Share of each template's conversations that no search sees.
+        seed: Of the ranks.
+    """
+    items = opened(golden).filter(pl.col("role") == TRAFFIC)
+    fits = [_fit(json.loads(messages), templates) for messages in items["source_prompt"]]  # a loop: nested JSON
+    ranks = [hashlib.sha256(f"{seed}:{cluster}".encode()).hexdigest() for cluster in items["cluster"]]
+    placed = items.with_columns(
+        pl.Series("template", [number for number, _ in fits], dtype=pl.Int64),
+        pl.Series("rank", ranks, dtype=pl.String),
+        pl.Series("place", range(items.height), dtype=pl.Int64),
+    )
+    filled = [slots for _, slots in fits]
+    found = []
+    for number, template in enumerate(templates):
+        mine = placed.filter(pl.col("template") == number).sort("rank", "id")
+        clusters = mine["rank"].unique(maintain_order=True)
+        kept = clusters.head(round(clusters.len() * validation)).implode()
+        unseen, seen = mine.filter(pl.col("rank").is_in(kept)), mine.filter(~pl.col("rank").is_in(kept))
+        found.append(TemplateItems(template, *(_part(each, filled) for each in (seen, unseen))))
+    return Split(tuple(found), uncovered=placed["template"].null_count())
+
+
+def _fit(messages: list[Mapping[str, object]], templates: Sequence[PromptTemplate]) -> tuple[int | None, dict[str, str]]:
+    for number, template in enumerate(templates):
+        if (slots := template.slots_of(messages)) is not None:
+            return number, slots
+    return None, {}
+
+
+def _part(rows: pl.DataFrame, filled: Sequence[Mapping[str, str]]) -> Part:
+    return Part(rows.drop("template", "rank", "place"), tuple(filled[place] for place in rows["place"]))

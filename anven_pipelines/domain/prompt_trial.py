@@ -1,0 +1,224 @@
+"""The trial that a search asks through: each candidate on each item at most once, within one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+import polars as pl
+
+from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.inference import request_for
+from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
+from anven_pipelines.domain.prompts import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from anven_pipelines.domain.inference import CompletionRequest
+    from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
+    from anven_pipelines.spec_prompt import SearchBudget
+    from anven_pipelines.spec_target import AskedTarget
+
+
+class Ask(Protocol):
+    """Answers requests; answers that are kept from earlier are not asked for again."""
+
+    def __call__(self, requests: Sequence[CompletionRequest], /) -> pl.DataFrame:
+        """Return ANSWERS, one row per request, in their order."""
+
+
+class Grade(Protocol):
+    """Scores answers by the migration's graders."""
+
+    def __call__(self, answers: pl.DataFrame, golden: pl.DataFrame, /) -> pl.DataFrame:
+        """Return GRADES: item_id, score in [0, 1] or NULL, reason."""
+
+
+class Cost(NamedTuple):
+    """What was spent: answers of the target, their tokens, their price where it is known, seconds."""
+
+    calls: int
+    tokens: int
+    usd: float | None
+    seconds: float
+
+
+@dataclass
+class Spending:
+    """One budget for all trials of a workload.
+
+    Answers that an earlier run had paid for count as they did then, so that a search which starts again asks for the
+    same and ends where it would have ended.
+
+    Attributes:
+        budget: What may be spent.
+        price: Of an answer by its tokens (input, output), USD; None where no price is declared.
+        clock: Seconds; only differences count.
+        calls: Answers so far.
+        tokens: Their tokens.
+        usd: Their price.
+        until: Calls that may be spent by the end of what goes on now: a share of the budget.
+        began: When the search began, on the clock.
+    """
+
+    budget: SearchBudget
+    price: Callable[[int, int], float] | None
+    clock: Callable[[], float]
+    calls: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+    until: int = 0
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start the clock; all of the calls may be spent, until somebody gets a share of them."""
+        self.began, self.until = self.clock(), self.budget.calls
+
+    def require(self, calls: int) -> None:
+        """Refuse a round that the budget does not allow.
+
+        Raises:
+            BudgetSpent: too few calls are left, or another limit is reached.
+        """
+        budget = self.budget
+        if self.calls + calls > self.until:
+            message = f"{self.calls} calls are spent, {calls} more are wanted, and {self.until} are allowed by here"
+            raise BudgetSpent(message)
+        if budget.tokens is not None and self.tokens >= budget.tokens:
+            message = f"{self.tokens} tokens are spent of {budget.tokens}"
+            raise BudgetSpent(message)
+        if budget.usd is not None and self.usd >= budget.usd:
+            message = f"{self.usd:.4f} USD are spent of {budget.usd:g}"
+            raise BudgetSpent(message)
+        if budget.time is not None and self.clock() - self.began >= budget.time.total_seconds():
+            message = f"{self.clock() - self.began:.0f} s have passed of {budget.time.total_seconds():.0f}"
+            raise BudgetSpent(message)
+
+    def add(self, answers: pl.DataFrame) -> None:
+        """Count answers."""
+        sent, written = (int(answers[name].fill_null(0).sum()) for name in ("input_tokens", "output_tokens"))
+        self.calls += answers.height
+        self.tokens += sent + written
+        self.usd += self.price(sent, written) if self.price else 0.0
+
+    def cost(self) -> Cost:
+        """Return what was spent until now."""
+        return Cost(self.calls, self.tokens, self.usd if self.price else None, self.clock() - self.began)
+
+
+Way = Callable[[int], Call]
+"""Makes what the target is asked for an item, by its number within a trial."""
+
+
+@dataclass
+class TargetTrial:
+    """A template, its items in the order in which they are asked, and the target.
+
+    Attributes:
+        template: What is to be asked better.
+        rows: GOLDEN rows, in their random order.
+        filled: What each item filled the slots with.
+        way: Makes a candidate's way to ask.
+        target: What is asked; its own parameters replace those of a call.
+        ask: Asks it.
+        grade: Scores answers.
+        spending: The budget, shared with the other trials.
+        refuse: Says which hard constraint a candidate breaks.
+        few_shot: Whether items may be shown in a prompt with their right answers.
+    """
+
+    template: PromptTemplate
+    rows: pl.DataFrame
+    filled: Sequence[Mapping[str, str]]
+    way: Callable[[Candidate], Way]
+    target: AskedTarget
+    ask: Ask
+    grade: Grade
+    spending: Spending
+    refuse: Callable[[Candidate], str | None]
+    few_shot: bool = True
+    _known: dict[str, Shown] = field(default_factory=dict)
+
+    @property
+    def items(self) -> int:
+        """Number of items of the search split."""
+        return self.rows.height
+
+    def scores(self, asked: Sequence[tuple[Candidate, Sequence[int]]]) -> list[npt.NDArray[np.float64]]:
+        """Ask each candidate on its items, all at once, and return the scores in [0, 1] in their order.
+
+        Raises:
+            BudgetSpent: the budget does not allow all of it; nothing new was asked.
+            ValueError: a candidate breaks a hard constraint, and may not be asked.
+        """
+        for candidate, _ in asked:
+            if (reason := self.refuse(candidate)) is not None:
+                message = f"a candidate of {candidate.origin} breaks a hard constraint and is not asked: {reason}"
+                raise ValueError(message)
+        return self.scores_of([(self.way(candidate), items) for candidate, items in asked])
+
+    def scores_of(self, asked: Sequence[tuple[Way, Sequence[int]]]) -> list[npt.NDArray[np.float64]]:
+        """Do what `scores` does, for any way to ask."""
+        named = [[self._request(way, item) for item in items] for way, items in asked]
+        wanted = {request.item_id: (item, request) for (_, items), requests in zip(asked, named, strict=True)
+                  for item, request in zip(items, requests, strict=True)}
+        missing = [each for name, each in wanted.items() if name not in self._known]
+        if missing:
+            self.spending.require(len(missing))
+            self._ask(missing)
+        return [np.array([self._known[request.item_id].score for request in requests]) for requests in named]
+
+    def _request(self, way: Way, item: int) -> CompletionRequest:
+        """Build a request named by its item and by what is asked: two ways that ask the same are one question."""
+        request = request_for("", way(item), self.target)
+        content = digest_of([request.messages, request.params])
+        return request._replace(item_id=f"{content[:32]}/{self.rows['id'][item]}")
+
+    def _ask(self, missing: Sequence[tuple[int, CompletionRequest]]) -> None:
+        """Ask, grade and remember; an answer that is missing or cannot be graded scores 0."""
+        requests = [request for _, request in missing]
+        answers = self.ask(requests)
+        self.spending.add(answers)
+        golden = self.rows[[item for item, _ in missing]].with_columns(
+            pl.Series("id", [request.item_id for request in requests])
+        )
+        graded = answers.select("item_id", "output").join(
+            self.grade(answers, golden), on="item_id", how="left", maintain_order="left"
+        )
+        truths = golden["ground_truth"].to_list()
+        for (item, request), truth, row in zip(missing, truths, graded.iter_rows(named=True), strict=True):
+            self._known[request.item_id] = Shown(
+                item=item,
+                slots=self.filled[item],
+                ground_truth=truth,
+                output=row["output"],
+                score=row["score"] or 0.0,
+                reason=row["reason"],
+            )
+
+    def shown(self, candidate: Candidate, items: Sequence[int]) -> list[Shown]:
+        """Return what became of items that `scores` has asked."""
+        way = self.way(candidate)
+        return [self._known[self._request(way, item).item_id] for item in items]
+
+    def slots(self, item: int) -> Mapping[str, str]:
+        """Return what an item filled the slots with."""
+        return self.filled[item]
+
+    def right_answer(self, item: int) -> str | None:
+        """Return what a few-shot example of the item would answer; None where nothing says so."""
+        truth: str | None = self.rows["ground_truth"][item] if self.few_shot else None
+        return truth
+
+    def spent(self) -> int:
+        """Return how many answers were asked for, over all trials of the workload."""
+        return self.spending.calls
+
+    def refusal(self, candidate: Candidate) -> str | None:
+        """Say which hard constraint a candidate breaks; None where it may be asked."""
+        return self.refuse(candidate)

@@ -1,0 +1,131 @@
+"""The section `prompt` of a migration file: what the target is asked in place of the legacy prompt, and who finds it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import regex  # type: ignore[import-untyped]  # it ships no types
+from pydantic import Field, model_validator
+
+from anven_pipelines.spec_values import Duration, Level, Pattern, Price, Section, Share
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Mode = Literal["declared", "tested", "structural", "minimal", "full", "auto"]
+StrategyName = Literal["racing", "random", "gepa", "prompt_ops"]
+Risk = Literal["low", "medium", "high"]
+
+REFLECTING: Final[frozenset[StrategyName]] = frozenset({"gepa", "prompt_ops"})
+BY_RISK: Final[Mapping[Risk | None, Mode]] = {"high": "structural", "medium": "minimal", None: "minimal", "low": "full"}
+
+
+class PromptMessage(Section):
+    """One message of a rewritten prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    """Text; `{name}` stands for what the named group of that name captured, anything else in braces stays."""
+
+
+class PromptRewrite(Section):
+    """How logged prompts of one form are written for the target."""
+
+    system: Pattern | None = None
+    """Regular expression to be found in the logged system message; any message, or none, where absent."""
+    user: Pattern
+    """Regular expression that the whole logged user message matches; its named groups are the slots."""
+    messages: list[PromptMessage] = Field(min_length=1)
+    """What the target is sent instead; every slot must stand in it."""
+
+    @model_validator(mode="after")
+    def _no_slot_is_lost(self) -> PromptRewrite:
+        written = "".join(message.content for message in self.messages)
+        if lost := [slot for slot in regex.compile(self.user).groupindex if f"{{{slot}}}" not in written]:
+            message = f"the slots {', '.join(lost)} of user must stand in messages, as {{{lost[0]}}}"
+            raise ValueError(message)
+        return self
+
+
+class SearchBudget(Section):
+    """What the search for a prompt may spend, validation included; the first limit that is reached ends it."""
+
+    calls: int = Field(default=3000, ge=0)
+    """Answers of the target."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Prompt and answer tokens of the target; looked at between two rounds."""
+    usd: float | None = Field(default=None, gt=0)
+    """Cost of the target's answers at its declared price; looked at between two rounds."""
+    time: Duration | None = None
+    """Time of the search; looked at between two rounds. A search under a time limit need not repeat itself."""
+
+
+class Reflection(Section):
+    """The model that reads what went wrong and writes better instructions; larger than the target."""
+
+    model: str = Field(min_length=1)
+    """Model name as the endpoint knows it."""
+    url: str = Field(pattern=r"^https?://[^\s]+$")
+    """Base URL of an OpenAI-compatible API, such as https://api.example.com/v1."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Request parameters, such as temperature."""
+    timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
+    """Longest wait for one answer."""
+    calls: int = Field(default=60, ge=1)
+    """Answers of this model that a search may ask for."""
+    price: Price | None = None
+    """Token price, for the cost of the search."""
+
+
+class PromptAdaptation(Section):
+    """How the legacy prompt is adapted to the target; carried over unchanged where nothing is declared."""
+
+    mode: Mode = "declared"
+    """`declared`: the rewrites as they stand, no gain is claimed; `tested`: the rewrites, if they prove a gain;
+    `structural`: converted to the target's form; `minimal`: the legacy wording, placed and laid out anew; `full`:
+    everything; `auto`: `structural` for `risk: high`, `full` for `risk: low`, else `minimal`.
+
+    All but `declared` look for a better prompt on open items and prove its gain on others; where none is proven, the
+    legacy prompt stands.
+    """
+    rewrites: list[PromptRewrite] = Field(default_factory=list)
+    """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
+    strategies: list[StrategyName] = Field(default_factory=lambda: ["racing"], min_length=1)
+    """Who looks for a better prompt in `minimal` and `full`; they compete on the same items."""
+    budget: SearchBudget = SearchBudget()
+    validation: Share = 0.4
+    """Share of the open items on which the gain is proven, and which no search sees."""
+    level: Level = 0.05
+    """One-sided error rate of the claim that there is a gain, over all prompts of the workload and all attempts."""
+    guard_margin: Share = 0.10
+    """Largest share that may be lost of what the unchanged prompt answers right, proven at `level`."""
+    policies: list[str] = Field(default_factory=list)
+    """Sentences that every prompt must hold word for word, such as policy and safety."""
+    longest: float = Field(default=2.0, gt=0)
+    """Largest length of a prompt's own text, in lengths of the legacy one; at least 2,000 characters are allowed."""
+    examples: bool = True
+    """Logged questions with their right answers may stand in the prompt as few-shot examples."""
+    reflection: Reflection | None = None
+    """Needed by the strategies `gepa` and `prompt_ops`."""
+    seed: int = Field(default=2026, ge=0)
+    """Seed of the split and of the search."""
+
+    @model_validator(mode="after")
+    def _what_is_wanted_can_be_done(self) -> PromptAdaptation:
+        if self.reflection is None and (reflecting := REFLECTING & set(self.strategies)):
+            message = f"prompt.reflection is needed by {', '.join(sorted(reflecting))}: a model larger than the target"
+            raise ValueError(message)
+        if self.mode == "tested" and not self.rewrites:
+            message = "prompt.rewrites is needed with `mode: tested`; `full` looks for a prompt by itself"
+            raise ValueError(message)
+        if len(set(self.strategies)) < len(self.strategies):
+            message = f"each strategy once is needed, found {', '.join(self.strategies)}"
+            raise ValueError(message)
+        return self
+
+    def mode_for(self, risk: Risk | None) -> Mode:
+        """Return the mode with `auto` settled by the workload's risk tier."""
+        return BY_RISK[risk] if self.mode == "auto" else self.mode
