@@ -11,7 +11,7 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import StaleInput
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.table import Column, Table
-from anven_pipelines.domain.tracking import StepRecord, step_key, step_tags
+from anven_pipelines.domain.tracking import RegisteredPrompt, StepRecord, step_key, step_tags
 from anven_pipelines.domain.workload import declared_digest, explain_stale
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -85,13 +85,22 @@ def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show
     params: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float | None] | None = None,
     documents: Mapping[str, str] | None = None,
+    prompts: Sequence[RegisteredPrompt] = (),
     checks: Sequence[dg.AssetCheckResult] = (),
     asset: str | None = None,
 ) -> dg.MaterializeResult[Manifest]:
     """Track the step in MLflow and return what Dagster shows of it."""
     key = dg.AssetKey(asset) if asset else context.asset_key
     tracked = tracking.record(
-        _step_record(context, key, manifest, params=params or {}, metrics=metrics or {}, documents=documents or {})
+        _step_record(
+            context,
+            key,
+            manifest,
+            params=params or {},
+            metrics=metrics or {},
+            documents=documents or {},
+            prompts=prompts,
+        )
     )
     if tracked.warning:
         context.log.warning(tracked.warning)
@@ -140,6 +149,7 @@ def _step_record(
     params: Mapping[str, Any],
     metrics: Mapping[str, float | None],
     documents: Mapping[str, str],
+    prompts: Sequence[RegisteredPrompt],
 ) -> StepRecord:
     asset = key.to_user_string()
     partition = context.partition_key if context.has_partition_key else None
@@ -163,6 +173,7 @@ def _step_record(
         params=dict(params),
         metrics={**metrics, "rows": float(manifest.rows)},
         documents={"manifest.json": canonical_json(manifest.model_dump(mode="json")), **documents},
+        prompts=list(prompts),
     )
 
 

@@ -53,6 +53,31 @@ def step_tags(
 
 
 @dataclass(frozen=True, kw_only=True)
+class RegisteredPrompt:
+    """A prompt version for the prompt registry.
+
+    Attributes:
+        name: Of the prompt: workload and template.
+        version: Digest of its content.
+        messages: Role and content; slots stand in them as `{name}`.
+        slots: Their names.
+        note: What this version is, in a line.
+        tags: What it was made from.
+        aliases: That point at this version from now on.
+        first_aliases: That point at it where they point at none yet.
+    """
+
+    name: str
+    version: str
+    messages: list[dict[str, str]]
+    slots: list[str]
+    note: str
+    tags: dict[str, str]
+    aliases: list[str] = field(default_factory=list)
+    first_aliases: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """Everything about one asset step that stands in its MLflow run.
 
@@ -73,6 +98,8 @@ class StepRecord:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     documents: Mapping[str, str] = field(default_factory=dict)
     """Artifact path to text."""
+    prompts: list[RegisteredPrompt] = field(default_factory=list)
+    """Prompt versions that the step made or found."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot identify a step, and bring values to what JSON can hold."""

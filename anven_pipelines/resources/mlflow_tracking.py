@@ -34,6 +34,7 @@ from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, Unavail
 from anven_pipelines.domain.tracking import StepRecord, fit
 from anven_pipelines.resources.environment import keep_private
 from anven_pipelines.resources.outbox import Outbox
+from anven_pipelines.resources.prompt_registry import register
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -399,6 +400,7 @@ def _complete(client: MlflowClient, run: Run, step: StepRecord) -> None:
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST])
     for path, text in fitted.documents.items():
         client.log_text(run_id, text, path)
+    register(client, run_id, step.prompts)
     client.set_terminated(run_id, status=step.status, end_time=ended)
 
 
