@@ -39,9 +39,9 @@ class PromptTemplate(_Frozen):
 
     Attributes:
         name: Names it among the templates of a workload, such as `helpdesk` or `helpdesk-2`.
-        system: Text of the system message; None where the calls have none.
+        system: Text of the system message, with slots where it varies by call; None where the calls have none.
         user: Text of the user message, with its slots.
-        slots: Names of the slots, in the order in which they stand in `user`.
+        slots: Names of the slots, in the order in which they stand in `system` and then in `user`.
         examples: Question and answer turns that stand before the user message in every call.
         tools: Tools that the calls offer, in the chat completions form.
         contract: JSON Schema that answers must keep, where the calls demand one.
@@ -59,9 +59,9 @@ class PromptTemplate(_Frozen):
 
     @model_validator(mode="after")
     def _every_slot_stands_once(self) -> PromptTemplate:
-        found = [name for name in SLOT.findall(self.user) if name in self.slots]
+        found = [name for name in SLOT.findall(f"{self.system or ''}\n{self.user}") if name in self.slots]
         if sorted(found) != sorted(set(self.slots)) or len(self.slots) != len(set(self.slots)):
-            message = f"each slot must stand once in the user text; declared {list(self.slots)}, found {found}"
+            message = f"each slot must stand once in system and user; declared {list(self.slots)}, found {found}"
             raise ValueError(message)
         return self
 
@@ -81,11 +81,18 @@ class PromptTemplate(_Frozen):
         The last user message is what the template describes; a system message must be the template's own.
         """
         systems = [each.get("content") for each in messages if each.get("role") == "system"]
-        users = [each.get("content") for each in messages if each.get("role") == "user"]
-        if systems != ([] if self.system is None else [self.system]) or not users or not isinstance(users[-1], str):
+        users = [each.get("content") for each in messages if each.get("role") == "user"][-1:]
+        expected = [] if self.system is None else [pattern_of(self.system, self.slots)]
+        texts, patterns = [*systems, *users], [*expected, self.pattern]
+        if len(texts) != len(patterns) or len(systems) != len(expected):
             return None
-        found = regex.fullmatch(self.pattern, users[-1], timeout=PATTERN_SECONDS)
-        return None if found is None else dict(found.groupdict(default=""))
+        slots: dict[str, str] = {}
+        for pattern, text in zip(patterns, texts, strict=True):
+            found = regex.fullmatch(pattern, text, timeout=PATTERN_SECONDS) if isinstance(text, str) else None
+            if found is None:
+                return None
+            slots |= found.groupdict(default="")
+        return slots
 
 
 def pattern_of(user: str, slots: Sequence[str]) -> str:

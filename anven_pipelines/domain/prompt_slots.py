@@ -1,0 +1,123 @@
+"""What mined text is called: names of slots, texts that part two templates, system texts that are one, policies."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Final
+
+import regex  # type: ignore[import-untyped] # for letters of every script
+
+from anven_pipelines.domain.prompt_anchors import ROBUST_SHARE, shared_text
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+SPLIT_SHARE: Final = 0.2  # of the prompts that a template of its own must have
+LEAST_SPLIT: Final = 5
+LONG_LINE_WORDS: Final = 4
+NEAR_SHARE: Final = 0.9  # of the words of two system texts, where they are one with slots
+NEAR_TEXT: Final = 0.7  # of a system text's characters that stand in all of its family
+MOST_FAMILIES: Final = 50
+
+_LABEL: Final = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N} _-]{0,40})[*_]*\s*[:：][*_]*\s*\Z")
+_HEADING: Final = regex.compile(r"(?:^|\n)#+ *([^\n]+?):?\s*\n\s*\Z")
+_TAG: Final = regex.compile(r"<([\p{L}][\w-]*)[^<>]*>\s*\Z")
+_FEATURE: Final = regex.compile(r"(?m)^(?:<\p{L}[\w-]*>|#+ [^\n]+|\p{L}[^\n:.?!]{0,40}:)")
+_NUMBER: Final = regex.compile(
+    r"\d+|\b(?:January|February|March|April|May|June|July|August|September|October|November|December"
+    r"|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)\b"
+)
+_WORD: Final = regex.compile(r"\w+")
+_SENTENCE: Final = regex.compile(r"(?<=[.!?])\s+|\n+")
+# English; of other languages nothing is proposed.
+_POLICY: Final = regex.compile(
+    r"(?i)\b(?:must|never|always|do not|don't|may not|cannot|not allowed|under no circumstances|forbidden|prohibited"
+    r"|refuse|confidential|comply|complies|policy|policies|private data|personal data)\b"
+)
+_LONGEST_NAME: Final = 30
+
+
+def written(literals: Sequence[str], taken: Collection[str]) -> tuple[str, tuple[str, ...]]:
+    """Write shared text as a template: each slot is named after the label before it, else `slot_1` and so on.
+
+    Args:
+        literals: Texts around the slots.
+        taken: Names that must not be given: those of other slots, and words that stand in braces as text.
+    """
+    names: list[str] = []
+    text = literals[0]
+    for number, literal in enumerate(literals[1:], start=1):
+        base = _label_of(text) or f"slot_{number}"
+        name, count = base, 1
+        while name in taken or name in names:
+            count += 1
+            name = f"{base}_{count}"
+        names.append(name)
+        text += f"{{{name}}}{literal}"
+    return text, tuple(names)
+
+
+def _label_of(text: str) -> str | None:
+    """Return the label, tag or heading on which a text ends, as a name."""
+    for pattern in (_LABEL, _TAG, _HEADING):
+        if found := pattern.search(text[-200:]):
+            label = "_".join(_WORD.findall(found[1].lower()))[:_LONGEST_NAME].strip("_")
+            # Names are those that a slot's pattern knows.
+            if regex.fullmatch(r"[A-Za-z_]\w*", label):
+                return str(label)
+    return None
+
+
+def feature_to_split(texts: Sequence[str], literals: Sequence[str]) -> str | None:
+    """Return a text that parts two templates which share nothing, or no beginning; None where there is one template.
+
+    Labels, tags and headings at a line's start and long lines tell templates apart; first words of questions do not.
+    """
+    if literals[0]:
+        return None
+    counts = Counter(feature for text in texts for feature in _features(text, whole=not any(literals)))
+    most, least = ROBUST_SHARE * len(texts), max(LEAST_SPLIT, SPLIT_SHARE * len(texts))
+    fitting = {
+        feature: sum(feature in text for text in texts) for feature, count in counts.items() if count >= least
+    }
+    ranked = sorted((-count, feature) for feature, count in fitting.items() if count < most)
+    return ranked[0][1] if ranked else None
+
+
+def _features(text: str, *, whole: bool) -> set[str]:
+    looked_at = text if whole else text.split("\n", 1)[0]
+    lines = {line for line in looked_at.split("\n") if len(_WORD.findall(line)) >= LONG_LINE_WORDS}
+    return {each for each in _FEATURE.findall(looked_at) if each} | lines
+
+
+def near_equal(systems: Iterable[str]) -> dict[str, str]:
+    """Map each system text to the first of its family: texts that differ in dates, numbers or a few words.
+
+    A family whose texts share too little is none: each text then stands for itself.
+    """
+    masked: dict[str, list[str]] = defaultdict(list)
+    for text in sorted(set(systems)):
+        masked[_NUMBER.sub("0", text)].append(text)
+    families: list[tuple[frozenset[str], list[str]]] = []
+    for mask, texts in sorted(masked.items()):
+        words = frozenset(_WORD.findall(mask))
+        near = next((members for other, members in families[:MOST_FAMILIES] if _alike(words, other)), None)
+        if near is None:
+            families.append((words, list(texts)))
+        else:
+            near += texts
+    return {text: min(members) if _are_one(members) else text for _, members in families for text in members}
+
+
+def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
+    return len(one & other) >= NEAR_SHARE * len(one | other)
+
+
+def _are_one(texts: Sequence[str]) -> bool:
+    return sum(map(len, shared_text(texts, share=1.0))) >= NEAR_TEXT * max(map(len, texts))
+
+
+def policy_sentences(system: str) -> tuple[str, ...]:
+    """Return the sentences that sound like policy or safety, each once, in their order, word for word."""
+    sentences = (each.strip() for each in _SENTENCE.split(system))
+    return tuple(dict.fromkeys(each for each in sentences if _POLICY.search(each)))
