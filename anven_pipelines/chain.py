@@ -29,6 +29,7 @@ LOG_ASSETS: Final = ("request_log", "rejected_lines")
 CHAIN_ASSETS: Final = (
     "power_plan",
     "golden_dataset",
+    "prompt_baseline",
     "adapted_prompt",
     "legacy_answers",
     "target_answers",

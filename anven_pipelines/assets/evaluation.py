@@ -22,8 +22,7 @@ from anven_pipelines.assets.materialization import (
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.evaluation import SCORES, Arm, side_by_side
 from anven_pipelines.domain.golden import opened
-from anven_pipelines.domain.grading import GRADER_VERSION, check_contract_rows, grade_rows, grader_name
-from anven_pipelines.domain.judging import judge_items, judged_frame
+from anven_pipelines.domain.grading import GRADER_VERSION, check_contract_rows, grader_name
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.scorecard import Scorecard, draw_up
 from anven_pipelines.resources.artifact_store import ArtifactStore
@@ -32,7 +31,6 @@ from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import Migration
-from anven_pipelines.spec_grading import RagasGrader
 
 _ITEMS_CONSERVED = Check("scores", "items_conserved", "Every golden item has exactly one row of scores.", blocking=True)
 _ALL_MEASURED = Check("scores", "all_measured", "Every open item has a score in both arms.")
@@ -161,13 +159,7 @@ def _ungraded(golden: pl.DataFrame) -> pl.DataFrame:
 
 def grade_arm(answers: pl.DataFrame, golden: pl.DataFrame, migration: Migration, judge: Judge) -> Arm:
     """Score one arm's answers; judged metrics go to the judge, the rest is computed here."""
-    items = judge_items(answers, golden)
-    judged = {
-        grader_name(grader, at): judged_frame(items, judge.judge(grader, items))
-        for at, grader in enumerate(migration.grading)
-        if isinstance(grader, RagasGrader)
-    }
-    grades = grade_rows(migration.grading, answers, golden, judged=judged)
+    grades = judge.grade(migration.grading, answers, golden)
     return Arm(answers, grades, check_contract_rows(migration.contract, answers))
 
 

@@ -7,6 +7,7 @@ where the rest loses too much of what was right, or gives in to an injection, ev
 
 from __future__ import annotations
 
+import difflib
 import json
 import zlib
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.prompt_constraints import broken
 from anven_pipelines.domain.prompt_gain import Compared, Gain, Guard, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_safety import compare, complied, probes
+from anven_pipelines.domain.prompt_search import example_items
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Cost, Spending, TargetTrial
@@ -29,6 +32,7 @@ from anven_pipelines.domain.prompts import (
     found_prompt,
     rewrites_part,
 )
+from anven_pipelines.domain.tracking import RegisteredPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +114,51 @@ class Adaptation:
     def adapted(self) -> bool:
         """Whether any prompt changes."""
         return self.prompt.strategy != "identity"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; the same for the same answers, whatever time they took."""
+        return {
+            "adapted": self.adapted,
+            "version": self.prompt.version,
+            "heats": [each._asdict() | {"score": round(each.score, 6)} for each in self.heats],
+            "gains": [gain.to_json() for gain in self.gains],
+            "guard": self.guard and self.guard._asdict(),
+            "safety": self.safety and self.safety.to_json(),
+            "cost": {name: value for name, value in self.cost._asdict().items() if name != "seconds"},
+            "level": self.level,
+            "uncovered": self.uncovered,
+            "reasons": list(self.reasons),
+            "diff": {template.name: diff_of(template, candidate) for template, candidate in self.chosen if candidate},
+            "moves": {template.name: candidate.moves for template, candidate in self.chosen if candidate},
+        }
+
+    def metrics(self) -> dict[str, float | None]:
+        """Return what MLflow draws over time."""
+        proven = [gain for gain in self.gains if gain.proven and gain.interval]
+        return {
+            "search_calls": float(self.cost.calls),
+            "search_tokens": float(self.cost.tokens),
+            "search_usd": self.cost.usd,
+            "search_seconds": self.cost.seconds,
+            **{f"gain.{gain.template}": gain.interval.estimate for gain in proven if gain.interval},
+        }
+
+    def markdown(self) -> str:
+        """Return the result for a person: what met, what was gained, and how the prompts changed."""
+        heats = [
+            f"| {each.template} | {each.origin}{' (chosen)' if each.chosen else ''} | {each.n} | {each.score:.3f} |"
+            for each in self.heats
+        ]
+        diffs = [
+            f"**{template.name}** ({', '.join(f'{name}: {move}' for name, move in candidate.moves.items())})"
+            f"\n\n```diff\n{diff_of(template, candidate)}\n```"
+            for template, candidate in self.chosen
+            if candidate is not None
+        ]
+        usd = "" if self.cost.usd is None else f", {self.cost.usd:.4f} USD"
+        spent = f"{self.cost.calls:,} answers, {self.cost.tokens:,} tokens{usd}, {self.cost.seconds:.0f} s"
+        table = ["| prompt | entry | search items | mean score |", "|---|---|---|---|", *heats]
+        return "\n\n".join(["\n".join(table), *diffs, f"Spent: {spent}"])
 
 
 @dataclass
@@ -204,7 +253,8 @@ class Search:
 
     def _meet(self, trial: TargetTrial, entries: Sequence[Entry], notes: list[str]) -> tuple[Entry, list[Heat]]:
         """Ask every entry on the same items and take the best; the first one, the unchanged, where none is better."""
-        items = range(trial.items)
+        # A candidate may show the others, with their right answers.
+        items = range(min(example_items(trial), default=trial.items))
         try:
             means = [float(scores.mean()) for scores in trial.scores_of([(way_of(trial.rows, each.prompt), items) for each in entries])]
         except BudgetSpent as spent:
@@ -214,7 +264,7 @@ class Search:
         name = trial.template.name
         self.tell(f"{name}: {entries[best].origin} is best with {means[best]:.3f}, unchanged {means[0]:.3f}")
         heats = [
-            Heat(name, each.origin, each.prompt.version, trial.items, mean, chosen=number == best)
+            Heat(name, each.origin, each.prompt.version, len(items), mean, chosen=number == best)
             for number, (each, mean) in enumerate(zip(entries, means, strict=True))
         ]
         return entries[best], heats
@@ -351,3 +401,31 @@ def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:
         return apply(prompt, json.loads(messages), json.loads(params or "null") or {})
 
     return ask
+
+
+def diff_of(template: PromptTemplate, candidate: Candidate) -> str:
+    """Return the prompts' texts, line by line, as a unified diff."""
+    before, after = ([f"[{each.role}]\n{each.content}" for each in ways.messages] for ways in (unchanged(template), candidate))
+    lines = difflib.unified_diff(
+        "\n".join(before).splitlines(), "\n".join(after).splitlines(), "legacy", candidate.origin, lineterm="", n=1
+    )
+    params = [f"+ params: {canonical_json(candidate.params)}"] if candidate.params else []
+    return "\n".join([*lines, *params])
+
+
+def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[str, str]) -> list[RegisteredPrompt]:
+    """Return the found prompts for the prompt registry."""
+    return [
+        RegisteredPrompt(
+            name=f"{workload}.{template.name}",
+            version=candidate.version,
+            messages=[each.model_dump() for each in candidate.messages],
+            slots=list(template.slots),
+            note=f"found by {candidate.origin}: {gain.reason}",
+            tags={f"anven.{name}": digest for name, digest in inputs.items()},
+            aliases=["candidate"],
+        )
+        for template, candidate in adaptation.chosen
+        for gain in adaptation.gains
+        if candidate is not None and gain.template == template.name
+    ]

@@ -10,6 +10,7 @@ import polars as pl
 
 from anven_pipelines.domain.evaluation import TRAFFIC
 from anven_pipelines.domain.golden import opened
+from anven_pipelines.domain.prompt_mining import fit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,8 +72,8 @@ def split_items(golden: pl.DataFrame, templates: Sequence[PromptTemplate], *, va
 
 def _fit(messages: list[Mapping[str, object]], templates: Sequence[PromptTemplate]) -> tuple[int | None, dict[str, str]]:
     for number, template in enumerate(templates):
-        if (slots := template.slots_of(messages)) is not None:
-            return number, slots
+        if (fitted := fit(template, messages)) is not None:
+            return number, fitted.slots
     return None, {}
 
 

@@ -149,27 +149,3 @@ def unchanged(template: PromptTemplate) -> Candidate:
         messages=(*system, *template.examples, TemplateMessage(role="user", content=template.user)),
         origin="unchanged",
     )
-
-
-def in_place(
-    template: PromptTemplate, candidate: Candidate, messages: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]] | None:
-    """Return a logged prompt as the candidate asks it; None where it is no prompt of the template.
-
-    Earlier turns of the conversation stay where they are, between the candidate's own turns and the last question;
-    questions among them that have the template's form are written as the candidate writes one.
-    """
-    slots = template.slots_of(messages)
-    if slots is None:
-        return None
-    *before, question = candidate.asked(slots)
-    turns = [each for each in messages if each.get("role") != "system"][len(template.examples) : -1]
-    return [*before, *(_earlier(template, candidate, each) for each in turns), question]
-
-
-def _earlier(template: PromptTemplate, candidate: Candidate, turn: Mapping[str, Any]) -> dict[str, Any]:
-    if turn.get("role") == "user" and isinstance(turn.get("content"), str):
-        found = regex.fullmatch(template.pattern, turn["content"], timeout=PATTERN_SECONDS)
-        if found is not None:
-            return {**turn, "content": fill(candidate.messages[-1].content, found.groupdict(default=""))}
-    return dict(turn)

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from anven_pipelines.domain.canonical import canonical_json, digest_of
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_conversion import TargetProfile, convert
-from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, in_place
+from anven_pipelines.domain.prompt_mining import Fitted, fit
+from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, fill
 
 if TYPE_CHECKING:
     from anven_pipelines.spec_prompt import PromptAdaptation
@@ -49,17 +50,35 @@ def _by_templates(transformation: Mapping[str, Any], call: Call) -> Call:
     """Ask as the part of the first template that fits says, in the target's form; others are only converted."""
     for part in transformation["templates"]:
         template = _template(part["template"])
-        if template.slots_of(call.messages) is None:
+        fitted = fit(template, call.messages)
+        if fitted is None:
             continue
         if "rewrites" in part:
             return _rewritten(part, call)
-        asked = in_place(template, _candidate(part["candidate"]), call.messages)
-        call = Call(asked or call.messages, call.params | part["candidate"]["params"])
+        asked = _in_place(template, _candidate(part["candidate"]), fitted)
+        call = Call(asked, call.params | part["candidate"]["params"])
         break
     if transformation["profile"] is None:
         return call
     converted = convert(call.messages, call.params, TargetProfile(**transformation["profile"]))
     return Call(list(converted.messages), dict(converted.params))
+
+
+def _in_place(template: PromptTemplate, candidate: Candidate, fitted: Fitted) -> list[Message]:
+    """Ask as the candidate does; earlier turns of the conversation stand between its own turns and the last question.
+
+    Questions among them that have the template's form are written as the candidate writes one.
+    """
+    *before, question = candidate.asked(fitted.slots)
+    return [*before, *(_earlier(template, candidate, turn) for turn in fitted.earlier), question]
+
+
+def _earlier(template: PromptTemplate, candidate: Candidate, turn: Message) -> Message:
+    if turn.get("role") == "user" and isinstance(turn.get("content"), str):
+        found = _search(template.pattern, turn["content"], whole=True)
+        if found is not None:
+            return {**turn, "content": fill(candidate.messages[-1].content, found.groupdict(default=""))}
+    return dict(turn)
 
 
 def _rewritten(transformation: Mapping[str, Any], call: Call) -> Call:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "power_plan": ("legacy", "golden", "grading", "sign_off"),
     "golden_dataset": ("legacy", "golden", "grading", "risk"),
+    "prompt_baseline": ("prompt",),
     "adapted_prompt": ("prompt",),
     "target_answers": ("target",),
     "scores": ("grading", "contract"),

@@ -16,13 +16,16 @@ import polars as pl
 import yaml
 from pydantic import ValidationError
 
+from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService, UnreadableSource
 from anven_pipelines.domain.gpu_job import GpuJobSettings, Work
 from anven_pipelines.domain.inference import ANSWERS, CompletionRequest, merge_answers, settled, without_timing
 from anven_pipelines.domain.model_fit import fit_of, require_fit
+from anven_pipelines.domain.prompt_trial import Ask
 from anven_pipelines.nano.models import model_folder, weights_digest
 from anven_pipelines.resources.answer_batch import Progress
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.checkpoint import Remembered
 from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.subprocess_launcher import PACKAGES, SubprocessLauncher, require_packages
@@ -95,6 +98,22 @@ class BatchInference(dg.ConfigurableResource[None]):
             raise UnavailableService(message)
         answers = merge_answers([request.item_id for request in requests], kept)
         return BatchAnswers(without_timing(answers), figures)
+
+    def asker(self, context: dg.AssetExecutionContext, target: AskedTarget, *, key: str) -> Ask:
+        """Return what answers request after request; their ids say what is asked, and name each answer for good.
+
+        An endpoint's answers are kept in one place and read once. A model of our own is loaded for each round, whose
+        answers have a place of their own.
+        """
+        if isinstance(target, EndpointTarget):
+            kept = Remembered(self.artifacts.checkpoint(ANSWERS, key))
+            return lambda requests: self.llm_client.answer(target, requests, checkpoint=kept, progress=lambda _: None)
+
+        def ask(requests: Sequence[CompletionRequest]) -> pl.DataFrame:
+            round_key = digest_of([key, [request.item_id for request in requests]])
+            return self.answer(context, target, requests, key=round_key).answers
+
+        return ask
 
     def require_runnable(self, target: BatchTarget) -> None:
         """Find what the model lacks before anything is spent.

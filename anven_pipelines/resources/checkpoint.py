@@ -74,6 +74,29 @@ class Checkpoint:
         _log.warning("%s was set aside: %s; its rows will be done again", self.folder.location(uri), reason)
 
 
+class Remembered:
+    """A checkpoint that is read once: what this process appends it knows.
+
+    Rows that another process appends meanwhile are not seen; they are asked for again and kept twice, which merging
+    takes for one.
+    """
+
+    def __init__(self, kept: Checkpoint) -> None:
+        self._kept = kept
+        self._rows: pl.DataFrame | None = None
+
+    def append(self, frame: pl.DataFrame) -> None:
+        """Keep the rows; when this returns, they are durable."""
+        self._kept.append(frame)
+        self._rows = pl.concat([self.load(), self._kept.table.conform(frame)])
+
+    def load(self) -> pl.DataFrame:
+        """Return all rows known so far."""
+        if self._rows is None:
+            self._rows = self._kept.load()
+        return self._rows
+
+
 def checkpoint(folder: DurableFolder, key: str, table: Table) -> Checkpoint:
     """Return the progress that a store keeps under a key, such as the digest of the work's inputs."""
     return Checkpoint(folder, f"checkpoints/{path_name(key)}", table)

@@ -15,6 +15,7 @@
 | ANVEN_WORKER_PYTHON | python of the environment with vLLM, for `engine: vllm-job` | the same |
 | ANVEN_GPU_JOB | YAML file of the cluster that runs workers as Jobs (k8s/gpu-job.yaml) | the same |
 | ANVEN_STEP_EXECUTOR | `in_process` where absent | `multiprocess` where absent; `kubernetes`: a pod for each step |
+| ANVEN_PROMPT_OPS | llama-prompt-ops in an environment of its own, for the strategy `prompt_ops` | the same |
 | ANVEN_MODEL_CACHE | folder of fetched weights, `~/.cache/anven_pipelines/models` where absent | the same |
 | HF_HUB_CACHE, HF_HOME | Hugging Face's cache, for weights at hf:// | the same |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
@@ -38,6 +39,7 @@ from anven_pipelines.resources.load_driver import LoadDriver
 from anven_pipelines.resources.manifest_io import ManifestIOManager
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.prompt_search import PromptSearch
 from anven_pipelines.resources.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -129,7 +131,13 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
     shared = name != "local"
     folder = home(environment)
     artifacts = _shared_artifacts(environment) if shared else ArtifactStore(url=str(folder / "artifacts"))
-    llm_client, mlflow = LlmClient(), folder / "mlflow"
+    llm_client, mlflow, judge = LlmClient(), folder / "mlflow", Judge()
+    batch_inference = BatchInference(
+        artifacts=artifacts,
+        llm_client=llm_client,
+        worker_python=environment.get("ANVEN_WORKER_PYTHON", ""),
+        gpu_job=environment.get("ANVEN_GPU_JOB", ""),
+    )
     return {
         "artifacts": artifacts,
         "io_manager": ManifestIOManager(artifacts=artifacts),
@@ -142,14 +150,15 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
             deployment=name,
         ),
         "llm_client": llm_client,
-        "batch_inference": BatchInference(
+        "batch_inference": batch_inference,
+        "prompt_search": PromptSearch(
             artifacts=artifacts,
-            llm_client=llm_client,
-            worker_python=environment.get("ANVEN_WORKER_PYTHON", ""),
-            gpu_job=environment.get("ANVEN_GPU_JOB", ""),
+            batch_inference=batch_inference,
+            judge=judge,
+            prompt_ops=environment.get("ANVEN_PROMPT_OPS", ""),
         ),
         "load_driver": LoadDriver(),
-        "judge": Judge(),
+        "judge": judge,
         "migrations": Migrations(
             folder=environment.get("ANVEN_MIGRATIONS", "migrations"),
             registry="" if shared else str(folder / "registered"),

@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.grading import EMPTY_ANSWER, Grade
+from anven_pipelines.domain.grading import EMPTY_ANSWER, Grade, grade_rows, grader_name
+from anven_pipelines.domain.judging import judge_items, judged_frame
 from anven_pipelines.resources.environment import NO_KEY, api_key, keep_private
+from anven_pipelines.spec_grading import RagasGrader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import polars as pl
     from openai import AsyncOpenAI
     from ragas.metrics.collections import Faithfulness
 
     from anven_pipelines.domain.judging import JudgeItem
+    from anven_pipelines.spec_grading import Grader
     from anven_pipelines.spec_grading import Judge as JudgeSpec
-    from anven_pipelines.spec_grading import RagasGrader
 
 # Their messages quote the judge's answers and error bodies; what matters of them comes back as a reason.
 _CHATTY_LOGGERS: Final = ("instructor", "LiteLLM", "openai")
@@ -67,6 +70,20 @@ class Judge(dg.ConfigurableResource[None]):
             _load_clients()
             asked = iter(asyncio.run(self._judge_all(grader.judge, key, pending)))
         return [settled[index] if index in settled else next(asked) for index in range(len(rows))]
+
+    def grade(self, graders: Sequence[Grader], answers: pl.DataFrame, golden: pl.DataFrame) -> pl.DataFrame:
+        """Score answers by all graders, GRADES: what needs the judge goes to it, the rest is computed here.
+
+        Raises:
+            InvalidInput: as `judge` does.
+        """
+        items = judge_items(answers, golden)
+        judged = {
+            grader_name(grader, at): judged_frame(items, self.judge(grader, items))
+            for at, grader in enumerate(graders)
+            if isinstance(grader, RagasGrader)
+        }
+        return grade_rows(graders, answers, golden, judged=judged)
 
     async def _judge_all(self, spec: JudgeSpec, key: str, items: Sequence[JudgeItem]) -> list[Grade]:
         from openai import AsyncOpenAI  # noqa: PLC0415 - loaded with the first judgement

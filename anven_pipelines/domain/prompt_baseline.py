@@ -1,0 +1,159 @@
+"""The legacy prompts of a workload as versioned templates."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_mining import mine
+from anven_pipelines.domain.prompt_template import PromptTemplate, unchanged
+from anven_pipelines.domain.tracking import RegisteredPrompt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_TABLE: Final = pl.Schema(
+    {
+        "template": pl.String,
+        "calls": pl.Int64,
+        "slots": pl.String,
+        "own characters": pl.Int64,
+        "tools": pl.Int64,
+        "contract": pl.Boolean,
+        "version": pl.String,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The templates of a workload's golden prompts.
+
+    Attributes:
+        templates: With the policies that bind them.
+        calls: Golden prompts of each template, by its name.
+        uncovered: Reason to the number of golden prompts without a template.
+        proposed: By template, sentences that look like policy; `prompt.policies` makes them bind.
+    """
+
+    templates: tuple[PromptTemplate, ...]
+    calls: Mapping[str, int]
+    uncovered: Mapping[str, int]
+    proposed: Mapping[str, tuple[str, ...]]
+
+    def to_json(self) -> str:
+        """Return canonical JSON."""
+        return canonical_json(
+            {
+                "templates": [{**each.model_dump(mode="json"), "version": each.version} for each in self.templates],
+                "calls": dict(self.calls),
+                "uncovered": dict(self.uncovered),
+                "proposed": {name: list(sentences) for name, sentences in self.proposed.items()},
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Baseline:
+        """Read what `to_json` wrote."""
+        read = json.loads(text)
+        return cls(
+            templates=tuple(
+                PromptTemplate.model_validate({name: value for name, value in each.items() if name != "version"})
+                for each in read["templates"]
+            ),
+            calls=read["calls"],
+            uncovered=read["uncovered"],
+            proposed={name: tuple(sentences) for name, sentences in read["proposed"].items()},
+        )
+
+    def coverage(self) -> str:
+        """Say how many prompts have a template, and why others have none."""
+        covered, left = sum(self.calls.values()), sum(self.uncovered.values())
+        why = "; ".join(f"{count}: {reason}" for reason, count in self.uncovered.items())
+        return f"{covered} of {covered + left} golden prompts have one of {len(self.templates)} templates" + (
+            f"; the others are asked as they are ({why})" if left else ""
+        )
+
+    def table(self) -> pl.DataFrame:
+        """Return a row for each template."""
+        return pl.DataFrame(
+            [
+                (
+                    each.name,
+                    self.calls.get(each.name, 0),
+                    ", ".join(each.slots),
+                    sum(len(message.content) for message in unchanged(each).messages),
+                    len(each.tools),
+                    each.contract is not None,
+                    each.version[:12],
+                )
+                for each in self.templates
+            ],
+            schema=_TABLE,
+            orient="row",
+        )
+
+    def markdown(self) -> str:
+        """Return the templates' texts for a person."""
+        shown = []
+        for each in self.templates:
+            turns = "\n".join(f"[{message.role}]\n{message.content}" for message in unchanged(each).messages)
+            shown.append(f"**{each.name}**\n\n```text\n{turns}\n```")
+        return "\n\n".join(shown) or "no template was found"
+
+
+def baseline_of(golden: pl.DataFrame, *, policies: Sequence[str]) -> Baseline:
+    """Find the templates of the golden prompts; answers play no part in it.
+
+    Args:
+        golden: GOLDEN rows, sealed ones too: each of them is asked.
+        policies: Sentences that must stay; each binds the templates in which it stands.
+
+    Raises:
+        InvalidInput: a policy stands in no template.
+    """
+    found = mine(golden.select("id", "application", "source_prompt", "model_config"))
+    bound = [
+        each.model_copy(update={"policies": tuple(policy for policy in policies if _stands_in(policy, each))})
+        for each in found.templates
+    ]
+    if lost := [policy for policy in policies if not any(policy in each.policies for each in bound)]:
+        message = (
+            f"prompt.policies: {lost[0]!r} stands in none of the {len(bound)} prompts that were found in the logs; "
+            "a sentence as it is written there is needed"
+        )
+        raise InvalidInput(message)
+    counted = found.calls.drop_nulls("template").group_by("template").len()
+    return Baseline(
+        templates=tuple(bound),
+        calls=dict(sorted(counted.iter_rows())),
+        uncovered=found.uncovered,
+        proposed=found.proposed,
+    )
+
+
+def legacy_prompts(baseline: Baseline, workload: str, *, golden: str) -> list[RegisteredPrompt]:
+    """Return the legacy prompts for the prompt registry; they serve production until another one does."""
+    return [
+        RegisteredPrompt(
+            name=f"{workload}.{each.name}",
+            version=unchanged(each).version,
+            messages=[message.model_dump() for message in unchanged(each).messages],
+            slots=list(each.slots),
+            note=f"as found in {baseline.calls.get(each.name, 0)} golden prompts",
+            tags={"anven.golden_dataset": golden, "anven.template": each.version},
+            aliases=["legacy"],
+            first_aliases=["production"],
+        )
+        for each in baseline.templates
+    ]
+
+
+def _stands_in(policy: str, template: PromptTemplate) -> bool:
+    wanted = " ".join(policy.split())
+    return any(wanted in " ".join(text.split()) for text in (template.system or "", template.user))
