@@ -157,7 +157,8 @@ class Space:
             (parts.cue if chosen.get("cue", AS_LOGGED) == AS_LOGGED else "", ""),
         ]
         written = [(piece, gap or "\n") for piece, gap in pieces if piece]
-        return "".join(piece + gap for piece, gap in written[:-1]) + written[-1][0]
+        gaps = ["" if after[:1].isspace() else gap for (_, gap), (after, _) in itertools.pairwise(written)]
+        return "".join(piece + gap for (piece, _), gap in zip(written, [*gaps, ""], strict=True))
 
     def _body(self, chosen: Genome) -> str:
         names = ("layout", "material label", "ask label", "order")
