@@ -1,0 +1,306 @@
+"""Searches that race candidates made of moves against the unchanged prompt.
+
+All of them ask in batches and keep to one order of the items. Items that may stand in a prompt as examples are never
+scored. A search that is cut short by the budget returns the best it has.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.domain.prompt_moves import Example, Genome, Mode, Space, space_of
+from anven_pipelines.domain.prompt_strategy import BudgetSpent
+from anven_pipelines.domain.prompt_template import Candidate, unchanged
+from anven_pipelines.stats.factor_model import FactorModel, Observations
+from anven_pipelines.stats.paired import difference_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from anven_pipelines.domain.prompt_strategy import Trial
+
+EXAMPLE_SHARE: Final = 5  # of every so many items one may be an example ...
+MOST_EXAMPLES: Final = 24  # ... up to this many
+PROOF_LEVEL: Final = 0.9
+TRIES: Final = 3
+
+
+class Answers:
+    """What a search has asked: scores by candidate and item, not a number where nothing was asked."""
+
+    def __init__(self, trial: Trial, items: int) -> None:
+        """Start with nothing asked; `items` is how many of the trial's first items may be asked."""
+        self._trial = trial
+        self.items = items
+        self._scores: dict[str, npt.NDArray[np.float64]] = {}
+
+    def ask(self, candidates: Iterable[Candidate], items: npt.NDArray[np.int64]) -> None:
+        """Ask each candidate on the items that it was not asked yet, all at once.
+
+        Raises:
+            BudgetSpent: the budget does not allow all of it; nothing new was asked.
+        """
+        asked = [(each, [int(at) for at in items if np.isnan(self.of(each)[at])]) for each in candidates]
+        asked = [(candidate, places) for candidate, places in asked if places]
+        for (candidate, places), scores in zip(asked, self._trial.scores(asked) if asked else [], strict=True):
+            self._scores.setdefault(candidate.version, self.of(candidate))[places] = scores
+
+    def of(self, candidate: Candidate) -> npt.NDArray[np.float64]:
+        """Return the scores of all items, not a number where none was asked."""
+        return self._scores.get(candidate.version, np.full(self.items, np.nan))
+
+
+def example_items(trial: Trial) -> list[int]:
+    """Return the items set apart as few-shot examples: the last ones whose right answer is known."""
+    count = min(trial.items // EXAMPLE_SHARE, MOST_EXAMPLES)
+    return [at for at in range(trial.items - count, trial.items) if trial.right_answer(at) is not None]
+
+
+def searched_space(trial: Trial, *, mode: Mode, reasons: bool, rng: np.random.Generator) -> tuple[Space, int]:
+    """Return the space of a trial's template, and how many of its first items may be scored."""
+    apart = example_items(trial)
+    pool = [Example(trial.slots(at), answer) for at in apart if (answer := trial.right_answer(at)) is not None]
+    space = space_of(trial.template, mode=mode, pool=pool, reasons=reasons, rng=rng)
+    return space, min(apart, default=trial.items) if space.examples else trial.items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Racing:
+    """Thompson sampling over the moves, then successive halving among the leaders.
+
+    Each round draws effects of the moves from what is known of them and asks the combinations that are best under
+    them on the next block of items, beside the unchanged prompt. It ends when going on promises less than `promise`
+    score points. The leaders, and the combination that the model holds for the best, are then asked on ever more
+    items, the better half of them each time, until one is proven ahead of the rest.
+
+    Attributes:
+        mode: Which moves may be made.
+        reasons: Whether the target's chat template can switch reasoning on and off.
+        rounds: Most rounds of Thompson sampling.
+        at_once: Combinations of a round.
+        block: Items of a round.
+        promise: Expected gain, in score points, below which no further round is worth its calls.
+        finalists: Leaders that are raced.
+        first_lap: Items of the first comparison among them; each later one has twice as many.
+
+    Source:
+        Karnin, Koren and Somekh (2013), ICML, for successive halving; Russo and Van Roy (2014), Mathematics of
+        Operations Research 39:1221, for Thompson sampling in a linear model.
+    """
+
+    mode: Mode = "full"
+    reasons: bool = False
+    rounds: int = 10
+    at_once: int = 8
+    block: int = 6
+    promise: float = 0.03
+    finalists: int = 6
+    first_lap: int = 24
+    name: str = field(default="racing", init=False)
+
+    def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:
+        """Return the best candidate found; see `Strategy`."""
+        space, items = searched_space(trial, mode=self.mode, reasons=self.reasons, rng=rng)
+        if not space.dimensions or not items:
+            return unchanged(trial.template)
+        race = _Race(self, trial, space, items, rng)
+        try:
+            race.explore()
+            race.run()
+        except BudgetSpent:
+            pass  # what was found so far stands
+        return race.best()
+
+
+class _Race:
+    """One search of `Racing`."""
+
+    def __init__(self, plan: Racing, trial: Trial, space: Space, items: int, rng: np.random.Generator) -> None:
+        self._plan, self._trial, self._space, self._rng = plan, trial, space, rng
+        self._answers = Answers(trial, items)
+        self._start = unchanged(trial.template)
+        self._genomes: dict[str, tuple[Candidate, Genome]] = {self._start.version: (self._start, space.start)}
+        self._refused: set[str] = set()
+        self._blocks = [np.arange(at, min(at + plan.block, items)) for at in range(0, items, plan.block)]
+
+    def explore(self) -> None:
+        """Ask what Thompson sampling picks, round by round."""
+        for number in range(self._plan.rounds):
+            picks, promise = self._picks()
+            if number and promise < self._plan.promise:
+                return
+            self._answers.ask([self._start, *picks], self._blocks[number % len(self._blocks)])
+
+    def run(self) -> None:
+        """Race the leaders; half of them stay for twice as many items."""
+        left = self._leaders()
+        lap = self._plan.first_lap
+        while left:
+            items = np.arange(min(lap, self._answers.items))
+            for block in self._blocks:
+                if block[0] < len(items):
+                    self._answers.ask([self._start, *left], block[block < len(items)])
+            left.sort(key=lambda each: -float(self._answers.of(each)[items].mean()))
+            if self._is_decided(left, items) or len(items) == self._answers.items:
+                return
+            left = left[: max((len(left) + 1) // 2, 1)]
+            lap *= 2
+
+    def best(self) -> Candidate:
+        """Return the candidate with the highest expected gain over the unchanged prompt, if any is above 0."""
+        model = self._model()
+        asked = self._asked()
+        if model is None or not asked:
+            return self._start
+        gains = model.means(self._levels([self._genomes[each.version][1] for each in asked]))
+        return asked[int(np.argmax(gains))] if gains.max() > 0 else self._start
+
+    def _is_decided(self, left: Sequence[Candidate], items: npt.NDArray[np.int64]) -> bool:
+        """Say whether the first is proven ahead of the others, and of the unchanged prompt."""
+        first, *rest = [self._answers.of(each)[items] for each in (*left, self._start)]
+        try:
+            bounds = [difference_interval(first, other, level=PROOF_LEVEL).lower for other in rest]
+        except TooFewPairs:
+            return False
+        return min(bounds) > 0
+
+    def _picks(self) -> tuple[list[Candidate], float]:
+        """Return different candidates that may be asked, and what a step from the best known one promises."""
+        model, start = self._model(), self._levels([self._genome_of(self.best())])[0]
+        found: dict[str, Candidate] = {}
+        leads = []
+        for _ in range(self._plan.at_once * TRIES):
+            if model is None:
+                genome = self._space.draw(self._rng)
+            else:
+                levels, lead = model.sampled(self._rng, start=start)
+                genome = self._genome(levels)
+                leads.append(lead)
+            candidate = self._candidate(genome)
+            if candidate is not None and candidate.version != self._start.version:
+                found[candidate.version] = candidate
+            if len(found) == self._plan.at_once:
+                break
+        return list(found.values()), float(np.mean(leads)) if leads else np.inf
+
+    def _leaders(self) -> list[Candidate]:
+        """Return the candidates to race: what the model holds for the best, asked or not, then the best of the asked."""
+        model, asked = self._model(), self._asked()
+        if model is None or not asked:
+            return []
+        levels = self._levels([self._genomes[each.version][1] for each in asked])
+        order = np.argsort(-model.means(levels), kind="stable")
+        believed = self._candidate(self._genome(model.best(self._rng, start=levels[order[0]])))
+        known = [asked[int(at)] for at in order]
+        leaders = {each.version: each for each in ([believed] if believed else []) + known}
+        leaders.pop(self._start.version, None)
+        return list(leaders.values())[: self._plan.finalists]
+
+    def _candidate(self, genome: Genome) -> Candidate | None:
+        """Render a genome; None where a hard constraint refuses it."""
+        candidate = self._space.candidate(genome, origin=self._plan.name)
+        if candidate.version in self._genomes:
+            return self._genomes[candidate.version][0]
+        if candidate.version in self._refused or self._trial.refusal(candidate) is not None:
+            self._refused.add(candidate.version)
+            return None
+        self._genomes[candidate.version] = candidate, genome
+        return candidate
+
+    def _asked(self) -> list[Candidate]:
+        """Return the candidates that were asked, without the unchanged prompt."""
+        return [
+            candidate
+            for candidate, _ in self._genomes.values()
+            if candidate is not self._start and not np.isnan(self._answers.of(candidate)).all()
+        ]
+
+    def _model(self) -> FactorModel | None:
+        """Fit the model to all answers; None before the first."""
+        rows = list(self._observed())
+        if not rows:
+            return None
+        genomes, blocks, items, means = zip(*rows, strict=True)
+        seen = Observations(self._levels(genomes), np.array(blocks), np.array(items), np.array(means))
+        counts = [len(options) for options in self._space.dimensions.values()]
+        return FactorModel(seen, counts=counts, reference=[0] * len(counts))
+
+    def _observed(self) -> Iterator[tuple[Genome, int, int, float]]:
+        for (candidate, genome), (number, block) in itertools.product(
+            self._genomes.values(), enumerate(self._blocks)
+        ):
+            scores = self._answers.of(candidate)[block]
+            if not np.isnan(scores).all():
+                yield genome, number, int((~np.isnan(scores)).sum()), float(np.nanmean(scores))
+
+    def _levels(self, genomes: Sequence[Genome]) -> npt.NDArray[np.int64]:
+        return np.array(
+            [[options.index(each[name]) for name, options in self._space.dimensions.items()] for each in genomes]
+        )
+
+    def _genome(self, levels: npt.NDArray[np.int64]) -> Genome:
+        return {
+            name: options[int(at)] for (name, options), at in zip(self._space.dimensions.items(), levels, strict=True)
+        }
+
+    def _genome_of(self, candidate: Candidate) -> Genome:
+        return self._genomes[candidate.version][1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch:
+    """Candidates drawn at random, each asked on the same items; what a search has to beat.
+
+    Attributes:
+        mode: Which moves may be made.
+        reasons: Whether the target's chat template can switch reasoning on and off.
+        candidates: Most candidates.
+        items: Items that each is asked on.
+        at_once: Candidates asked together.
+    """
+
+    mode: Mode = "full"
+    reasons: bool = False
+    candidates: int = 100
+    items: int = 24
+    at_once: int = 8
+    name: str = field(default="random", init=False)
+
+    def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:
+        """Return the best candidate found; see `Strategy`."""
+        space, items = searched_space(trial, mode=self.mode, reasons=self.reasons, rng=rng)
+        if not space.dimensions or not items:
+            return unchanged(trial.template)
+        drawn = (space.draw(rng) for _ in range(self.candidates))
+        rendered = (space.candidate(genome, origin=self.name) for genome in drawn)
+        return sweep(trial, rendered, items=min(self.items, items), at_once=self.at_once)
+
+
+def sweep(trial: Trial, candidates: Iterable[Candidate], *, items: int, at_once: int) -> Candidate:
+    """Ask candidates as they come, a batch at a time, and return the best; the unchanged prompt where none is better.
+
+    Args:
+        trial: What is asked.
+        candidates: Any number; the budget may end before them.
+        items: How many of the first items each is asked on.
+        at_once: Candidates of a batch.
+    """
+    answers, start = Answers(trial, items), unchanged(trial.template)
+    best, most = start, -np.inf
+    allowed = (each for each in candidates if trial.refusal(each) is None)
+    batches = itertools.chain([[start]], iter(lambda: list(itertools.islice(allowed, at_once)), []))
+    for batch in batches:
+        try:
+            answers.ask(batch, np.arange(items))
+        except BudgetSpent:
+            break
+        for candidate in batch:
+            if (mean := float(answers.of(candidate).mean())) > most:
+                best, most = candidate, mean
+    return best
