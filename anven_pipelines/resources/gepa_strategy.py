@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from gepa.core.adapter import EvaluationBatch
 
     from anven_pipelines.domain.prompt_strategy import Shown, Trial
-    from anven_pipelines.domain.prompt_template import PromptTemplate
     from anven_pipelines.resources.reflector import Reflector
 
 _log = logging.getLogger(__name__)
@@ -230,7 +229,7 @@ class _Search:
             "prompt_template": _BRIEF.replace("{part}", _WORDS[part]).replace("{rules}", rules),
         }
         reply = self.reflector(str(InstructionProposalSignature.prompt_renderer(asked)))
-        text = None if reply.text is None else proposed_text(reply.text)
+        text = proposed_text(reply.text) if reply.text is not None and reply.is_whole else None
         if text is None or text == texts[part]:
             return None
         if refusal := self.trial.refusal(self.candidate_of({**texts, part: text})):

@@ -51,14 +51,16 @@ class Reply(NamedTuple):
     """What came of it.
 
     Attributes:
-        text: The whole answer; None where there is none, or where it was cut off.
+        text: The answer; None where there is none.
         reason: Why there is none.
+        is_whole: Whether it ended by itself, and not at the longest that was allowed.
         input_tokens: Tokens of the prompt, as counted or bounded.
         output_tokens: Tokens of the answer, as counted or bounded.
     """
 
     text: str | None
     reason: str | None
+    is_whole: bool
     input_tokens: int
     output_tokens: int
 
@@ -82,6 +84,8 @@ class Reflector:
         budget: What may be spent.
         environ: Holds the key.
         pace: Clock, sleep and chance; the real ones where absent.
+        asks_anew: Whether a question that is asked once more wants another answer; else it gets the same one for
+            nothing.
         spent: What was used so far.
     """
 
@@ -90,8 +94,11 @@ class Reflector:
     budget: ReflectionBudget
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     pace: Pace | None = None
+    asks_anew: bool = True
     spent: Spent = field(default_factory=Spent, init=False)
     _times: Counter[str] = field(default_factory=Counter, init=False)
+    _earlier: list[CompletionRequest] = field(default_factory=list, init=False)
+    _replies: dict[str, Reply] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Refuse a budget that could not be held."""
@@ -115,20 +122,29 @@ class Reflector:
     def ask(self, conversations: Sequence[Conversation]) -> list[Reply]:
         """Ask all at once and return what came of each, in their order.
 
-        The same question is a new one each time: whoever asks it again wants another answer.
-
         Raises:
             BudgetSpent: all of them would go beyond the budget; none was asked.
             InvalidInput: the key is missing, or the endpoint refuses key, model, URL or params.
             UnavailableService: there was no answer to one of them, and a later run may get one.
         """
-        if spent_out := self.exhausted(len(conversations)):
-            raise BudgetSpent(spent_out)
         requests = [self._request(each) for each in conversations]
+        new = list({each.item_id: each for each in requests if each.item_id not in self._replies}.values())
+        if new and (spent_out := self.exhausted(len(new))):
+            raise BudgetSpent(spent_out)
+        # What it has answered before goes along, though it is not asked again: it shows that the endpoint is well, so
+        # that one question which it cannot take does not count against key or model.
         answers = ask_endpoint(
-            self.endpoint, requests, checkpoint=self.checkpoint, progress=_ignore, environ=self.environ, pace=self.pace
-        )
-        return [self._reply(request, row) for request, row in zip(requests, answers.iter_rows(named=True), strict=True)]
+            self.endpoint,
+            [*self._earlier, *new],
+            checkpoint=self.checkpoint,
+            progress=_ignore,
+            environ=self.environ,
+            pace=self.pace,
+        ).tail(len(new))
+        self._earlier += new
+        for request, row in zip(new, answers.iter_rows(named=True), strict=True):
+            self._replies[request.item_id] = self._reply(request, row)
+        return [self._replies[request.item_id] for request in requests]
 
     def exhausted(self, calls: int = 1) -> str | None:
         """Say which part of the budget does not allow so many calls; None where all do."""
@@ -144,7 +160,7 @@ class Reflector:
         params = {**asked.params, **self.endpoint.params}
         question = digest_of({"messages": asked.messages, "params": params})
         self._times[question] += 1
-        return CompletionRequest(f"{question}-{self._times[question]}", asked.messages, params)
+        return CompletionRequest(f"{question}-{self._times[question] if self.asks_anew else 1}", asked.messages, params)
 
     def _reply(self, request: CompletionRequest, row: Mapping[str, Any]) -> Reply:
         """Count what an answer used, and read it."""
@@ -161,10 +177,9 @@ class Reflector:
             row["output_tokens"] if row["output_tokens"] is not None else _bytes(text),
         )
         self._count(*tokens)
-        reason = row["reason"]
-        if reason is None and row["finish_reason"] == "length":
-            reason = "the answer was cut off at its longest; raise max_tokens in the endpoint's params"
-        return Reply(None if reason else text, reason, *tokens)
+        is_answered = row["status"] == "answered"
+        is_whole = is_answered and row["finish_reason"] != "length"
+        return Reply(text if is_answered else None, row["reason"], is_whole, *tokens)
 
     def _count(self, input_tokens: int, output_tokens: int) -> None:
         self.spent.calls += 1
