@@ -15,7 +15,7 @@
 | ANVEN_WORKER_PYTHON | python of the environment with vLLM, for `engine: vllm-job` | the same |
 | ANVEN_GPU_JOB | YAML file of the cluster that runs workers as Jobs (k8s/gpu-job.yaml) | the same |
 | ANVEN_STEP_EXECUTOR | `in_process` where absent | `multiprocess` where absent; `kubernetes`: a pod for each step |
-| ANVEN_PROMPT_OPS | llama-prompt-ops in an environment of its own, for the strategy `prompt_ops` | the same |
+| ANVEN_PROMPT_OPS_PYTHON | python of an environment with llama-prompt-ops, for the strategy `prompt_ops` | the same |
 | ANVEN_MODEL_CACHE | folder of fetched weights, `~/.cache/anven_pipelines/models` where absent | the same |
 | HF_HUB_CACHE, HF_HOME | Hugging Face's cache, for weights at hf:// | the same |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
@@ -151,12 +151,7 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         ),
         "llm_client": llm_client,
         "batch_inference": batch_inference,
-        "prompt_search": PromptSearch(
-            artifacts=artifacts,
-            batch_inference=batch_inference,
-            judge=judge,
-            prompt_ops=environment.get("ANVEN_PROMPT_OPS", ""),
-        ),
+        "prompt_search": PromptSearch(artifacts=artifacts, batch_inference=batch_inference, judge=judge),
         "load_driver": LoadDriver(),
         "judge": judge,
         "migrations": Migrations(

@@ -3,14 +3,17 @@
 Without `from __future__ import annotations`: Dagster 1.13 does not see a `ResourceDependency` in quotes.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
 
 import dagster as dg
 import polars as pl
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.inference import work_key
+from anven_pipelines.domain.inference import ANSWERS, work_key
 from anven_pipelines.domain.prompt_adaptation import Adaptation, Search
 from anven_pipelines.domain.prompt_conversion import TargetProfile
 from anven_pipelines.domain.prompt_search import Racing, RandomSearch
@@ -19,9 +22,15 @@ from anven_pipelines.domain.prompt_strategy import Strategy
 from anven_pipelines.domain.prompt_template import PromptTemplate
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference
+from anven_pipelines.resources.gepa_strategy import GepaStrategy
 from anven_pipelines.resources.judge import Judge
+from anven_pipelines.resources.prompt_ops import PromptOpsStrategy, command_of
+from anven_pipelines.resources.reflector import ReflectionBudget, Reflector, reflection_key
 from anven_pipelines.spec import Migration
-from anven_pipelines.spec_target import RecordedTarget
+from anven_pipelines.spec_prompt import StrategyName
+from anven_pipelines.spec_target import EndpointTarget, RecordedTarget
+
+PROMPT_OPS_TIME: Final = timedelta(minutes=30)
 
 
 class PromptSearch(dg.ConfigurableResource[None]):
@@ -31,14 +40,11 @@ class PromptSearch(dg.ConfigurableResource[None]):
         artifacts: Keeps every answer, so that nothing is asked twice.
         batch_inference: Asks the target.
         judge: Scores what needs a judge.
-        prompt_ops: The command llama-prompt-ops, or a python that has it.
     """
 
     artifacts: dg.ResourceDependency[ArtifactStore]
     batch_inference: dg.ResourceDependency[BatchInference]
     judge: dg.ResourceDependency[Judge]
-    prompt_ops: str = ""
-
     def search(
         self,
         context: dg.AssetExecutionContext,
@@ -87,8 +93,49 @@ class PromptSearch(dg.ConfigurableResource[None]):
         mode = adaptation.mode_for(migration.risk)
         if mode not in {"minimal", "full"}:
             return {}
-        made: dict[str, Callable[[], Strategy]] = {
+        made: Mapping[StrategyName, Callable[[], Strategy]] = {
             "racing": lambda: Racing(mode=mode),
             "random": lambda: RandomSearch(mode=mode),
+            "gepa": lambda: self._gepa(migration),
+            "prompt_ops": lambda: self._prompt_ops(migration),
         }
         return {name: made[name]() for name in adaptation.strategies}
+
+    def _gepa(self, migration: Migration) -> Strategy:
+        budget = migration.prompt.budget.calls // max(1, len(migration.prompt.strategies))
+        return GepaStrategy(reflector=self._reflector(migration), metric_calls=budget)
+
+    def _prompt_ops(self, migration: Migration) -> Strategy:
+        target = migration.target
+        if not isinstance(target, EndpointTarget):
+            message = (
+                f"the strategy prompt_ops asks the target by itself and needs `engine: endpoint`, found {target.engine}"
+            )
+            raise InvalidInput(message)
+        budget = ReflectionBudget(calls=migration.prompt.budget.calls // max(1, len(migration.prompt.strategies)))
+        return PromptOpsStrategy(
+            command=command_of(os.environ),
+            target=lambda: self._client(target, budget, asks_anew=False),
+            proposer=self._reflector(migration),
+            timeout_s=(migration.prompt.budget.time or PROMPT_OPS_TIME).total_seconds(),
+        )
+
+    def _reflector(self, migration: Migration) -> Callable[[], Reflector]:
+        reflection = migration.prompt.reflection
+        if reflection is None:
+            message = "prompt.reflection is needed: a model larger than the target"
+            raise InvalidInput(message)
+        endpoint = EndpointTarget(
+            engine="endpoint",
+            model=reflection.model,
+            url=reflection.url,
+            api_key_env=reflection.api_key_env,
+            params=reflection.params,
+            timeout=reflection.timeout,
+            price=reflection.price,
+        )
+        return lambda: self._client(endpoint, ReflectionBudget(calls=reflection.calls))
+
+    def _client(self, endpoint: EndpointTarget, budget: ReflectionBudget, *, asks_anew: bool = True) -> Reflector:
+        kept = self.artifacts.checkpoint(ANSWERS, reflection_key(endpoint))
+        return Reflector(endpoint, kept, budget, asks_anew=asks_anew)
