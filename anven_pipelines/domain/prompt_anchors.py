@@ -206,10 +206,10 @@ def _up_to_label(text: str) -> str:
 
 
 def _from_line(text: str, *, own_line: bool) -> str:
-    """Cut what ends the line of the slot before: sentence signs always, a few words where the slot has its own line."""
+    """Cut what ends the line of the slot before: sentence signs, and a few words where the slot has its own line."""
     first, line, rest = text.partition("\n")
     signs = len(first) - len(first.lstrip(_ENDERS))
-    if signs and not first[signs : signs + 1].strip():
+    if not first[signs:].strip():
         first = first[signs:]
     if own_line and first.strip() and len(_WORD.findall(first)) <= SHORT_WORDS and line and not set(first) & _MARKS:
         first = ""

@@ -77,9 +77,7 @@ def feature_to_split(texts: Sequence[str], literals: Sequence[str]) -> str | Non
         return None
     counts = Counter(feature for text in texts for feature in _features(text, whole=not any(literals)))
     most, least = ROBUST_SHARE * len(texts), max(LEAST_SPLIT, SPLIT_SHARE * len(texts))
-    fitting = {
-        feature: sum(feature in text for text in texts) for feature, count in counts.items() if count >= least
-    }
+    fitting = {feature: sum(feature in text for text in texts) for feature, count in counts.items() if count >= least}
     ranked = sorted((-count, feature) for feature, count in fitting.items() if count < most)
     return ranked[0][1] if ranked else None
 
