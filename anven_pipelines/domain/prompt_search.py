@@ -21,7 +21,7 @@ from anven_pipelines.stats.factor_model import FactorModel, Observations
 from anven_pipelines.stats.paired import difference_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from anven_pipelines.domain.prompt_strategy import Trial
 
@@ -32,12 +32,18 @@ TRIES: Final = 3
 
 
 class Answers:
-    """What a search has asked: scores by candidate and item, not a number where nothing was asked."""
+    """What a search has asked: scores by candidate and item, not a number where nothing was asked.
+
+    Attributes:
+        items: How many of the trial's first items may be asked.
+        count: Number of answers.
+    """
 
     def __init__(self, trial: Trial, items: int) -> None:
-        """Start with nothing asked; `items` is how many of the trial's first items may be asked."""
+        """Start with nothing asked."""
         self._trial = trial
         self.items = items
+        self.count = 0
         self._scores: dict[str, npt.NDArray[np.float64]] = {}
 
     def ask(self, candidates: Iterable[Candidate], items: npt.NDArray[np.int64]) -> None:
@@ -50,6 +56,7 @@ class Answers:
         asked = [(candidate, places) for candidate, places in asked if places]
         for (candidate, places), scores in zip(asked, self._trial.scores(asked) if asked else [], strict=True):
             self._scores.setdefault(candidate.version, self.of(candidate))[places] = scores
+            self.count += len(places)
 
     def of(self, candidate: Candidate) -> npt.NDArray[np.float64]:
         """Return the scores of all items, not a number where none was asked."""
@@ -127,6 +134,7 @@ class _Race:
         self._start = unchanged(trial.template)
         self._genomes: dict[str, tuple[Candidate, Genome]] = {self._start.version: (self._start, space.start)}
         self._refused: set[str] = set()
+        self._fitted: tuple[int, FactorModel] | None = None
         self._blocks = [np.arange(at, min(at + plan.block, items)) for at in range(0, items, plan.block)]
 
     def explore(self) -> None:
@@ -190,7 +198,7 @@ class _Race:
         return list(found.values()), float(np.mean(leads)) if leads else np.inf
 
     def _leaders(self) -> list[Candidate]:
-        """Return the candidates to race: what the model holds for the best, asked or not, then the best of the asked."""
+        """Return the candidates to race: what the model holds for the best, then the best of those that were asked."""
         model, asked = self._model(), self._asked()
         if model is None or not asked:
             return []
@@ -222,22 +230,26 @@ class _Race:
         ]
 
     def _model(self) -> FactorModel | None:
-        """Fit the model to all answers; None before the first."""
-        rows = list(self._observed())
-        if not rows:
+        """Return the model fitted to all answers so far; None before the first."""
+        if self._answers.count == 0:
             return None
-        genomes, blocks, items, means = zip(*rows, strict=True)
-        seen = Observations(self._levels(genomes), np.array(blocks), np.array(items), np.array(means))
-        counts = [len(options) for options in self._space.dimensions.values()]
-        return FactorModel(seen, counts=counts, reference=[0] * len(counts))
+        if self._fitted is None or self._fitted[0] != self._answers.count:
+            self._fitted = self._answers.count, self._fit()
+        return self._fitted[1]
 
-    def _observed(self) -> Iterator[tuple[Genome, int, int, float]]:
-        for (candidate, genome), (number, block) in itertools.product(
-            self._genomes.values(), enumerate(self._blocks)
-        ):
-            scores = self._answers.of(candidate)[block]
-            if not np.isnan(scores).all():
-                yield genome, number, int((~np.isnan(scores)).sum()), float(np.nanmean(scores))
+    def _fit(self) -> FactorModel:
+        """Fit the model to the mean score of each candidate on each block."""
+        asked = [self._start, *self._asked()]
+        scores = np.stack([self._answers.of(each) for each in asked])
+        edges = [int(block[0]) for block in self._blocks]
+        items = np.add.reduceat(~np.isnan(scores), edges, axis=1, dtype=np.int64)
+        sums = np.add.reduceat(np.nan_to_num(scores), edges, axis=1)
+        rows, blocks = np.nonzero(items)
+        levels = self._levels([self._genomes[each.version][1] for each in asked])
+        count = items[rows, blocks]
+        counts = [len(options) for options in self._space.dimensions.values()]
+        seen = Observations(levels[rows], blocks, count, sums[rows, blocks] / count)
+        return FactorModel(seen, counts=counts, reference=[0] * len(counts))
 
     def _levels(self, genomes: Sequence[Genome]) -> npt.NDArray[np.int64]:
         return np.array(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +23,7 @@ IntArray = npt.NDArray[np.int64]
 MAIN_VARIANCES: Final = (0.001, 0.01, 0.06, 0.24)
 PAIR_VARIANCES: Final = (0.001, 0.01, 0.06)
 DEVIATION_VARIANCE: Final = 0.0004
+CENTRE: Final = 0.5
 LEVEL_VARIANCE: Final = 0.25  # of the reference itself, which is not known beforehand
 SHARED_NOISE: Final = 0.5  # share of an item's variance that is its difficulty, common to all combinations
 LEAST_NOISE: Final = 0.01
@@ -64,6 +64,7 @@ class FactorModel:
         self._seen = seen
         means = float(np.average(seen.means, weights=seen.items))
         self._noise = max(means * (1 - means), LEAST_NOISE)
+        self._chance = self._noise_covariance()
         factors = len(counts)
         scales = (1 / (2 * factors), 1 / max(factors * (factors - 1), 1))
         tried = [
@@ -76,7 +77,9 @@ class FactorModel:
         """Return the posterior mean of combinations over the reference, shape (n,)."""
         same = (levels[:, None, :] == self._seen.levels[None, :, :]).all(axis=2)
         moved = (levels != self._reference).any(axis=1)[:, None]
-        covariance = self._kernel(levels, self._seen.levels, self._fit) + DEVIATION_VARIANCE * (same & moved)
+        covariance = self._kernel(levels, self._seen.levels, self._fit.main, self._fit.pair) + DEVIATION_VARIANCE * (
+            same & moved
+        )
         return np.asarray(covariance @ self._fit.solved, dtype=np.float64)
 
     def best(self, rng: np.random.Generator, *, start: IntArray) -> IntArray:
@@ -93,32 +96,27 @@ class FactorModel:
         effects = np.triu(rng.normal(0, np.sqrt(self._fit.pair), (size, size)), 1)
         effects[np.diag_indices(size)] = rng.normal(0, np.sqrt(self._fit.main), size)
         imagined = self._values(effects, self._seen.levels) - self._values(effects, self._reference)
-        noise = np.linalg.cholesky(self._noise_covariance()) @ rng.normal(size=len(imagined))
-        error = self._seen.means - self._centre - imagined - noise
-        effects += self._lifted(cho_solve(self._fit.factor, error))
+        noise = np.linalg.cholesky(self._chance) @ rng.normal(size=len(imagined))
+        error = self._seen.means - CENTRE - imagined - noise
+        effects += self._lifted(_solved(self._fit.factor, error))
         found = self._climb(effects, rng, start)
         lead = self._values(effects, found[None, :]) - self._values(effects, start[None, :])
         return found, float(lead[0])
 
-    @property
-    def _centre(self) -> float:
-        return 0.5
-
     def _fitted(self, main: float, pair: float) -> _Fit:
-        empty = _Fit(main, pair, (np.zeros((0, 0)), True), np.zeros(0), 0.0)
-        covariance = self._kernel(self._seen.levels, self._seen.levels, empty) + self._noise_covariance()
-        factor = cho_factor(covariance, lower=True)
-        error = self._seen.means - self._centre
-        solved = cho_solve(factor, error)
-        likelihood = -0.5 * float(error @ solved) - float(np.log(np.diag(factor[0])).sum())
+        covariance = self._kernel(self._seen.levels, self._seen.levels, main, pair) + self._chance
+        factor = np.linalg.cholesky(covariance)
+        error = self._seen.means - CENTRE
+        solved = _solved(factor, error)
+        likelihood = -0.5 * float(error @ solved) - float(np.log(np.diag(factor)).sum())
         return _Fit(main, pair, factor, solved, likelihood)
 
-    def _kernel(self, one: IntArray, other: IntArray, fit: _Fit) -> FloatArray:
+    def _kernel(self, one: IntArray, other: IntArray, main: float, pair: float) -> FloatArray:
         """Return the prior covariance of values over the reference."""
 
         def raw(first: IntArray, second: IntArray) -> FloatArray:
             equal = (first[:, None, :] == second[None, :, :]).sum(axis=2)
-            return np.asarray(fit.main * equal + fit.pair * equal * (equal - 1) / 2)
+            return np.asarray(main * equal + pair * equal * (equal - 1) / 2)
 
         zero = self._reference
         return raw(one, other) - raw(one, zero) - raw(zero, other) + raw(zero, zero)
@@ -173,6 +171,11 @@ class _Fit(NamedTuple):
 
     main: float
     pair: float
-    factor: tuple[FloatArray, bool]
+    factor: FloatArray
     solved: FloatArray
     likelihood: float
+
+
+def _solved(factor: FloatArray, right: FloatArray) -> FloatArray:
+    """Solve with a lower Cholesky factor."""
+    return np.asarray(np.linalg.solve(factor.T, np.linalg.solve(factor, right)))
