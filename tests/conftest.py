@@ -18,6 +18,8 @@ REPOSITORY: Final = Path(__file__).resolve().parents[1]
 SHARED_DATA: Final = REPOSITORY.parent / "shared" / "data"
 # Read before `own_home` clears it: the python of an environment with vLLM, as `.ci/vllm_env` prints it.
 VLLM_PYTHON: Final = os.environ.get("ANVEN_VLLM_PYTHON", "")
+# Likewise, with llama-prompt-ops, as `.ci/prompt_ops_env` prints it.
+PROMPT_OPS_PYTHON: Final = os.environ.get("ANVEN_PROMPT_OPS_PYTHON", "")
 TEST_KUBECONFIG: Final = os.environ.get("ANVEN_TEST_KUBECONFIG", "")
 
 # Without these a library downloads a price map, reports usage, or waits for a network that is not there.
@@ -51,6 +53,10 @@ REQUIREMENTS: Final = {
     "vllm": Requirement(
         lambda: bool(VLLM_PYTHON) and Path(VLLM_PYTHON).is_file(),
         "the variable ANVEN_VLLM_PYTHON; .ci/vllm_env builds the environment and prints its value",
+    ),
+    "prompt_ops": Requirement(
+        lambda: bool(PROMPT_OPS_PYTHON) and Path(PROMPT_OPS_PYTHON).is_file(),
+        "the variable ANVEN_PROMPT_OPS_PYTHON; .ci/prompt_ops_env builds the environment and prints its value",
     ),
 }
 
@@ -117,3 +123,9 @@ def shared_data() -> Path:
 def vllm_python() -> str:
     """Return the python of the environment with vLLM; only tests marked `vllm` may use it."""
     return VLLM_PYTHON
+
+
+@pytest.fixture(scope="session")
+def prompt_ops_python() -> str:
+    """Return the python of the environment with llama-prompt-ops; only tests marked `prompt_ops` may use it."""
+    return PROMPT_OPS_PYTHON

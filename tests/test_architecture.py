@@ -50,6 +50,12 @@ def test_the_package_keeps_every_contract() -> None:
         ("assets/evaluation.py", "import ragas", "Only resources.judge imports ragas"),
         ("assets/evaluation.py", "import mlflow", "Only resources.mlflow_tracking imports mlflow"),
         ("cli.py", "import litellm", "Only the resources that wrap LiteLLM import it"),
+        ("assets/evaluation.py", "import gepa", "Only resources.gepa_strategy imports gepa"),
+        (
+            "resources/prompt_ops.py",
+            "import anven_pipelines.resources.prompt_ops_side",
+            "Only resources.prompt_ops_side imports what stands in the environment of llama-prompt-ops",
+        ),
         ("resources/judge.py", "import kubernetes", "Only resources.kubernetes_api imports kubernetes"),
         ("worker/generate.py", "import dagster", "The GPU image carries no orchestrator"),
     ],

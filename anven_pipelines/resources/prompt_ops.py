@@ -90,7 +90,7 @@ class PromptOpsStrategy:
 
     Attributes:
         command: Starts it, as `command_of` returns it.
-        target: Makes the client of the target, with a fresh budget; `asks_anew` must be off.
+        target: Makes the client of the target, with a fresh budget; a question that repeats is asked once.
         proposer: Makes the client of the model that proposes, with a fresh budget.
         timeout_s: Longest run.
         grade: Scores an answer to an item in [0, 1]; equality with the right answer where absent.
@@ -132,16 +132,14 @@ class PromptOpsStrategy:
         return candidate
 
     def _run(self, trial: Trial, questions: Mapping[str, int], seed: int) -> Optimised:
-        desk = _Desk(
-            {"target": self.target(), "proposer": self.proposer()},
-            lambda question, answer: grade(questions[question], answer),
-        )
-
         def grade(item: int, answer: str) -> float:
             if self.grade is not None:
                 return self.grade(item, answer)
             return float(answer.strip() == (trial.right_answer(item) or "").strip())
 
+        target = self.target()
+        target.asks_anew = False
+        desk = _Desk({"target": target, "proposer": self.proposer()}, lambda asked, said: grade(questions[asked], said))
         with TemporaryDirectory(prefix="anven-prompt-ops-") as scratch, _open_door(desk) as door:
             folder = Path(scratch)
             self._write(folder, trial, questions, door, seed)
@@ -290,15 +288,18 @@ class _Desk:
     grade: Callable[[str, str], float]
     failure: BaseException | None = None
     _waiting: dict[str, list[_Waiting]] = field(default_factory=lambda: {"target": [], "proposer": []})
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _queueing: threading.Lock = field(default_factory=threading.Lock)
+    _asking: threading.Lock = field(default_factory=threading.Lock)
+    _grading: threading.Lock = field(default_factory=threading.Lock)
 
     def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answer a chat completion request."""
         model = str(body["model"])
         params = {name: body[name] for name in ("temperature", "max_tokens", "top_p", "stop") if name in body}
         mine = _Waiting(Conversation(body["messages"], params))
-        self._waiting[model].append(mine)
-        with self._lock:
+        with self._queueing:
+            self._waiting[model].append(mine)
+        with self._asking:
             if mine.reply is None:
                 self._ask(model)
         reply = mine.reply
@@ -314,12 +315,21 @@ class _Desk:
             "completion_tokens": reply.output_tokens,
             "total_tokens": reply.input_tokens + reply.output_tokens,
         }
-        return {
-            "id": "anven", "object": "chat.completion", "created": 0, "model": model, "choices": [choice], "usage": usage,
-        }  # fmt: skip
+        head = {"id": "anven", "object": "chat.completion", "created": 0, "model": model}
+        return {**head, "choices": [choice], "usage": usage}
+
+    def score(self, question: str, answer: str) -> float:
+        """Grade an answer; graders need not stand being called by several threads."""
+        with self._grading:
+            try:
+                return self.grade(question, answer)
+            except Exception as error:
+                self.failure = error
+                raise _NoAnswer(str(error)) from error
 
     def _ask(self, model: str) -> None:
-        waiting, self._waiting[model] = self._waiting[model], []
+        with self._queueing:
+            waiting, self._waiting[model] = self._waiting[model], []
         if self.failure is not None:
             return
         try:
@@ -361,7 +371,7 @@ def _open_door(desk: _Desk) -> Iterator[_Door]:
             try:
                 asked = json.loads(data)
                 if self.path == "/grade":
-                    found: dict[str, Any] = {"score": desk.grade(asked["question"], asked["answer"])}
+                    found: dict[str, Any] = {"score": desk.score(asked["question"], asked["answer"])}
                 else:
                     found = desk.complete(asked)
             except (_NoAnswer, ValueError, KeyError) as error:
