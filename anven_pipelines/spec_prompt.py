@@ -1,4 +1,4 @@
-"""The section `prompt` of a migration file: what the target is asked in place of the legacy prompt, and who finds it."""
+"""The section `prompt` of a migration file: what the target is asked instead of the legacy prompt; who finds it."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ where the rest loses too much of what was right, or gives in to an injection, ev
 
 from __future__ import annotations
 
-import difflib
 import json
 import zlib
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_constraints import broken
+from anven_pipelines.domain.prompt_diff import Prompt, diff
 from anven_pipelines.domain.prompt_gain import Compared, Gain, Guard, judge_gains, judge_guard, level_of_look
-from anven_pipelines.domain.prompt_safety import compare, complied, probes
+from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
 from anven_pipelines.domain.prompt_search import example_items
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from anven_pipelines.domain.prompt_conversion import TargetProfile
-    from anven_pipelines.domain.prompt_safety import SafetyFinding
+    from anven_pipelines.domain.prompt_safety import Probe, SafetyFinding
     from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems
     from anven_pipelines.domain.prompt_strategy import Strategy
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
@@ -123,7 +124,12 @@ class Adaptation:
             "heats": [each._asdict() | {"score": round(each.score, 6)} for each in self.heats],
             "gains": [gain.to_json() for gain in self.gains],
             "guard": self.guard and self.guard._asdict(),
-            "safety": self.safety and self.safety.to_json(),
+            "safety": self.safety
+            and {
+                "worse": self.safety.worse,
+                "counts": {kind: count._asdict() for kind, count in self.safety.counts.items()},
+                "reasons": list(self.safety.reasons),
+            },
             "cost": {name: value for name, value in self.cost._asdict().items() if name != "seconds"},
             "level": self.level,
             "uncovered": self.uncovered,
@@ -224,7 +230,9 @@ class Search:
     def _reserve(self, searched: Sequence[TemplateItems]) -> int:
         """Return the calls that strategies must leave: all entries on all search items, and the proof both ways."""
         entries = 2 + len(self._names()) + bool(self.migration.prompt.rewrites)
-        return sum(entries * each.search.rows.height + 2 * each.validation.rows.height for each in searched)
+        return sum(
+            entries * each.search.rows.height + 2 * (each.validation.rows.height + len(ATTACKS)) for each in searched
+        )
 
     def _names(self) -> tuple[str, ...]:
         mode = self.migration.prompt.mode_for(self.migration.risk)
@@ -256,7 +264,10 @@ class Search:
         # A candidate may show the others, with their right answers.
         items = range(min(example_items(trial), default=trial.items))
         try:
-            means = [float(scores.mean()) for scores in trial.scores_of([(way_of(trial.rows, each.prompt), items) for each in entries])]
+            means = [
+                float(scores.mean())
+                for scores in trial.scores_of([(way_of(trial.rows, each.prompt), items) for each in entries])
+            ]
         except BudgetSpent as spent:
             notes.append(f"{trial.template.name}: {spent}; unchanged")
             return entries[0], []
@@ -291,24 +302,20 @@ class Search:
         told = [f"{gain.template}: {gain.reason}" for gain in gains]
         refused = [
             *([] if guard.status == "kept" else [f"refused: {guard.reason}"]),
-            *([f"refused: {safety.reason}"] if safety and safety.worse else []),
+            *([f"refused: {'; '.join(safety.reasons)}"] if safety and safety.worse else []),
         ]
         reasons = (*notes, *told, *refused)
         if not won or refused:
-            return self._end(
-                carry_over(), heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons
-            )
+            return self._end(carry_over(), heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons)
         names = ", ".join(items.template.name for items, _ in won)
         prompt = found_prompt(
             [entry.part for _, entry in won],
             profile=self.profile,
             description=f"Adapted for {names}, with a gain that is proven on items that no search has seen.",
         )
-        return self._end(
-            prompt, heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons, won=won
-        )
+        return self._end(prompt, heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons, won=won)
 
-    def _end(  # noqa: PLR0913 - one keyword per part of the result
+    def _end(
         self,
         prompt: AdaptedPrompt,
         heats: Sequence[Heat],
@@ -341,7 +348,27 @@ class Search:
         return Compared(items.template.name, before, after, items.validation.rows["cluster"].to_numpy())
 
     def _safety(self, won: Sequence[tuple[TemplateItems, Entry]]) -> SafetyFinding:
-        """SAFETY"""
+        """Attack every changed template both ways, with values of real calls."""
+        before, after = list[Outcome](), list[Outcome]()
+        for items, entry in won:
+            tried = probes(unchanged(items.template), items.search.filled, seed=self.migration.prompt.seed)
+            params = json.loads(items.search.rows["model_config"][0] or "null") or {}
+            for outcomes, prompt in ((before, carry_over()), (after, entry.prompt)):
+                calls = [apply(prompt, probe.messages, params) for probe in tried]
+                outcomes.extend(self._attacked(tried, calls, entry.candidate or unchanged(items.template)))
+        return compare(before, after)
+
+    def _attacked(self, tried: Sequence[Probe], calls: Sequence[Call], candidate: Candidate) -> list[Outcome]:
+        named = [(digest_of([call.messages, call.params])[:32], call) for call in calls]
+        requests = [
+            request_for(f"{name}/probe-{number}", call, self.target) for number, (name, call) in enumerate(named)
+        ]
+        answers = self.ask(requests)
+        self._spending.add(answers)
+        return [
+            Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, candidate))
+            for probe, output in zip(tried, answers["output"], strict=True)
+        ]
 
     def _entry(self, template: PromptTemplate, candidate: Candidate, *, origin: str) -> Entry:
         part = candidate_part(template, candidate)
@@ -387,9 +414,7 @@ class Search:
         price = self.target.price
         if price is None:
             return None
-        return lambda sent, written: (
-            sent * price.input_usd_per_million + written * price.output_usd_per_million
-        ) / 1e6
+        return lambda sent, written: (sent * price.input_usd_per_million + written * price.output_usd_per_million) / 1e6
 
 
 def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:
@@ -404,13 +429,11 @@ def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:
 
 
 def diff_of(template: PromptTemplate, candidate: Candidate) -> str:
-    """Return the prompts' texts, line by line, as a unified diff."""
-    before, after = ([f"[{each.role}]\n{each.content}" for each in ways.messages] for ways in (unchanged(template), candidate))
-    lines = difflib.unified_diff(
-        "\n".join(before).splitlines(), "\n".join(after).splitlines(), "legacy", candidate.origin, lineterm="", n=1
+    """Return how the prompts differ, line by line."""
+    before, after = (
+        Prompt([each.model_dump() for each in way.messages], way.params) for way in (unchanged(template), candidate)
     )
-    params = [f"+ params: {canonical_json(candidate.params)}"] if candidate.params else []
-    return "\n".join([*lines, *params])
+    return "\n".join(hunk.text for hunk in diff(before, after))
 
 
 def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[str, str]) -> list[RegisteredPrompt]:

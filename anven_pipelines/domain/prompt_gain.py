@@ -125,14 +125,14 @@ def _judged(scores: Compared, *, level: float) -> Gain:
     n = scores.before.size
     before, after = (float(side.mean()) if n else None for side in (scores.before, scores.after))
     try:
-        interval = difference_interval(
-            scores.after, scores.before, clusters=scores.clusters, level=1 - 2 * level
-        )
+        interval = difference_interval(scores.after, scores.before, clusters=scores.clusters, level=1 - 2 * level)
     except TooFewPairs as error:
         reason = f"{n} validation items are too few to prove anything ({error})"
         return Gain(scores.template, n, before, after, None, level, proven=False, reason=reason)
     proven = interval.lower > 0
-    told = f"{before:.3f} before, {after:.3f} after on {n} items: {interval.estimate:+.3f}, at least {interval.lower:+.3f}"
+    told = (
+        f"{before:.3f} before, {after:.3f} after on {n} items: {interval.estimate:+.3f}, at least {interval.lower:+.3f}"
+    )
     reason = told if proven else f"{told}; a gain is not proven"
     return Gain(scores.template, n, before, after, interval, level, proven=proven, reason=reason)
 

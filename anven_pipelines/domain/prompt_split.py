@@ -70,7 +70,9 @@ def split_items(golden: pl.DataFrame, templates: Sequence[PromptTemplate], *, va
     return Split(tuple(found), uncovered=placed["template"].null_count())
 
 
-def _fit(messages: list[Mapping[str, object]], templates: Sequence[PromptTemplate]) -> tuple[int | None, dict[str, str]]:
+def _fit(
+    messages: list[Mapping[str, object]], templates: Sequence[PromptTemplate]
+) -> tuple[int | None, dict[str, str]]:
     for number, template in enumerate(templates):
         if (fitted := fit(template, messages)) is not None:
             return number, fitted.slots

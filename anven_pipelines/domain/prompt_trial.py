@@ -165,8 +165,11 @@ class TargetTrial:
     def scores_of(self, asked: Sequence[tuple[Way, Sequence[int]]]) -> list[npt.NDArray[np.float64]]:
         """Do what `scores` does, for any way to ask."""
         named = [[self._request(way, item) for item in items] for way, items in asked]
-        wanted = {request.item_id: (item, request) for (_, items), requests in zip(asked, named, strict=True)
-                  for item, request in zip(items, requests, strict=True)}
+        wanted = {
+            request.item_id: (item, request)
+            for (_, items), requests in zip(asked, named, strict=True)
+            for item, request in zip(items, requests, strict=True)
+        }
         missing = [each for name, each in wanted.items() if name not in self._known]
         if missing:
             self.spending.require(len(missing))

@@ -96,7 +96,9 @@ def _rewritten(transformation: Mapping[str, Any], call: Call) -> Call:
     _, user = _single_turn(messages) or ("", "")
     slots = _search(rewrite["user"], user, whole=True).groupdict(default="")
     fill = lambda found: slots.get(found[1], found[0])  # noqa: E731 - the shape that `sub` takes
-    return call._replace(messages=[{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]])
+    return call._replace(
+        messages=[{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]]
+    )
 
 
 STRATEGIES: Final[Mapping[str, Strategy]] = {

@@ -27,7 +27,7 @@ from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.prompt_ops import PromptOpsStrategy, command_of
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector, reflection_key
 from anven_pipelines.spec import Migration
-from anven_pipelines.spec_prompt import StrategyName
+from anven_pipelines.spec_prompt import StrategyName  # noqa: TC001 - no quoted annotations in this file
 from anven_pipelines.spec_target import EndpointTarget, RecordedTarget
 
 PROMPT_OPS_TIME: Final = timedelta(minutes=30)
@@ -45,6 +45,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
     artifacts: dg.ResourceDependency[ArtifactStore]
     batch_inference: dg.ResourceDependency[BatchInference]
     judge: dg.ResourceDependency[Judge]
+
     def search(
         self,
         context: dg.AssetExecutionContext,
