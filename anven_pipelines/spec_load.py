@@ -111,7 +111,7 @@ class Load(Section):
     replicas: int = Field(default=1, ge=1)
     """Servers behind the URL; capacity is told for one of them."""
     replica_usd_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """What one of them costs; without it capacity has no price."""
+    """What one of them costs; without it capacity has no price, and the cost model takes none from the benchmark."""
 
     @model_validator(mode="after")
     def _ends(self) -> Load:
