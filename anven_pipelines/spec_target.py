@@ -84,7 +84,7 @@ class RecordedTarget(Section):
     join: Literal["request_id", "prompt"] = "request_id"
     """How a recorded answer finds its golden item: by request id, or by exactly the same messages."""
     price: Price | None = None
-    """Token price of the target; without it, cost is measured where a log states it or its servers are paid by the day."""
+    """Token price of the target; without it cost is known where a log states it or servers are paid by the day."""
 
 
 class EndpointTarget(Section):
@@ -106,7 +106,7 @@ class EndpointTarget(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters that replace the logged ones, such as max_tokens."""
     price: Price | None = None
-    """Token price of the target; without it, cost is measured where a log states it or its servers are paid by the day."""
+    """Token price of the target; without it cost is known where a log states it or servers are paid by the day."""
 
 
 class NanoTarget(Section):
@@ -121,7 +121,7 @@ class NanoTarget(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters that replace the logged ones, such as max_tokens."""
     price: Price | None = None
-    """Token price of the target; without it, cost is measured where a log states it or its servers are paid by the day."""
+    """Token price of the target; without it cost is known where a log states it or servers are paid by the day."""
 
 
 class JobTarget(Section):
@@ -165,7 +165,7 @@ class JobTarget(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters that replace the logged ones, such as max_tokens."""
     price: Price | None = None
-    """Token price of the target; without it, cost is measured where a log states it or its servers are paid by the day."""
+    """Token price of the target; without it cost is known where a log states it or servers are paid by the day."""
 
     @field_validator("revision")
     @classmethod
