@@ -86,6 +86,7 @@ def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show
     metrics: Mapping[str, float | None] | None = None,
     documents: Mapping[str, str] | None = None,
     checks: Sequence[dg.AssetCheckResult] = (),
+    tags: Mapping[str, str] | None = None,
     asset: str | None = None,
 ) -> dg.MaterializeResult[Manifest]:
     """Track the step in MLflow and return what Dagster shows of it."""
@@ -100,6 +101,7 @@ def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show
         value=manifest,
         data_version=dg.DataVersion(manifest.digest),
         check_results=list(checks),
+        tags=tags,
         metadata={
             **(metadata or {}),
             **tracked.metadata(),

@@ -390,9 +390,9 @@ def _judge(evidence: _Evidence, arms: Sequence[ArmCost], migration: Migration) -
 def _note(serving: Serving, migration: Migration) -> str:
     """Say what was taken off for serving and why, where serving costs something or a replica has a price."""
     if serving.usd_per_day:
-        return f" after {_usd(serving.usd_per_day)} for serving ({serving.reason})"
+        return f" after {_usd(serving.usd_per_day)} a day for serving ({serving.source}: {serving.reason})"
     priced = migration.load is not None and migration.load.replica_usd_per_hour is not None
-    return f" ({serving.reason})" if priced else ""
+    return f" (serving {serving.source}: {serving.reason})" if priced else ""
 
 
 def _gap(evidence: _Evidence, arms: Sequence[ArmCost]) -> str:
@@ -401,7 +401,8 @@ def _gap(evidence: _Evidence, arms: Sequence[ArmCost]) -> str:
     return (
         f"{evidence.paired} of {evidence.items} items have a cost in both arms, {MIN_SHARE_MEASURED:.0%} are needed "
         f"(legacy: {legacy}; target: {target}); legacy.price and target.price in the migration file price logged "
-        "tokens; of servers of one's own load.replica_usd_per_hour, or a target.price of 0, says that no token is paid"
+        "tokens; where servers of one's own answer, declare load.replica_usd_per_hour and materialise load_benchmark, "
+        "or declare a target.price of 0 and cost.target_usd_per_day"
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Source = Literal["declared", "measured", "paid by the call", "not counted", "unmeasured"]
 
-_DECLARED: Final = "declared in the migration file, cost.target_usd_per_day"
+_DECLARED: Final = "cost.target_usd_per_day of the migration file"
 _HOURS: Final = 24
 
 
@@ -144,7 +144,7 @@ def _not_counted(load: Load | None, benchmark: Benchmark | None) -> str:
     missing = "no load_benchmark was made" if benchmark is None else "load.replica_usd_per_hour is not declared"
     if load is None:
         missing = "there is no section load"
-    return f"nothing is counted for serving: cost.target_usd_per_day is not declared, and {missing}"
+    return f"cost.target_usd_per_day is not declared, and {missing}"
 
 
 def _count(replicas: int) -> str:
