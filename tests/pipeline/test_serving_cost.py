@@ -141,15 +141,23 @@ def test_a_live_benchmark_feeds_the_cost_model_and_the_verdict(place: Place) -> 
     assert f"after 24 USD a day for serving (measured: load_benchmark {digest[:12]} finds 2" in criterion.reason
 
 
-def test_the_migration_file_is_read_with_the_benchmark_and_an_old_one_tells_nothing(
+def test_the_cost_model_needs_no_benchmark_is_stale_after_a_newer_one_and_believes_no_old_one(
     place: Place, endpoint: ScriptedEndpoint
 ) -> None:
+    graph = place.definitions.resolve_asset_graph()
+    assert dg.AssetKey("load_benchmark") in graph.get(dg.AssetKey("cost_model")).parent_keys
     write_log(place)
     declare(place, endpoint.url)
     migrate(place)
+    assert "load_benchmark" not in manifest_of(place, "cost_model").inputs
+    assert staleness(place, "cost_model") == (StaleStatus.FRESH, [])
     run(place, "load_benchmark")
-    digest = manifest_of(place, "load_benchmark").digest
+    assert staleness(place, "cost_model") == (StaleStatus.STALE, ["load_benchmark"])
     assert cost_of(place)["serving"]["usd_per_day"] == pytest.approx(24.0)
+    assert staleness(place, "cost_model") == (StaleStatus.FRESH, [])
+    run(place, "load_benchmark")
+    assert staleness(place, "cost_model") == (StaleStatus.STALE, ["load_benchmark"])
+    digest = manifest_of(place, "load_benchmark").digest
 
     declare(place, endpoint.url, load=LOAD | {"replica_usd_per_hour": 1.0})
     assert cost_of(place)["serving"]["usd_per_day"] == pytest.approx(48.0)
@@ -182,35 +190,12 @@ def test_the_migration_file_is_read_with_the_benchmark_and_an_old_one_tells_noth
 
 def test_a_benchmark_that_found_no_rate_leaves_the_cost_unmeasured(place: Place) -> None:
     write_log(place)
+    place.write_log([logged_call(at, cost_usd=0.0) for at in range(60 + BUSIEST)], "answers.jsonl")
+    recorded = {"engine": "recorded", "model": "m", "answers": "../answers.jsonl"}
     with ScriptedEndpoint(lambda _: Reply("down", status=500)) as endpoint:
-        declare(place, endpoint.url, target={"engine": "recorded", "model": "m", "answers": "../answers.jsonl"})
-        place.write_log([logged_call(at, cost_usd=0.0) for at in range(60 + BUSIEST)], "answers.jsonl")
-        declare(
-            place,
-            endpoint.url,
-            target={"engine": "recorded", "model": "m", "answers": "../answers.jsonl"},
-            load=LOAD | {"url": endpoint.url},
-        )
+        declare(place, endpoint.url, target=recorded, load=LOAD | {"url": endpoint.url})
         assert migrate(place).cost["status"] == "met"  # as before: a logged cost of 0, and nothing measured
         run(place, "load_benchmark")
     found = cost_of(place)
     assert (found["status"], found["target_usd_per_day"]) == ("unmeasured", None)
     assert "found no rate that keeps the service level" in found["reason"]
-
-
-def test_the_cost_model_needs_no_benchmark_and_is_stale_after_a_newer_one(
-    place: Place, endpoint: ScriptedEndpoint
-) -> None:
-    graph = place.definitions.resolve_asset_graph()
-    assert dg.AssetKey("load_benchmark") in graph.get(dg.AssetKey("cost_model")).parent_keys
-    write_log(place)
-    declare(place, endpoint.url)
-    migrate(place)
-    assert "load_benchmark" not in manifest_of(place, "cost_model").inputs
-    assert staleness(place, "cost_model") == (StaleStatus.FRESH, [])
-    run(place, "load_benchmark")
-    assert staleness(place, "cost_model") == (StaleStatus.STALE, ["load_benchmark"])
-    run(place, "cost_model")
-    assert staleness(place, "cost_model") == (StaleStatus.FRESH, [])
-    run(place, "load_benchmark")
-    assert staleness(place, "cost_model") == (StaleStatus.STALE, ["load_benchmark"])
