@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anven_pipelines.domain.capacity import Demand
-from anven_pipelines.domain.cost import PAID_BY_THE_DAY, CostModel
+from anven_pipelines.domain.cost import PAID_BY_THE_DAY, CostModel, cost_of
 from anven_pipelines.domain.load import Saturation
 from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of
 from anven_pipelines.domain.workload import declared_digest
@@ -158,7 +158,7 @@ def test_whose_servers_they_are_stands_in_the_migration_file(spec: Migration, *,
 
 def model(spec: Migration, benchmark: Benchmark | None = None, **target: Any) -> CostModel:
     """Price 1,000 calls a day that save 0.01 USD each before what the target costs."""
-    return costs.cost_of(
+    return cost_of(
         costs.answers(),
         costs.answers(**target),
         spec,
