@@ -75,8 +75,9 @@ def cost_model(
         traffic_of(artifacts.query(INVENTORY_SQL, request_log=calls), migration),
         golden=artifacts.read(golden_dataset),
         legacy_price=litellm_price(migration.legacy.model),
-        benchmark=load_benchmark
-        and _benchmark(
+        benchmark=None
+        if load_benchmark is None
+        else _benchmark(
             load_benchmark,
             demand_of(logged_calls(artifacts.query(CALLS_SQL, request_log=calls), migration.legacy)),
             stale=_why_stale(load_benchmark, migration, target_answers=target_answers),
