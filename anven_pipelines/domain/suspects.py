@@ -3,16 +3,14 @@
 A dead worker cannot say what killed it: a request, or a node that went away. So one death blames nobody. It makes
 suspects of the requests that were in flight and have no answer; those are asked again after all others, in GROUPS
 groups of which one is in flight at a time. The requests of a group with which another worker dies are asked one by
-one, and one that was alone in flight at ALONE_DEATHS deaths is to blame. Whatever is answered is cleared.
+one, and one that was alone in flight at ALONE_DEATHS more deaths is to blame. Whatever is answered is cleared.
 
-A request that kills every worker thus costs 2 + ALONE_DEATHS of them, whatever the concurrency is, and one less where
-GROUPS or fewer were in flight.
+A request that kills every worker thus costs 2 + ALONE_DEATHS of them, whatever the concurrency is.
 
 How often is an innocent one blamed, where workers die by chance, T seconds apart on average, and a request or a group
-takes t seconds? Of the s suspects of a first death, a group has to be hit by a second one, which happens in t of T to
-each of GROUPS groups and puts s / GROUPS requests under closer suspicion; each of them is asked alone once in a
-worker's life and has to be hit each time. In all at most s (t / T) ** (1 + ALONE_DEATHS) per first death (to the power
-of ALONE_DEATHS for s up to GROUPS, which are asked alone at once). With nodes that go
+takes t seconds? Each of the s suspects of a first death has to be in the group that a second one hits, which happens
+in t of T, and then to be hit alone ALONE_DEATHS times, in t of T each, or it is answered and cleared: in all at most
+s (t / T) ** (1 + ALONE_DEATHS) per first death, which `tests/domain/test_suspects.py` counts. With nodes that go
 away once an hour, answers of 30 s and 640 suspects (256 in flight) that is 3e-6 with three deaths alone, and 4e-4 with
 two. With kills every 4 s and answers of 50 ms, as `benchmarks/kill_batch.py` deals them to 80 suspects, it is 2e-6
 with three and 2e-4 with two, of which a hundred kills would make one in sixty test runs. Hence three.
@@ -72,16 +70,23 @@ def turns(pending: Sequence[str], deaths: Sequence[Death]) -> Turns:
         deaths: All that is known; items that are not pending count for nothing.
     """
     ever = {item for death in deaths for item in death.asking}
-    again = {item for death in deaths for item in death.asking if death.is_search or len(death.asking) == 1}
+    again = {item for death in deaths for item in death.asking if death.is_search}
     alone = alone_deaths(deaths)
+    blamed = [item for item in pending if item in alone and is_to_blame(item, deaths)]
     once = [item for item in pending if item in ever - again]
     size = max(1, -(-len(once) // GROUPS))
     return Turns(
-        blamed=[item for item in pending if alone[item] >= ALONE_DEATHS],
+        blamed=blamed,
         rest=[item for item in pending if item not in ever],
         groups=[once[start : start + size] for start in range(0, len(once), size)],
-        alone=sorted((item for item in pending if item in again and alone[item] < ALONE_DEATHS), key=alone.__getitem__),
+        alone=sorted((item for item in pending if item in again.difference(blamed)), key=alone.__getitem__),
     )
+
+
+def is_to_blame(item: str, deaths: Sequence[Death]) -> bool:
+    """Tell whether workers died often enough with it alone, after one that died in the search already."""
+    in_search = sum(death.is_search and item in death.asking for death in deaths)
+    return alone_deaths(deaths)[item] >= ALONE_DEATHS and in_search > ALONE_DEATHS
 
 
 def alone_deaths(deaths: Sequence[Death]) -> Counter[str]:

@@ -33,7 +33,6 @@ from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, Vl
 from anven_pipelines.worker.weight_sources import ModelCaches, is_on_worker, source_of
 from anven_pipelines.worker.weights import Weights
 
-
 JOBS: Final = 3
 """Jobs on Kubernetes that one batch may use up in search of requests that kill its pods."""
 

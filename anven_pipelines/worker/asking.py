@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from anven_pipelines.domain.completion import Failure
 from anven_pipelines.domain.errors import UnavailableService
-from anven_pipelines.domain.suspects import ALONE_DEATHS, Death, alone_deaths, turns
+from anven_pipelines.domain.suspects import ALONE_DEATHS, Death, alone_deaths, is_to_blame, turns
 from anven_pipelines.resources.answer_batch import Asked
 from anven_pipelines.resources.durable_folder import path_name
 from anven_pipelines.spec_values import Section
@@ -212,8 +212,8 @@ class AskingJournal:
         if known:
             suspects = self._open.intersection(item for death in known for item in death.asking)
             self._say(
-                f"{len(known)} workers died while they asked; {len(suspects):,} requests that were in flight have no "
-                "answer and are asked last, in smaller groups"
+                f"workers before this one died {len(known)} times; {len(suspects):,} requests that were in flight have "
+                "no answer and are asked last, in smaller groups"
             )
         return known
 
@@ -229,11 +229,11 @@ class AskingJournal:
     def _reason(self, item: str) -> str | None:
         """Read the evidence afresh: a worker that was cut off and lives has said something else by now."""
         known = deaths(self._folder, self._key)
-        if (count := alone_deaths(known)[item]) < ALONE_DEATHS:
+        if not is_to_blame(item, known):
             return None
         last = max(death.at for death in known if death.is_search and death.asking == (item,))
         return (
-            f"the worker's process died {count} times while it asked this request alone, the last time after {last}; "
+            f"the worker died {alone_deaths(known)[item]} times with this request alone in flight, last after {last}; "
             "a harmless one was answered"
         )
 
