@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     def load(*_: Any) -> DeadlyEngine:
         return DeadlyEngine()
 
-    engines.load = load
+    engines.load = load  # type: ignore[assignment]  # names its parameters otherwise
     return worker.main(arguments)
 
 

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.timeout(300)
 def test_what_kills_the_worker_alone_has_failed_and_the_rest_is_answered(tmp_path: Path, deadly: list[int]) -> None:
     requests = asked(deadly)
     job = written(tmp_path, requests)
-    ends, said = [], []
+    ends: list[int] = []
+    said: list[str] = []
     while not ends or ends[-1] != 0:
         done = worked(tmp_path, job)
         ends.append(done.returncode)
