@@ -99,8 +99,12 @@ class GpuJobSettings(Section):
     """Longest life of the Job, all retries included; what is answered by then is kept."""
     pending: Duration = Field(default=timedelta(minutes=20), json_schema_extra={"default": "20m"})
     """Longest wait for the first pod to run; the queue's own waiting is not counted."""
-    retries: int = Field(default=3, ge=0)
-    """Restarts of each index; evictions are not counted where the cluster can tell them apart."""
+    retries: int = Field(default=6, ge=0)
+    """Restarts of each index; evictions are not counted where the cluster can tell them apart.
+
+    A request that kills its pod is found within 2 + ALONE_DEATHS of `domain.suspects`, five restarts, and one is left
+    for another mishap. The cluster waits 10 s before the first, each time twice as long: five minutes before the fifth.
+    """
     keep_for: Duration = Field(
         default=timedelta(hours=1), ge=timedelta(seconds=30), json_schema_extra={"default": "1h"}
     )

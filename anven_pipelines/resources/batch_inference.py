@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import dagster as dg
 import polars as pl
@@ -27,10 +27,14 @@ from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.subprocess_launcher import PACKAGES, SubprocessLauncher, require_packages
 from anven_pipelines.spec_target import AskedTarget, BatchTarget, EndpointTarget, JobTarget, NanoTarget
+from anven_pipelines.worker.asking import SearchDeaths
 from anven_pipelines.worker.generate import read_job, write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
 from anven_pipelines.worker.weight_sources import ModelCaches, is_on_worker, source_of
 from anven_pipelines.worker.weights import Weights
+
+JOBS: Final = 3
+"""Jobs on Kubernetes that one batch may use up in search of requests that kill its pods."""
 
 
 class BatchAnswers(NamedTuple):
@@ -123,7 +127,8 @@ class BatchInference(dg.ConfigurableResource[None]):
             python = self._python_for(settings)
             uri = write_job(self.artifacts.folder, job, requests)
             launcher = SubprocessLauncher(python, log=self._log_of(uri), drain_s=self.drain_s)
-            return launcher.launch(context, self._arguments(uri))
+            searched = SearchDeaths(self.artifacts.folder, key).any_more
+            return launcher.launch(context, self._arguments(uri), searched=searched)
         cluster = self._gpu_job_settings()
         self._require_shared_store(cluster)
         uri = write_job(self.artifacts.folder, job, requests, shards=target.pods)
@@ -137,7 +142,25 @@ class BatchInference(dg.ConfigurableResource[None]):
             gpus=0 if isinstance(target, NanoTarget) else target.tensor_parallel,
             drain_s=self.drain_s,
         )
-        return together(KubernetesLauncher(cluster).launch(context, work, job_uri=uri), pods=work.pods)
+        return together(self._launched(context, KubernetesLauncher(cluster), work, job_uri=uri), pods=work.pods)
+
+    def _launched(
+        self, context: dg.AssetExecutionContext, launcher: KubernetesLauncher, work: Work, *, job_uri: str
+    ) -> list[dict[str, Any]]:
+        """Run the Job, and another one while pods die in search of a request that kills them.
+
+        Raises:
+            UnavailableService: a Job failed for another reason, or the last of JOBS for any.
+        """
+        search = SearchDeaths(self.artifacts.folder, work.key)
+        for _ in range(JOBS - 1):
+            try:
+                return launcher.launch(context, work, job_uri=job_uri)
+            except UnavailableService as error:
+                if not search.any_more():
+                    raise
+                context.log.warning("%s; its pods were in search of a request that kills them, which goes on", error)
+        return launcher.launch(context, work, job_uri=job_uri)
 
     def _arguments(self, job: str) -> list[str]:
         options = ["--store", self.artifacts.url, "--storage-options", json.dumps(self.artifacts.storage_options)]

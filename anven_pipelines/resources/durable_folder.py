@@ -143,6 +143,14 @@ class DurableFolder:
             except FileNotFoundError:
                 return
 
+    def remove(self, uri: str) -> None:
+        """Remove the file; nothing happens where it is gone. After a power cut it may be there again."""
+        with self._reaching(uri, "remove"):
+            try:
+                self._files.rm_file(self._path(uri))
+            except FileNotFoundError:
+                return
+
     def _path(self, uri: str) -> str:
         return f"{self._root}/{uri}"
 

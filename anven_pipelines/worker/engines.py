@@ -15,7 +15,7 @@ from anven_pipelines.nano.models import model_folder
 from anven_pipelines.resources.answer_batch import Asked
 from anven_pipelines.worker.chat_request import engine_request
 from anven_pipelines.worker.engine import ContextLengthExceeded, EngineFailed, UnsupportedRequest
-from anven_pipelines.worker.isolation import EngineBroken, IsolatingEngine, PoisonRequest
+from anven_pipelines.worker.isolation import HARMLESS, EngineBroken, IsolatingEngine, PoisonRequest
 from anven_pipelines.worker.job import EmbeddedSettings, VllmSettings
 from anven_pipelines.worker.model_cache import local_folder
 from anven_pipelines.worker.weight_sources import source_of
@@ -104,6 +104,18 @@ class LocalModel:
             EngineBroken: no engine lives.
         """
         return Asked(await self._outcome(request), attempts=1)
+
+    async def prove_alive(self) -> None:
+        """Ask something harmless.
+
+        Raises:
+            EngineBroken: no engine lives with that either.
+        """
+        try:
+            await self._engine.answer(HARMLESS)
+        except PoisonRequest as error:
+            message = f"the engine died with a harmless request: {error}"
+            raise EngineBroken(message) from error
 
     async def _outcome(self, request: CompletionRequest) -> Outcome:
         try:

@@ -62,7 +62,7 @@ def test_the_example_shows_every_field() -> None:
 def test_each_index_has_its_own_gpus_and_restarts() -> None:
     spec = job()["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
-    assert spec["backoffLimitPerIndex"] == 3
+    assert spec["backoffLimitPerIndex"] == 6
     assert "backoffLimit" not in spec
     (container,) = spec["template"]["spec"]["containers"]
     assert container["args"] == ["--job", "jobs/a.json", "--indexes", "3"]
@@ -78,7 +78,7 @@ def test_each_index_has_its_own_gpus_and_restarts() -> None:
 def test_a_single_pod_needs_no_index() -> None:
     spec = job(WORK._replace(pods=1))["spec"]
     assert "completionMode" not in spec
-    assert spec["backoffLimit"] == 3
+    assert spec["backoffLimit"] == 6
 
 
 def test_the_same_work_has_the_same_name_and_other_work_another() -> None:

@@ -23,7 +23,7 @@ from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec_target import JobTarget, NanoTarget
 from anven_pipelines.worker.weights import Weights
 from tests.fakes.kubernetes_cluster import kubernetes_cluster
-from tests.worker_jobs import questions
+from tests.worker_jobs import REPOSITORY, questions
 
 if TYPE_CHECKING:
     from anven_pipelines.domain.inference import CompletionRequest
@@ -76,6 +76,34 @@ def test_a_killed_worker_is_started_again_and_asks_what_is_left(tmp_path: Path) 
     assert any("the worker ended with signal 9 in attempt 1 of 3" in each for each in said)
     kept = ArtifactStore(url=str(tmp_path)).checkpoint(ANSWERS, "k").load()
     assert kept.height - 900 <= 32 + 16  # asked twice: what was in flight, and one part
+
+
+def test_a_request_that_kills_the_worker_costs_deaths_but_no_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f'shift 2; cd {REPOSITORY}; exec {sys.executable} -m tests.fakes.deadly_worker "$@"'
+    monkeypatch.setattr(sys, "executable", script(tmp_path, run))
+    requests = questions(40)
+    requests[7].messages[-1]["content"] += " deadly"
+    (answers, figures), said = answered(tmp_path / "store", NANO, requests)
+    assert answers["item_id"].to_list() == [request.item_id for request in requests]
+    assert answers.filter(answers["status"] == "failed")["item_id"].to_list() == [requests[7].item_id]
+    assert (figures["rows"], figures["answered"], figures["failed"]) == (40, 39, 1)
+    assert sum("signal 9 in attempt 1 of 3" in each for each in said) == 1
+    searches = [each for each in said if "in search of a request that kills it" in each]
+    assert [each.split(", death ")[1].partition(":")[0] for each in searches] == [
+        f"{death} of at most 12" for death in (1, 2, 3, 4)
+    ]
+
+
+def test_a_search_does_not_go_on_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anven_pipelines.resources.subprocess_launcher.SEARCHES", 2)
+    python = script(tmp_path, "echo died >&2; kill -9 $$")
+    monkeypatch.setattr("anven_pipelines.worker.asking.SearchDeaths.any_more", lambda _: True)
+    with pytest.raises(UnavailableService, match=r"signal 9 in each of 3 attempts"):
+        answered(tmp_path / "store", a_job(), questions(1), python=python)
+    (log,) = (tmp_path / "store").glob("jobs/*.log")
+    assert log.read_text().split() == ["died"] * (2 + 3)
 
 
 def test_a_worker_that_does_nothing_is_noticed(tmp_path: Path) -> None:
