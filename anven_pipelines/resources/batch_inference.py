@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 import polars as pl
-import yaml
-from pydantic import ValidationError
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService, UnreadableSource
 from anven_pipelines.domain.gpu_job import GpuJobSettings, Work
@@ -26,6 +24,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.subprocess_launcher import PACKAGES, SubprocessLauncher, require_packages
+from anven_pipelines.section_file import read_section
 from anven_pipelines.spec_target import AskedTarget, BatchTarget, EndpointTarget, JobTarget, NanoTarget
 from anven_pipelines.worker.generate import read_job, write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
@@ -162,18 +161,16 @@ class BatchInference(dg.ConfigurableResource[None]):
             InvalidInput: it holds something else.
         """
         try:
-            written = yaml.safe_load(Path(self.gpu_job).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            text = Path(self.gpu_job).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             message = f"ANVEN_GPU_JOB names {self.gpu_job}, which cannot be read: {error}"
             raise UnreadableSource(message) from error
-        try:
-            return GpuJobSettings.model_validate(written)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()
-            )
-            message = f"{self.gpu_job}: {problems} (k8s/gpu-job.yaml is an example with every field)"
-            raise InvalidInput(message) from error
+        found = read_section(text, GpuJobSettings, needed="a mapping with `image` is needed")
+        if isinstance(found, tuple):
+            problems = "\n".join(f"{self.gpu_job}: {problem}" for problem in found)
+            message = f"{problems}\n(k8s/gpu-job.yaml is an example with every field)"
+            raise InvalidInput(message)
+        return found
 
     def _require_shared_store(self, settings: GpuJobSettings) -> None:
         """Refuse a store that the pods would not see.

@@ -169,13 +169,39 @@ def on_cluster(store: Path, file: Path) -> BatchInference:
     ("written", "message"),
     [
         (None, "ANVEN_GPU_JOB names .* which cannot be read"),
-        ("image: [", "cannot be read"),
-        ("", "the file: Input should be a valid dictionary"),
-        ("namespace: anven", r"image: Field required \(k8s/gpu-job.yaml is an example"),
-        ("{image: a, retries: -1, colour: red}", "retries: .*; colour: Extra inputs"),
+        ("image: [", r"gpu-job.yaml: line 1, column 9 is not readable as YAML"),
+        ("", "gpu-job.yaml: the file is empty; a mapping with `image` is needed"),
+        (
+            "namespace: anven",
+            r"gpu-job.yaml: image is missing; a value is needed\n\(k8s/gpu-job.yaml is an example with every field\)",
+        ),
+        (
+            "{image: a, retries: -1, colour: red}",
+            r"yaml: retries is -1; at least 0 is needed\n.*yaml: colour is unknown; known here: image, namespace",
+        ),
+        (
+            "{image: a, namespace: A_B, image_pull_policy: Sometimes}",
+            r"namespace is 'A_B'; text of the form .* is needed\n.*image_pull_policy is 'Sometimes'; one of 'Always', ",
+        ),
+        ("{image: a, deadline: 10}", "deadline is 10; a duration with its unit is needed, such as 500ms"),
+        ("{image: a, env: {HF_TOKEN: hidden}}", "env is a mapping of HF_TOKEN; HF_TOKEN would stand in the manifest"),
+        ("{image: a, env: {HF_TOKEN: 12345}}", r"env.HF_TOKEN is \*\*\*; text is needed"),
+        ("{image: a, model_cache: weights}", "model_cache is 'weights'; a mapping is needed"),
         ("image: a", "a folder of this machine, and the pods of .* do not see it"),
     ],
-    ids=["no file", "no yaml", "empty", "no image", "two problems", "store not shared"],
+    ids=[
+        "no file",
+        "no yaml",
+        "empty",
+        "no image",
+        "two problems",
+        "two kinds of text",
+        "no unit",
+        "a secret",
+        "a secret that is no text",
+        "no mapping",
+        "store not shared",
+    ],
 )
 def test_what_a_cluster_lacks_is_found_before_anything_is_spent(
     tmp_path: Path, written: str | None, message: str
@@ -183,8 +209,9 @@ def test_what_a_cluster_lacks_is_found_before_anything_is_spent(
     file = tmp_path / "gpu-job.yaml"
     if written is not None:
         file.write_text(written)
-    with pytest.raises(InvalidInput, match=message):
+    with pytest.raises(InvalidInput, match=message) as caught:
         on_cluster(tmp_path, file).require_runnable(NANO)
+    assert not any(word in str(caught.value) for word in ("hidden", "12345", "Input should"))
 
 
 def test_a_cluster_that_does_not_answer_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
