@@ -158,7 +158,7 @@ def weights(
 ) -> None:
     """Print the digest that a migration file pins a model's weights with, and how much memory the model takes."""
     with _reported(as_json=as_json) as output:
-        from anven_pipelines.domain.model_fit import GIB  # noqa: PLC0415
+        from anven_pipelines.domain.model_fit import memory  # noqa: PLC0415
         from anven_pipelines.worker.weight_sources import ModelCaches, source_of  # noqa: PLC0415
         from anven_pipelines.worker.weights import Weights  # noqa: PLC0415
 
@@ -170,7 +170,7 @@ def weights(
         if not output.tell(json.dumps(facts)):
             typer.echo(f"digest: {digest}")
             stderr.print(
-                f"weights of {shape.weight_bytes / GIB:.3f} GiB in {', '.join(found.files)}; "
+                f"weights of {memory(shape.weight_bytes)} in {', '.join(found.files)}; "
                 f"{kv_bytes:,} bytes of keys and values per token, up to {shape.context_length:,} tokens a request",
                 highlight=False,
                 soft_wrap=True,

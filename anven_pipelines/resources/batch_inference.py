@@ -6,7 +6,7 @@ Without `from __future__ import annotations`: Dagster 1.13 does not see a `Resou
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from anven_pipelines.spec_target import AskedTarget, BatchTarget, EndpointTarget
 from anven_pipelines.worker.generate import read_job, write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
 from anven_pipelines.worker.weight_sources import ModelCaches, is_on_worker, source_of
-from anven_pipelines.worker.weights import Weights
+from anven_pipelines.worker.weights import Weights, refused_by_vllm
 
 
 class BatchAnswers(NamedTuple):
@@ -103,9 +103,9 @@ class BatchInference(dg.ConfigurableResource[None]):
                 are missing.
             UnavailableService: the cluster does not answer.
         """
-        settings = settings_of(target, elsewhere=bool(self.gpu_job))
-        if self.gpu_job:
-            cluster = self._gpu_job_settings()
+        cluster = self._gpu_job_settings() if self.gpu_job else None
+        settings = settings_of(target, elsewhere=bool(cluster), environment=cluster.env if cluster else os.environ)
+        if cluster:
             self._require_shared_store(cluster)
             KubernetesLauncher(cluster).require_reachable()
         elif isinstance(settings, VllmSettings):
@@ -114,16 +114,17 @@ class BatchInference(dg.ConfigurableResource[None]):
     def _launch(
         self, context: dg.AssetExecutionContext, target: BatchTarget, requests: Sequence[CompletionRequest], *, key: str
     ) -> Mapping[str, Any]:
-        settings = settings_of(target, elsewhere=bool(self.gpu_job))
+        cluster = self._gpu_job_settings() if self.gpu_job else None
+        environment = cluster.env if cluster else os.environ
+        settings = settings_of(target, elsewhere=bool(cluster), environment=environment, warn=context.log.warning)
         job = Job(key=key, shards=[], settings=settings, concurrency=target.concurrency)
-        if not self.gpu_job:
+        if cluster is None:
             if target.pods > 1:
                 context.log.warning("target.pods is %d and counts on Kubernetes only (ANVEN_GPU_JOB)", target.pods)
             python = self._python_for(settings)
             uri = write_job(self.artifacts.folder, job, requests)
             launcher = SubprocessLauncher(python, log=self._log_of(uri), drain_s=self.drain_s)
             return launcher.launch(context, self._arguments(uri))
-        cluster = self._gpu_job_settings()
         self._require_shared_store(cluster)
         uri = write_job(self.artifacts.folder, job, requests, shards=target.pods)
         shards = read_job(self.artifacts.folder, uri).shards
@@ -222,16 +223,24 @@ def weights_of(target: JobTarget) -> Weights:
     return Weights.of(source_of(target.weights, target.revision, hub=ModelCaches.of(os.environ).hub))
 
 
-def settings_of(target: BatchTarget, *, elsewhere: bool) -> EngineSettings:
+def settings_of(
+    target: BatchTarget,
+    *,
+    elsewhere: bool,
+    environment: Mapping[str, str],
+    warn: Callable[[str], object] = lambda _: None,
+) -> EngineSettings:
     """Return what the worker is told about the model.
 
     Args:
         target: The model.
         elsewhere: The worker runs on another machine, where a local path may name what is not here; it looks itself.
+        environment: The worker's, as far as it is declared.
+        warn: Is told what may turn out to be refused.
 
     Raises:
-        InvalidInput: there is no such model, the files of a shipped one are not installed, or it does not fit the
-            declared GPU.
+        InvalidInput: there is no such model, the files of a shipped one are not installed, it does not fit the
+            declared GPU, or vLLM would refuse its settings.
         UnavailableService: the store of the weights does not answer.
     """
     if isinstance(target, NanoTarget):
@@ -240,6 +249,8 @@ def settings_of(target: BatchTarget, *, elsewhere: bool) -> EngineSettings:
     if elsewhere and is_on_worker(target.weights):
         return VllmSettings(target=target)
     weights = weights_of(target)
+    if doubt := refused_by_vllm(target, weights, environment=environment):
+        warn(doubt)
     if target.gpu_memory_gib is not None:
         fit = fit_of(
             weights.shape(),

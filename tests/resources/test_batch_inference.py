@@ -21,6 +21,9 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference, together
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec_target import JobTarget, NanoTarget
+from anven_pipelines.worker.engines import LocalModel
+from anven_pipelines.worker.job import VllmSettings
+from anven_pipelines.worker.weight_sources import ModelCaches
 from anven_pipelines.worker.weights import Weights
 from tests.fakes.kubernetes_cluster import kubernetes_cluster
 from tests.worker_jobs import questions
@@ -128,8 +131,22 @@ def test_without_an_environment_of_vllm_it_says_what_to_set(tmp_path: Path) -> N
         (sys.executable, {"weights": "hf://anven/m", "revision": "0" * 40}, "is not in the Hugging Face cache"),
         (sys.executable, {"weights": "oci:///nowhere"}, "no OCI image layout"),
         (sys.executable, {"gpu_memory_gib": 0.001}, "does not fit"),
+        (sys.executable, {"max_model_len": 1 << 20}, "max_model_len is 1,048,576; config.json of m allows"),
+        (sys.executable, {"quantization": "awqq"}, "quantization is 'awqq'"),
     ],
-    ids=["unset", "no python", "no Python", "no vllm", "no weights", "no store", "no snapshot", "no layout", "no room"],
+    ids=[
+        "unset",
+        "no python",
+        "no Python",
+        "no vllm",
+        "no weights",
+        "no store",
+        "no snapshot",
+        "no layout",
+        "no room",
+        "too long",
+        "no such method",
+    ],
 )
 def test_what_a_job_lacks_is_found_before_anything_is_spent(
     tmp_path: Path, python: str, changes: dict[str, object], message: str
@@ -138,6 +155,12 @@ def test_what_a_job_lacks_is_found_before_anything_is_spent(
     launcher.require_runnable(NANO)
     with pytest.raises(InvalidInput, match=message):
         launcher.require_runnable(a_job(**changes))
+
+
+def test_a_worker_looks_itself_before_an_engine_takes_a_gpu(tmp_path: Path) -> None:
+    model = LocalModel(VllmSettings(target=a_job(max_model_len=1 << 20)))
+    with pytest.raises(InvalidInput, match="max_model_len is 1,048,576"):
+        model.fetch(ModelCaches(tmp_path, tmp_path), lambda _: None)
 
 
 def script(folder: Path, text: str) -> str:

@@ -331,7 +331,7 @@ def test_a_disk_that_fills_up_leaves_nothing_and_one_clear_error(tmp_path: Path,
         check=True,
         timeout=60,
     )
-    assert f"GiB cannot be kept in {tmp_path}/cache: {os.strerror(errno.EFBIG)}; make room" in done.stdout
+    assert f"MiB cannot be kept in {tmp_path}/cache: {os.strerror(errno.EFBIG)}; make room" in done.stdout
     assert "Traceback" not in done.stderr
     assert kept(tmp_path / "cache") == []
 
@@ -344,7 +344,9 @@ def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(tmp_path: 
             return found | {"model-3-of-3.safetensors": StoredFile(1 << 60, "1")}
 
     source = Huge(LocalFolder(model, "s3://bucket/model"))
-    with pytest.raises(UnavailableService, match=r"a model of 1073741824\.00 GiB cannot be kept.*GiB free; make room"):
+    with pytest.raises(
+        UnavailableService, match=r"a model of 1,073,741,824\.00 GiB cannot be kept.*GiB free; make room"
+    ):
         fetched(source, tmp_path / "cache")
     assert not set(source.read) & PARTS.keys()
     assert kept(tmp_path / "cache") == []
