@@ -95,8 +95,8 @@ def test_what_versions_of_vllm_differ_in_is_only_told() -> None:
     yarn = LENGTH | {"rope_scaling": {"type": "yarn", "factor": 4.0}}
     said = doubt(yarn, max_model_len=8192)
     assert said == (
-        "max_model_len is 8,192; config.json of m allows 4,096 tokens, and up to 16,384 in some versions of vLLM; others "
-        "will not load it"
+        "max_model_len is 8,192; config.json of m allows 4,096 tokens, and up to 16,384 in some versions of vLLM; "
+        "others will not load it"
     )
     with pytest.raises(InvalidInput, match="declare at most 16,384"):
         doubt(yarn, max_model_len=16385)
