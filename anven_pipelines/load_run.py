@@ -55,6 +55,7 @@ def _require_inputs(declared: Declared, file: Path) -> None:
         message = f"{file}: {reason}"
         raise InvalidInput(message)
     log_source(migration.legacy, declared.folder)
-    server, legacy = target_server(migration), migration.load and migration.load.legacy
-    for asked in filter(None, (server, legacy)):
-        api_key(asked.api_key_env, of=repr(asked.model or migration.legacy.model))
+    if (server := target_server(migration)) is not None:
+        api_key(server.api_key_env, of=repr(server.model))
+    if migration.load is not None and (legacy := migration.load.legacy) is not None:
+        api_key(legacy.api_key_env, of=repr(legacy.model or migration.legacy.model))

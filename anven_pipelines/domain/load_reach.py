@@ -27,8 +27,8 @@ def why_never(migration: Migration) -> str | None:
         )
     if target_server(migration) is None:
         return (
-            f"engine {migration.target.engine!r} serves nothing that can be asked; load.url is needed, where the target "
-            "is served"
+            f"engine {migration.target.engine!r} serves nothing that can be asked; load.url is needed, where the "
+            "target is served"
         )
     short = _short(migration.load)
     if len(short) < len(declared_rates(migration.load)):

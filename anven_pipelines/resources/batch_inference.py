@@ -209,8 +209,7 @@ def together(figures: Sequence[Mapping[str, Any]], *, pods: int) -> Mapping[str,
 
 
 def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:
-    said = f"{progress.done:,} of {progress.total:,} asked, {progress.failed:,} failed, {progress.tokens:,} tokens"
-    context.log.info("%s, %.0f s", said, progress.elapsed_s)
+    context.log.info("%s", progress)
 
 
 def weights_of(target: JobTarget) -> Weights:

@@ -60,16 +60,41 @@ def local_folder(source: WeightSource, *, digest: str, cache: Path, say: Callabl
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with alone(folder.with_suffix(".lock"), waiting=lambda: say(f"another worker fetches {source.name}; waiting")):
-            if folder.is_dir():
+            seen = folder.stat().st_ino if folder.is_dir() else None
+            if seen is not None:
                 if _is_whole(folder, listed, digest):
                     return folder
                 say(f"{folder} is damaged; fetching {source.name} again")
-                shutil.rmtree(folder)
+                _put_away(folder, seen)
+                if _is_whole(folder, listed, digest):
+                    return folder
             Weights.of(source)  # before it is fetched: is it a model, and all of it?
             _fill(folder, _Fetch(source, listed, folder.with_suffix(".partial"), say), digest)
     except OSError as error:
-        raise _no_room(cache, listed, error.strerror or str(error)) from error
+        is_left = folder.with_suffix(".partial").is_dir()
+        raise _no_room(cache, listed, error.strerror or str(error), is_left=is_left) from error
     return folder
+
+
+def _put_away(folder: Path, seen: int) -> None:
+    """Remove a damaged folder, but not one that another machine, whose lock does not reach us, put in its place.
+
+    Args:
+        folder: Under its final name.
+        seen: Its inode when it was found damaged.
+    """
+    away = folder.with_suffix(f".{uuid.uuid4().hex}.damaged")
+    try:
+        folder.rename(away)
+    except FileNotFoundError:  # the other has put it away
+        return
+    if away.stat().st_ino == seen:
+        shutil.rmtree(away)
+        return
+    try:
+        away.rename(folder)
+    except OSError:  # the other has one again
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def _fill(folder: Path, fetch: _Fetch, digest: str) -> None:
@@ -118,11 +143,12 @@ def _require(found: str, digest: str, *, of: str) -> None:
         raise CorruptArtifact(message)
 
 
-def _no_room(cache: Path, listed: Mapping[str, StoredFile], reason: str) -> UnavailableService:
+def _no_room(cache: Path, listed: Mapping[str, StoredFile], reason: str, *, is_left: bool) -> UnavailableService:
     needed = sum(file.size for file in listed.values())
+    kept = "what another fetch may be at work on is left to it" if is_left else "nothing half of it is kept"
     return UnavailableService(
         f"a model of {memory(needed)} cannot be kept in {cache}: {reason}; make room, or set ANVEN_MODEL_CACHE "
-        "to a folder with room; nothing half of it is kept"
+        f"to a folder with room; {kept}"
     )
 
 

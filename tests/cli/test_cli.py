@@ -32,7 +32,17 @@ def anven(*words: str, folder: Path, **environment: str) -> subprocess.Completed
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["migrate"], ["dev"], ["doctor"], ["weights"], ["fill-mlflow"], ["golden", "export"], ["golden", "import"]],
+    [
+        [],
+        ["migrate"],
+        ["load"],
+        ["dev"],
+        ["doctor"],
+        ["weights"],
+        ["fill-mlflow"],
+        ["golden", "export"],
+        ["golden", "import"],
+    ],
 )
 def test_every_command_explains_itself_without_making_anything(command: list[str], tmp_path: Path) -> None:
     done = anven(*command, "--help", folder=tmp_path)

@@ -279,6 +279,7 @@ def test_who_finds_no_room_leaves_another_fetch_its_files(tmp_path: Path, model:
     (partial / "tokenizer.json").mkdir()  # neither can give its file this name
     both.end(0)
     assert "cannot be kept" in str(both.outcomes[0])
+    assert str(both.outcomes[0]).endswith("what another fetch may be at work on is left to it")
     (partial / "tokenizer.json").rmdir()
     both.end(1)
     assert {each.name for each in (cache / str(both.outcomes[1])).iterdir()} == NEEDED
@@ -372,3 +373,25 @@ def test_what_is_left_of_a_killed_fetch_is_used_and_its_half_files_are_not(tmp_p
     assert first not in source.read
     assert {each.name for each in folder.iterdir()} == NEEDED
     assert json.loads((folder / "tokenizer.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("overtakes", [True, False])
+def test_a_damaged_copy_that_another_machine_mends_too_is_not_taken_from_it(
+    tmp_path: Path, model: Path, *, overtakes: bool
+) -> None:
+    whole = fetched(watched(model), tmp_path / "elsewhere")
+    folder = fetched(watched(model), tmp_path / "cache")
+    (folder / "config.json").write_text("x")
+
+    def say(line: str) -> None:
+        """Be overtaken, right after the copy was found damaged, by a machine that no lock keeps away."""
+        if "is damaged" in line:
+            shutil.rmtree(folder)
+            if overtakes:
+                whole.rename(folder)
+
+    source = watched(model)
+    assert local_folder(source, digest=DIGEST, cache=tmp_path / "cache", say=say) == folder
+    assert Weights.in_folder(folder).digest() == DIGEST
+    assert kept(tmp_path / "cache") == [folder.name]
+    assert bool(source.read) != overtakes
