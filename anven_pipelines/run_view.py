@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anven_pipelines.run_watch import Told
 
 QUIET_S: Final = 30.0  # between two lines of a count in a log file
-_COUNT: Final = re.compile(r"\d (\S+ )?of \d|^[\d,]+ lines read")
+_COUNT: Final = re.compile(r"\d (\S+ )?of \d|: all of \d|^[\d,]+ lines read")
 
 
 class RunView:

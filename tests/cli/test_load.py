@@ -27,6 +27,7 @@ def declared(folder: Path, target: dict[str, Any], **changes: Any) -> str:
         "target": target,
         "grading": [{"kind": "json_field", "field": "answer"}],
         "golden": {"size": "all", "holdout": 0.5},
+        "sign_off": {"quality_margin": 0.05},
     }
     (folder / "m.yaml").write_text(yaml.safe_dump(migration | changes))
     return str(folder / "m.yaml")
