@@ -152,7 +152,7 @@ def test_progress_is_reported_once_a_second_and_at_the_end(checkpoint: FolderChe
     batch.run()
     gaps = [later.elapsed_s - earlier.elapsed_s for earlier, later in pairwise(reports[:-1])]
     assert min(gaps, default=1.0) >= 1.0
-    assert reports[-1] == (400, 400, 0, 1200, 50.0)
+    assert reports[-1] == (400, 400, 0, 1200, 50.0, 0)
 
 
 def test_the_time_to_load_and_to_free_the_model_is_no_time_of_the_batch(checkpoint: FolderCheckpoint) -> None:
