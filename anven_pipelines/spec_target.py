@@ -54,7 +54,10 @@ def _weights(value: str) -> str:
 def _revision(value: str | None, weights: str) -> str | None:
     """Refuse a name that can move to other weights."""
     if weights.startswith("hf://") and not _COMMIT.fullmatch(value or ""):
-        message = "the 40 hex digits of a commit are needed with hf://; a branch or a tag can move to other weights"
+        message = (
+            "the 40 hex digits of a commit are needed with hf://, as `revision` (--revision of `anven weights`); a "
+            "branch or a tag can move to other weights"
+        )
         raise ValueError(message)
     if weights.startswith("oci://") and value is not None and not _MANIFEST.fullmatch(value):
         message = "with oci:// it is the digest of the manifest, sha256:..."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -63,7 +63,7 @@ class GpuJobSettings(Section):
     """Image of the worker; by its digest, or another one may run under the same name tomorrow."""
     namespace: str = Field(default="default", pattern=_NAME)
     """Where the Job is created; the namespace must exist."""
-    image_pull_policy: str = Field(default="IfNotPresent", pattern=r"^(Always|IfNotPresent|Never)$")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     python: str = "python3"
     """The image's interpreter with the worker."""
     service_account: str | None = Field(default=None, pattern=_NAME)

@@ -42,6 +42,7 @@ class Progress(NamedTuple):
         total: Items of the batch.
         failed: Of `done`, those without an answer.
         tokens: Prompt and answer tokens that the server counted in this run.
+        earlier: Of `done`, those of earlier runs.
         elapsed_s: Seconds since the first request of this run, at the end those to the last durable answer; loading
             and freeing a model is not part of it.
     """
@@ -51,6 +52,17 @@ class Progress(NamedTuple):
     failed: int
     tokens: int
     elapsed_s: float
+    earlier: int = 0
+
+    def __str__(self) -> str:
+        """Say how far it is, how fast, and about how long it will take."""
+        done = self.done - self.earlier
+        said = f"{self.done - self.failed:,} of {self.total:,} answered, {self.failed:,} failed"
+        if done <= 0 or self.elapsed_s <= 0:
+            return said
+        rate = done / self.elapsed_s
+        left = f", about {_span((self.total - self.done) / rate)} left" if self.done < self.total else ""
+        return f"{said}, {rate:,.1f} requests/s, {self.tokens / self.elapsed_s:,.0f} tokens/s{left}"
 
 
 class Checkpoint(Protocol):
@@ -142,6 +154,7 @@ class AnswerBatch:
     _part_is_full: asyncio.Event = field(default_factory=asyncio.Event)
     _all_asked: bool = False
     _done: int = 0
+    _before: int = 0
     _failed: int = 0
     _tokens: int = 0
     _started: float = 0.0
@@ -183,6 +196,7 @@ class AnswerBatch:
         answered = ended.filter(pl.col("status") == "answered")["item_id"]
         closed = frozenset(ended["item_id"])
         self._done, self._failed = len(closed), len(closed) - answered.n_unique()
+        self._before = self._done
         self._earlier = dict(kept.group_by("item_id").agg(pl.col("attempts").max()).iter_rows())
         return [request for request in self.requests if request.item_id not in closed]
 
@@ -271,7 +285,9 @@ class AnswerBatch:
 
     def _tell(self, *, now: float) -> None:
         self._reported = now
-        self.report(Progress(self._done, len(self.requests), self._failed, self._tokens, now - self._started))
+        self.report(
+            Progress(self._done, len(self.requests), self._failed, self._tokens, now - self._started, self._before)
+        )
 
 
 @dataclass
@@ -340,6 +356,13 @@ def interrupts_deferred() -> Iterator[Interrupts]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
         if interrupts.received:
             signal.raise_signal(interrupts.received[0])
+
+
+def _span(seconds: float) -> str:
+    """Write a duration in the unit that suits it."""
+    if seconds < 120:  # noqa: PLR2004 - of minutes one would say little
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004 - as above
 
 
 def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:

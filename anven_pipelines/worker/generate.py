@@ -121,6 +121,7 @@ def generate(
         )
         if batch.is_open():
             model.fetch(caches, watch.say)  # here, where a signal ends it: nothing is in flight yet
+            watch.say(f"loading the model {job.settings.name}")
         return batch.run()
 
 

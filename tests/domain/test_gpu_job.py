@@ -185,7 +185,7 @@ PREEMPTED = {"type": "DisruptionTarget", "status": "True", "reason": "Preemption
                     {"name": "worker", "state": {"waiting": {"reason": "ErrImagePull", "message": "no"}}}
                 ]
             ),
-            "pod p waits: ErrImagePull: no",
+            "pod p waits: ErrImagePull: no; it may heal, so the kubelet tries again",
         ),
         (a_pod("Running"), "pod p runs on n1"),
         (a_pod("Succeeded"), "pod p is done"),
@@ -212,6 +212,31 @@ PREEMPTED = {"type": "DisruptionTarget", "status": "True", "reason": "Preemption
 )
 def test_a_pod_is_described_in_a_line(pod: dict[str, Any], said: str) -> None:
     assert job_status.describe(pod) == said
+
+
+def waits(reason: str) -> list[dict[str, Any]]:
+    return [{"name": "worker", "state": {"waiting": {"reason": reason, "message": "said so"}}}]
+
+
+@pytest.mark.parametrize(
+    ("pods", "why"),
+    [
+        ([], None),
+        ([a_pod()], None),
+        ([a_pod(conditions=[UNSCHEDULABLE])], None),
+        ([a_pod(containerStatuses=waits("ContainerCreating"))], None),
+        ([a_pod(containerStatuses=waits("ImagePullBackOff"))], None),
+        ([a_pod(containerStatuses=waits("ErrImagePull"))], None),
+        ([a_pod(containerStatuses=waits("CreateContainerConfigError"))], None),  # its Secret may come
+        ([a_pod(containerStatuses=waits("ErrImageNeverPull"))], "pod p waits: ErrImageNeverPull: said so"),
+        ([a_pod("Running"), a_pod(containerStatuses=waits("InvalidImageName"))], "pod p waits: InvalidImageName: said"),
+        ([a_pod("Failed", containerStatuses=waits("InvalidImageName"))], None),
+    ],
+)
+def test_only_what_no_waiting_can_heal_is_hopeless(pods: list[dict[str, Any]], why: str | None) -> None:
+    found = job_status.cannot_start(pods)
+    assert (found is None) == (why is None)
+    assert str(found).startswith(str(why))
 
 
 def test_a_pod_that_is_being_deleted_is_told_so() -> None:
