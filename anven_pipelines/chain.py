@@ -14,6 +14,7 @@ from anven_pipelines.assets.materialization import read_document
 from anven_pipelines.assets.partitions import log_days, workloads
 from anven_pipelines.domain import errors
 from anven_pipelines.domain.errors import AnvenError, CheckFailed, InvalidInput, StepFailed
+from anven_pipelines.domain.load_report import LoadReport
 from anven_pipelines.domain.sign_off import Verdict
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.run_watch import RunWatch, Told
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from anven_pipelines.domain.manifest import Manifest
     from anven_pipelines.resources.artifact_store import ArtifactStore
     from anven_pipelines.resources.migrations import Declared
 
@@ -38,6 +40,7 @@ CHAIN_ASSETS: Final = (
     "cost_model",
     "sign_off",
 )
+LOAD_ASSETS: Final = ("power_plan", "golden_dataset", "adapted_prompt", "load_benchmark")
 WORKLOAD_TAG: Final = "anven/migrate"
 PLACE_TAG: Final = "anven/place"
 VERDICT_CHECK: Final = "verdict_is_go"
@@ -75,20 +78,43 @@ class Chain:
             AnvenError: a step failed; the error is the step's own.
         """
         workload = declared.migration.workload
+        self._read_logs(declared)
+        self._materialize(("workload_inventory",), None, workload=workload)
+        config = {"ops": {"target_answers": {"config": {"epoch": epoch}}}} if epoch else {}
+        self._materialize(CHAIN_ASSETS, workload, workload=workload, config=config)
+        return Verdict.model_validate_json(read_document(self.artifacts, self._made("sign_off", workload)))
+
+    def measure_load(self, declared: Declared) -> LoadReport:
+        """Materialise the log days, and the chain as far as the load benchmark needs it.
+
+        Args:
+            declared: The migration, with a section `load`.
+
+        Raises:
+            CheckFailed: a blocking check stopped it before the target was asked.
+            StepFailed: a step ended with an error that is not one of the product's own.
+            AnvenError: a step failed; the error is the step's own.
+        """
+        workload = declared.migration.workload
+        self._read_logs(declared)
+        self._materialize(LOAD_ASSETS, workload, workload=workload)
+        return LoadReport.model_validate(self._made("load_benchmark", workload).facts["load"])
+
+    def _read_logs(self, declared: Declared) -> None:
+        workload = declared.migration.workload
         self._close_killed_runs(workload)
         days = self._days(declared)
         self.instance.add_dynamic_partitions(str(workloads.name), [workload])
         self.instance.add_dynamic_partitions(str(log_days.name), days)
         for day in days:
             self._materialize(LOG_ASSETS, day, workload=workload)
-        self._materialize(("workload_inventory",), None, workload=workload)
-        config = {"ops": {"target_answers": {"config": {"epoch": epoch}}}} if epoch else {}
-        self._materialize(CHAIN_ASSETS, workload, workload=workload, config=config)
-        manifest = self.artifacts.load_manifest("sign_off", workload)
+
+    def _made(self, asset: str, workload: str) -> Manifest:
+        manifest = self.artifacts.load_manifest(asset, workload)
         if manifest is None:
-            message = f"sign_off of {workload!r} left no manifest in {self.artifacts.url}; run the chain again"
+            message = f"{asset} of {workload!r} left no manifest in {self.artifacts.url}; run the chain again"
             raise StepFailed(message)
-        return Verdict.model_validate_json(read_document(self.artifacts, manifest))
+        return manifest
 
     def _close_killed_runs(self, workload: str) -> None:
         """End the runs of an earlier command that was killed: nobody else does, and the UI would show them running.
@@ -99,7 +125,7 @@ class Chain:
         for run in self.instance.get_runs(
             dg.RunsFilter(tags={WORKLOAD_TAG: workload, PLACE_TAG: self.place}, statuses=alive)
         ):
-            self.instance.report_run_failed(run, "the process of `anven migrate` ended before the run did")
+            self.instance.report_run_failed(run, "the process of `anven` ended before the run did")
 
     def _days(self, declared: Declared) -> list[str]:
         """Return the days of the source's files, and the days that still hold rows of files that are gone."""

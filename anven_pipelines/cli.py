@@ -1,4 +1,4 @@
-"""The command line: `anven demo`, `migrate`, `dev`, `doctor`, `weights`, `fill-mlflow`, `golden export` and `import`.
+"""The command line `anven`: `demo`, `migrate`, `load`, `dev`, `doctor`, `weights`, `fill-mlflow`, `golden`.
 
 Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
 its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done, 130 interrupted.
@@ -69,6 +69,28 @@ def migrate(
             show(verdict, Console())
     if verdict.verdict != "GO":
         raise typer.Exit(NEGATIVE)
+
+
+@app.command()
+def load(
+    file: Annotated[Path, typer.Argument(help="Migration file (YAML) with a section `load`.", show_default=False)],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Put the served target under rising load with the workload's own prompts: at which rate does it keep the SLO?
+
+    It materialises `load_benchmark` and what it rests on, as the Dagster UI would; the requests are real. Exits with 0
+    when a rate is proven to keep the service level, 1 when none is, 3 when nothing could be measured.
+    """
+    with _reported(as_json=as_json, interrupted="nothing of it is kept, the same command asks anew") as output:
+        from anven_pipelines.load_run import load_file  # noqa: PLC0415 - loads Dagster: not for --help
+        from anven_pipelines.load_view import show_load  # noqa: PLC0415
+
+        report = load_file(file, home=_home(), console=stderr)
+        if not output.tell(report.model_dump_json()):
+            show_load(report, Console())
+    if report.target.sustained_rate is None:
+        raise typer.Exit(NOT_DONE if report.target.status == "unmeasured" else NEGATIVE)
 
 
 @app.command()
@@ -158,7 +180,7 @@ def weights(
 ) -> None:
     """Print the digest that a migration file pins a model's weights with, and how much memory the model takes."""
     with _reported(as_json=as_json) as output:
-        from anven_pipelines.domain.model_fit import GIB  # noqa: PLC0415
+        from anven_pipelines.domain.model_fit import memory  # noqa: PLC0415
         from anven_pipelines.worker.weight_sources import ModelCaches, source_of  # noqa: PLC0415
         from anven_pipelines.worker.weights import Weights  # noqa: PLC0415
 
@@ -170,7 +192,7 @@ def weights(
         if not output.tell(json.dumps(facts)):
             typer.echo(f"digest: {digest}")
             stderr.print(
-                f"weights of {shape.weight_bytes / GIB:.3f} GiB in {', '.join(found.files)}; "
+                f"weights of {memory(shape.weight_bytes)} in {', '.join(found.files)}; "
                 f"{kv_bytes:,} bytes of keys and values per token, up to {shape.context_length:,} tokens a request",
                 highlight=False,
                 soft_wrap=True,

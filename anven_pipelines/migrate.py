@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import platform
-import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column
 
 from anven_pipelines.assets.partitions import log_days, workloads
-from anven_pipelines.chain import CHAIN_ASSETS, VERDICT_CHECK, Chain, only_one
+from anven_pipelines.chain import CHAIN_ASSETS, Chain, only_one
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.ingest.sources import list_files
@@ -25,7 +22,7 @@ from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
-from anven_pipelines.run_watch import DONE
+from anven_pipelines.run_view import RunView
 from anven_pipelines.sensors.log_arrival import declared_keys
 from anven_pipelines.spec_grading import RagasGrader
 from anven_pipelines.spec_target import EndpointTarget, RecordedTarget
@@ -38,10 +35,6 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.sign_off import Verdict
     from anven_pipelines.resources.migrations import Declared
-    from anven_pipelines.run_watch import Told
-
-
-_QUIET_S: Final = 30.0  # between two lines of progress in a log file
 
 Kind = TypeVar("Kind", bound="dg.ConfigurableResource[Any]")
 
@@ -61,14 +54,33 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
     """
     with prepared(home) as definitions:
         declared = of_kind(definitions, "migrations", Migrations).register(file)
-        workload = declared.migration.workload
         _require_inputs(declared, of_kind(definitions, "batch_inference", BatchInference))
         of_kind(definitions, "state", StateStore).require_intact()  # the last step must not find it down or changed
-        with only_one(home, f"the migration of workload {workload!r}", name=workload), dagster_instance() as instance:
-            view, place = _View(console, workload), f"{platform.node()}:{home}"
-            with view:
-                chain = Chain(definitions, instance, of_kind(definitions, "artifacts", ArtifactStore), place, view.tell)
-                return chain.run(declared, epoch=epoch)
+        with chain_of(declared, definitions, home=home, steps=len(CHAIN_ASSETS) + 2, console=console) as chain:
+            return chain.run(declared, epoch=epoch)
+
+
+@contextmanager
+def chain_of(
+    declared: Declared, definitions: dg.Definitions, *, home: Path, steps: int, console: Console
+) -> Iterator[Chain]:
+    """Yield a workload's chain; nobody else runs it meanwhile, and its progress is shown.
+
+    Args:
+        declared: The migration.
+        definitions: The loaded code location.
+        home: Folder of local state.
+        steps: How many steps will run.
+        console: Gets progress and warnings.
+
+    Raises:
+        InvalidInput: it is being migrated already.
+    """
+    workload = declared.migration.workload
+    with only_one(home, f"the migration of workload {workload!r}", name=workload), dagster_instance() as instance:
+        view, place = RunView(console, workload, steps=steps), f"{platform.node()}:{home}"
+        with view:
+            yield Chain(definitions, instance, of_kind(definitions, "artifacts", ArtifactStore), place, view.tell)
 
 
 def _require_inputs(declared: Declared, batch_inference: BatchInference) -> None:
@@ -167,52 +179,3 @@ def _root_cause(error: BaseException) -> str:
         error = error.__cause__
     lines = str(error).splitlines() or [type(error).__name__]
     return next((line for line in lines if "Error: " in line), lines[0]).strip()
-
-
-class _View:
-    """Shows the steps' progress; warnings scroll by above it and stay."""
-
-    def __init__(self, console: Console, workload: str) -> None:
-        self._console = console
-        self._told_at = time.monotonic()
-        self._steps: set[str] = set()
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[now]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
-            console=console,
-            transient=True,
-            expand=True,
-        )
-        self._task = self._progress.add_task(workload, total=len(CHAIN_ASSETS) + 2, now="")
-
-    def __enter__(self) -> None:
-        if self._console.is_terminal:
-            self._progress.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._progress.stop()
-
-    def tell(self, told: Told) -> None:
-        """Show one thing that happened."""
-        if told.warning and VERDICT_CHECK not in told.text:  # the verdict is shown whole when the chain has ended
-            text = escape(f"{told.step}: {told.text}")
-            self._console.print(f"[yellow]warning[/yellow] {text}", highlight=False, soft_wrap=True)
-        if told.text == DONE:
-            self._steps.add(told.step)
-        if not self._console.is_terminal:
-            self._log(told)
-        self._progress.update(
-            self._task, completed=len(self._steps), now=f"{told.step}: {told.text}".partition("\n")[0]
-        )
-
-    def _log(self, told: Told) -> None:
-        """Write progress as lines where nothing can be drawn: each step's end, and what goes on now and then."""
-        now = time.monotonic()
-        if told.text == DONE or (now - self._told_at >= _QUIET_S and not told.warning):
-            self._told_at = now
-            self._console.print(f"{told.step}: {told.text}", markup=False, highlight=False, soft_wrap=True)

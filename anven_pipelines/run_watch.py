@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+STARTED: Final = "started"
 DONE: Final = "done"
 _INTERVAL_S: Final = 0.25
-_CONSEQUENCE: Final = "Dependencies for step"  # of each step behind a failed one, which has been told already
+_NO_NEWS: Final = (
+    "Dependencies for step",  # of each step behind a failed one, which has been told already
+    "[pipes]",  # Dagster on how it was spoken to by a worker, whose end our own error tells
+)
 
 
 class Told(NamedTuple):
@@ -64,12 +68,12 @@ class RunWatch:
     def _tell_entry(self, entry: dg.EventLogEntry) -> None:
         event = entry.dagster_event
         step = entry.step_key or ""
-        if event is None and entry.user_message.startswith(_CONSEQUENCE):
+        if event is None and (entry.user_message.startswith(_NO_NEWS) or int(entry.level) < logging.INFO):
             return
         if event is None:
             self._tell(Told(step, entry.user_message, warning=int(entry.level) >= logging.WARNING))
         elif event.event_type == dg.DagsterEventType.STEP_START:
-            self._tell(Told(step, "started"))
+            self._tell(Told(step, STARTED))
         elif event.event_type == dg.DagsterEventType.STEP_SUCCESS:
             self._tell(Told(step, DONE))
         elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:

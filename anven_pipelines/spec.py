@@ -159,8 +159,11 @@ class Cost(Section):
 
     one_off_usd: float = Field(default=0.0, ge=0)
     """Engineering and set-up, earned back by the saving per day."""
-    target_usd_per_day: float = Field(default=0.0, ge=0)
-    """Fixed cost of serving the target, such as reserved GPUs."""
+    target_usd_per_day: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """What serving the target costs a day, used or not, such as reserved GPUs.
+
+    Where absent, what `load_benchmark` finds at `load.replica_usd_per_hour`, unless calls are paid for by the token.
+    """
 
 
 class Regression(Section):

@@ -9,7 +9,9 @@ from typing import Annotated, Final, Literal
 from pydantic import (
     BeforeValidator,
     Field,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
@@ -96,7 +98,7 @@ class Load(Section):
     """
     max_rate: float = Field(default=64.0, ge=1, le=10_000)
     """Highest rate that `rates: auto` may reach."""
-    duration: Duration = Field(default=timedelta(minutes=1), json_schema_extra={"default": "1m"})
+    duration: Duration = Field(default=timedelta(minutes=1), validate_default=True, json_schema_extra={"default": "1m"})
     """How long each rate is held."""
     arrivals: Literal["poisson", "trace"] = "poisson"
     """`poisson`: independent arrivals; `trace`: those of the log, compressed or stretched to the rate."""
@@ -111,19 +113,26 @@ class Load(Section):
     replicas: int = Field(default=1, ge=1)
     """Servers behind the URL; capacity is told for one of them."""
     replica_usd_per_hour: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """What one of them costs; without it capacity has no price."""
+    """What one of them costs; without it capacity has no price, and the cost model takes none from the benchmark."""
 
-    @model_validator(mode="after")
-    def _ends(self) -> Load:
-        for name in ("duration", "timeout"):
-            if not timedelta(0) < getattr(self, name) <= timedelta(hours=1):
-                message = f"{name} above 0 and up to 1h is needed"
-                raise ValueError(message)
-        most = self.max_rate if self.rates == "auto" else max(self.rates)
-        if (requests := most * self.duration.total_seconds()) > MOST_LOAD_REQUESTS:
+    @field_validator("duration", "timeout")
+    @classmethod
+    def _is_short(cls, value: timedelta) -> timedelta:
+        if not timedelta(0) < value <= timedelta(hours=1):
+            message = "a duration above 0 and up to 1h is needed"
+            raise ValueError(message)
+        return value
+
+    @field_validator("duration")
+    @classmethod
+    def _asks_so_often(cls, value: timedelta, info: ValidationInfo) -> timedelta:
+        """Not a check of the whole section, which pydantic makes only where nothing else is wrong."""
+        rates = info.data.get("rates")
+        most = info.data.get("max_rate", 0.0) if rates == "auto" else max(rates or [0.0])
+        if (requests := most * value.total_seconds()) > MOST_LOAD_REQUESTS:
             message = (
                 f"{most:g} requests per second for that duration are {requests:,.0f}; a rate and a duration that give "
                 f"up to {MOST_LOAD_REQUESTS:,} are needed"
             )
             raise ValueError(message)
-        return self
+        return value

@@ -54,7 +54,10 @@ def _weights(value: str) -> str:
 def _revision(value: str | None, weights: str) -> str | None:
     """Refuse a name that can move to other weights."""
     if weights.startswith("hf://") and not _COMMIT.fullmatch(value or ""):
-        message = "the 40 hex digits of a commit are needed with hf://; a branch or a tag can move to other weights"
+        message = (
+            "the 40 hex digits of a commit are needed with hf://, as `revision` (--revision of `anven weights`); a "
+            "branch or a tag can move to other weights"
+        )
         raise ValueError(message)
     if weights.startswith("oci://") and value is not None and not _MANIFEST.fullmatch(value):
         message = "with oci:// it is the digest of the manifest, sha256:..."
@@ -84,7 +87,7 @@ class RecordedTarget(Section):
     join: Literal["request_id", "prompt"] = "request_id"
     """How a recorded answer finds its golden item: by request id, or by exactly the same messages."""
     price: Price | None = None
-    """Token price of the target; cost stays unmeasured where it is absent."""
+    """Token price of the target; without it cost is known where a log states it or servers are paid by the day."""
 
 
 class EndpointTarget(Section):
@@ -106,7 +109,7 @@ class EndpointTarget(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters that replace the logged ones, such as max_tokens."""
     price: Price | None = None
-    """Token price of the target; cost stays unmeasured where it is absent."""
+    """Token price of the target; without it cost is known where a log states it or servers are paid by the day."""
 
 
 class NanoTarget(Section):
@@ -121,7 +124,7 @@ class NanoTarget(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters that replace the logged ones, such as max_tokens."""
     price: Price | None = None
-    """Token price of the target; cost stays unmeasured where it is absent."""
+    """Token price of the target; without it cost is known where a log states it or servers are paid by the day."""
 
 
 class JobTarget(Section):
@@ -165,7 +168,7 @@ class JobTarget(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters that replace the logged ones, such as max_tokens."""
     price: Price | None = None
-    """Token price of the target; cost stays unmeasured where it is absent."""
+    """Token price of the target; without it cost is known where a log states it or servers are paid by the day."""
 
     @field_validator("revision")
     @classmethod

@@ -25,6 +25,7 @@ SMALLEST: dict[str, Any] = {
     "grading": [{"kind": "json_field", "field": "answer", "compare": "number"}],
 }
 SLO: dict[str, Any] = {"slo": {"ttft_ms": 500}}
+ASKED: dict[str, Any] = {"engine": "endpoint", "model": "m", "url": "http://127.0.0.1:1/v1"}
 
 
 def weights(place: str, revision: str | None = None) -> dict[str, Any]:
@@ -138,7 +139,15 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ({"load": SLO | {"rates": [0, 2]}}, "needed is 'auto', or a list of rising numbers above 0"),
         ({"load": SLO | {"rates": "fast"}}, "load.rates is 'fast'; needed is 'auto'"),
         ({"load": SLO | {"rates": []}}, "load.rates is []; needed is 'auto'"),
-        ({"load": SLO | {"duration": "2h"}}, "duration above 0 and up to 1h is needed"),
+        ({"load": SLO | {"duration": "2h"}}, "load.duration is '2h'; a duration above 0 and up to 1h is needed"),
+        ({"load": SLO | {"timeout": "0s"}}, "load.timeout is '0s'; a duration above 0 and up to 1h is needed"),
+        ({"load": SLO | {"rates": [5000]}}, "up to 200,000 are needed"),
+        ({"load": SLO | {"rates": "auto", "max_rate": 9999}}, "up to 200,000 are needed"),
+        ({"target": ASKED | {"concurrency": 0}}, "target.concurrency is 0; at least 1 is needed"),
+        ({"target": ASKED | {"concurrency": "many"}}, "target.concurrency is 'many'; a whole number is needed"),
+        ({"target": ASKED | {"api_key_env": "hidden!"}}, "target.api_key_env is ***; text of the form"),
+        ({"load": {"slo": {"inter_token_ms": -1}}}, "load.slo.inter_token_ms is -1; more than 0.0 is needed"),
+        ({"load": 5}, "load is 5; a mapping is needed"),
         ({"load": SLO | {"rates": [500], "duration": "1h"}}, "up to 200,000 are needed"),
         ({"load": SLO | {"arrivals": "uniform"}}, "load.arrivals is 'uniform'"),
         ({"load": SLO | {"max_in_flight": 1000}}, "load.max_in_flight is 1000"),
@@ -214,6 +223,27 @@ def test_any_yaml_is_read_or_refused_with_its_problems(value: object) -> None:
         parse(text, file="m.yaml")
     except InvalidMigration as error:
         assert error.problems  # noqa: PT017 - the file may also be fine
+
+
+def test_the_mistakes_of_a_load_section_do_not_hide_each_other() -> None:
+    load = {"slo": {"share": 0.9}, "rates": [500], "duration": "1h", "timeout": "2h", "seed": -1}
+    with pytest.raises(InvalidMigration) as caught:
+        read(SMALLEST | {"load": load})
+    assert [each.path for each in caught.value.problems] == ["load.slo", "load.duration", "load.timeout", "load.seed"]
+
+
+@pytest.mark.parametrize("written", ["1e1", "1.0e1", "1E+1", "100e-1", "+.1e2"])
+def test_a_number_with_an_exponent_is_a_number(written: str) -> None:
+    text = f"{yaml.safe_dump(SMALLEST)}load: {{slo: {{ttft_ms: {written}}}, rates: [1, {written}]}}\n"
+    load = parse(text, file="m.yaml").load
+    assert load is not None
+    assert (load.slo.ttft_ms, load.rates) == (10.0, [1.0, 10.0])
+
+
+@pytest.mark.parametrize("written", ["1e", "e5", "1e5x", "'1e5'"])
+def test_what_only_looks_like_a_number_stays_text(written: str) -> None:
+    text = yaml.safe_dump(SMALLEST | {"owner": "OWNER"}).replace("OWNER", written)
+    assert parse(text, file="m.yaml").owner == written.strip("'")
 
 
 def test_the_schema_of_the_documentation_is_current_and_valid() -> None:

@@ -1,6 +1,7 @@
 """How much traffic the served target bears."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,9 +26,18 @@ from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.arrivals import FloatArray
 from anven_pipelines.domain.capacity import demand_of
 from anven_pipelines.domain.completion import without_secrets
-from anven_pipelines.domain.load import LOAD_REQUESTS, RateFigures
-from anven_pipelines.domain.load_plan import CALLS_SQL, LoadArm, load_arms, logged_calls, next_plan, warm_up
-from anven_pipelines.domain.load_report import ArmFound, LoadReport, judged_rows, report_of, unmeasured, why_not
+from anven_pipelines.domain.load import LOAD_REQUESTS, RateFigures, figures_of, judged
+from anven_pipelines.domain.load_plan import CALLS_SQL, LoadArm, LoadPlan, load_arms, logged_calls, next_plan, warm_up
+from anven_pipelines.domain.load_reach import shortfall
+from anven_pipelines.domain.load_report import (
+    ArmFound,
+    LoadReport,
+    judged_rows,
+    report_of,
+    rung,
+    unmeasured,
+    why_not,
+)
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.resources.artifact_store import ArtifactStore
@@ -86,6 +96,8 @@ def load_benchmark(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its input
     if migration.load is None or reason is not None:
         found, report = LOAD_REQUESTS.empty(), unmeasured(migration, reason or "")
     else:
+        if (short := shortfall(migration.load)) is not None:
+            context.log.warning(short)
         record_shown(golden_dataset, context.partition_key, state)
         calls = artifacts.query(CALLS_SQL, request_log=calls_of(request_log, declared))
         times = logged_calls(calls, migration.legacy)
@@ -124,7 +136,7 @@ def _drive(
             arm.server,
             arm=arm.name,
             warm_up=warm_up(load, arm),
-            next_plan=partial(next_plan, load, arm, trace=trace, **highest),
+            next_plan=partial(_next_plan, context, load, arm, trace=trace, **highest),
             cap=load.max_in_flight,
             tell=context.log.info,
         )
@@ -132,6 +144,22 @@ def _drive(
         if not found[0].rows:
             break  # nothing to compare with, and the legacy model is paid for
     return found
+
+
+def _next_plan(
+    context: dg.AssetExecutionContext,
+    load: Load,
+    arm: LoadArm,
+    done: Sequence[pl.DataFrame],
+    *,
+    trace: FloatArray,
+    highest: float = math.inf,
+) -> LoadPlan | None:
+    """Tell how the rate that has ended went, while nothing is in flight, and return the next one."""
+    if done:
+        seconds = load.duration.total_seconds()
+        context.log.info(rung(figures_of(judged(done[-1], load.slo), load.slo, seconds=seconds)))
+    return next_plan(load, arm, done, trace=trace, highest=highest)
 
 
 def _bears_the_peak(report: LoadReport) -> dg.AssetCheckResult:

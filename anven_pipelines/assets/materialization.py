@@ -87,6 +87,7 @@ def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show
     documents: Mapping[str, str] | None = None,
     prompts: Sequence[RegisteredPrompt] = (),
     checks: Sequence[dg.AssetCheckResult] = (),
+    tags: Mapping[str, str] | None = None,
     asset: str | None = None,
 ) -> dg.MaterializeResult[Manifest]:
     """Track the step in MLflow and return what Dagster shows of it."""
@@ -109,6 +110,7 @@ def result(  # noqa: PLR0913 - one keyword per thing that the UI and MLflow show
         value=manifest,
         data_version=dg.DataVersion(manifest.digest),
         check_results=list(checks),
+        tags=tags,
         metadata={
             **(metadata or {}),
             **tracked.metadata(),

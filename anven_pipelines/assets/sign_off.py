@@ -8,6 +8,7 @@ import polars as pl
 
 from anven_pipelines.assets.charts import interval_chart
 from anven_pipelines.assets.check import Check
+from anven_pipelines.assets.cost import require_newest_benchmark
 from anven_pipelines.assets.evaluation import grade, noise_floor_metadata
 from anven_pipelines.assets.holdout import ledger_of
 from anven_pipelines.assets.materialization import (
@@ -66,10 +67,12 @@ def sign_off(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and 
     require_same("golden_dataset", scores, cost_model, current=golden_dataset)
     require_same("target_answers", scores, cost_model)
     require_current(migration, golden_dataset=golden_dataset, scores=scores, cost_model=cost_model)
+    require_newest_benchmark(cost_model, workload, artifacts)
     digests = {
         **{name: digest for name, digest in scores.inputs.items() if name != MIGRATION},
         "scores": scores.digest,
         "cost_model": cost_model.digest,
+        **{name: digest for name, digest in cost_model.inputs.items() if name == "load_benchmark"},
         "criteria": digest_of(migration.model_dump(mode="json", include={"sign_off", "golden"})),
         "grading": scores.inputs[MIGRATION],
         "grader_version": str(scores.facts["grader_version"]),

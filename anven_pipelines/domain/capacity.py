@@ -75,7 +75,7 @@ def capacity_of(saturation: Saturation, demand: Demand, load: Load) -> Capacity:
         load: Names the replicas that were measured together, and the price of one.
     """
     rate = None if saturation.sustained_rate is None else saturation.sustained_rate / load.replicas
-    replicas = None if rate is None or demand.peak_rate is None else math.ceil(demand.peak_rate / rate - 1e-9)
+    replicas = None if rate is None or demand.peak_rate is None else replicas_needed(demand.peak_rate, rate)
     hourly = load.replica_usd_per_hour
     return Capacity(
         demand=demand,
@@ -86,6 +86,11 @@ def capacity_of(saturation: Saturation, demand: Demand, load: Load) -> Capacity:
         if replicas is None or hourly is None or demand.mean_rate is None
         else _per_1000(replicas * hourly, demand.mean_rate),
     )
+
+
+def replicas_needed(peak_rate: float, rate_per_replica: float) -> int:
+    """Return how many replicas bear a rate; one that is borne exactly takes no further replica."""
+    return max(1, math.ceil(peak_rate / rate_per_replica - 1e-9))
 
 
 def _per_1000(usd_per_hour: float, rate: float) -> float:

@@ -2,6 +2,10 @@
 
 Cost is paired per golden item and judged on the interval of the saving: the near bound must pay back for `met`,
 the far bound must fail for `not met`. An item without a cost in both arms is unmeasured, never free.
+
+The cost of a call is what one more call costs. What serving costs a day (`domain/serving.py`) is taken off the saving
+of a day, once: a self-served target without a price of its own costs nothing by the call where serving is paid by the
+day, and stays unmeasured where nobody knows what that costs.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.evaluation import TRAFFIC, cluster_codes
+from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.stats.interval import Interval
 from anven_pipelines.stats.means import paired_mean_interval
@@ -40,6 +45,8 @@ COST: Final = Table(
         Column("target_obtained", pl.String, "How the target cost was obtained, or why it was not measured."),
     ),
 )
+
+PAID_BY_THE_DAY: Final = "no price of its own: paid by the day"
 
 MIN_SHARE_MEASURED: Final = 0.95
 """Below this share of items with a cost in both arms, the rest could turn the saving around."""
@@ -84,9 +91,12 @@ class CostModel:
     Attributes:
         items: COST rows, in the order of their ids.
         paired: Items with a cost in both arms.
-        saving_per_request: Legacy less target, USD; None without enough pairs.
+        saving_per_request: Legacy less target, USD, before what serving costs a day; None without enough pairs.
         calls_per_day: Answered legacy calls per day; None without timestamps.
-        saving_per_day: Saving per request x calls per day, less the target's fixed cost, USD.
+        saving_per_day: Saving per request x calls per day, less what serving the target costs a day, USD; its upper
+            bound takes off the least that serving may cost. None where any of them is not known.
+        net_saving_per_request: The saving per day over the calls per day, USD.
+        serving: What serving the target costs a day, and where that number comes from.
         status: The cost criterion.
         reason: The status in words.
     """
@@ -98,9 +108,10 @@ class CostModel:
     saving_per_request: Interval | None
     calls_per_day: float | None
     saving_per_day: Interval | None
+    net_saving_per_request: Interval | None
     payback: Payback
     one_off_usd: float
-    target_usd_per_day: float
+    serving: Serving
     status: Status
     reason: str
 
@@ -113,13 +124,19 @@ class CostModel:
             "target": asdict(self.target),
             "items": self.items.height,
             "paired": self.paired,
-            "saving_per_request_usd": None if self.saving_per_request is None else asdict(self.saving_per_request),
+            "saving_per_request_usd": _plain(self.saving_per_request),
             "calls_per_day": self.calls_per_day,
-            "saving_per_day_usd": None if self.saving_per_day is None else asdict(self.saving_per_day),
+            "saving_per_day_usd": _plain(self.saving_per_day),
+            "net_saving_per_request_usd": _plain(self.net_saving_per_request),
             "payback": asdict(self.payback),
             "one_off_usd": self.one_off_usd,
-            "target_usd_per_day": self.target_usd_per_day,
+            "target_usd_per_day": self.serving.usd_per_day,
+            "serving": asdict(self.serving),
         }
+
+
+def _plain(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else asdict(interval)
 
 
 def cost_of(
@@ -130,29 +147,35 @@ def cost_of(
     *,
     golden: pl.DataFrame,
     legacy_price: Price | None,
+    benchmark: Benchmark | None = None,
 ) -> CostModel:
     """Price both arms' answers and judge the saving.
 
     What an answer costs comes from the first of these that it can be computed from: the price in the migration
-    file x tokens; the logged cost; for the legacy arm, `legacy_price` x tokens.
+    file x tokens; the logged cost; for the legacy arm, `legacy_price` x tokens; for the target, nothing where it is
+    self-served and known to be paid by the day.
 
     Args:
         legacy_answers: ANSWERS rows of the legacy model, one per golden item.
         target_answers: ANSWERS rows of the target model, one per golden item.
-        migration: Prices, one-off and fixed cost, level and payback days.
+        migration: Prices, one-off cost, what serving costs, level and payback days.
         traffic: What the legacy model answers today.
         golden: GOLDEN rows, for roles, weights and clusters.
         legacy_price: Price from a public list, used where neither the migration file nor the log has one.
+        benchmark: The load benchmark of the workload, where one was ever made.
     """
+    by_the_call = _paid_by_the_call(target_answers, migration.target.price)
+    serving = serving_of(migration, benchmark, paid_by_the_call=by_the_call)
+    by_the_day = bool(serving.usd_per_day) and not by_the_call and self_served(migration)
     legacy = _priced(legacy_answers, declared=migration.legacy.price, listed=legacy_price)
-    target = _priced(target_answers, declared=migration.target.price, listed=None)
+    target = _priced(target_answers, declared=migration.target.price, listed=None, by_the_day=by_the_day)
     items = _side_by_side(golden, legacy, target)
     paired = items.drop_nulls("saving_usd")
     saving = _saving(paired, migration.sign_off)
-    per_day = _per_day(saving, traffic.calls_per_day, migration)
+    per_day = _per_day(saving, traffic.calls_per_day, serving)
     arms = _arm(items, legacy_answers, "legacy"), _arm(items, target_answers, "target")
     status, reason = _judge(
-        _Evidence(items.height, paired.height, saving, per_day, traffic.calls_per_day), arms, migration
+        _Evidence(items.height, paired.height, saving, per_day, traffic.calls_per_day, serving), arms, migration
     )
     return CostModel(
         items=items,
@@ -162,12 +185,22 @@ def cost_of(
         saving_per_request=saving,
         calls_per_day=traffic.calls_per_day,
         saving_per_day=per_day,
+        net_saving_per_request=_over(per_day, traffic.calls_per_day),
         payback=_payback(per_day, migration.cost.one_off_usd),
         one_off_usd=migration.cost.one_off_usd,
-        target_usd_per_day=migration.cost.target_usd_per_day,
+        serving=serving,
         status=status,
         reason=reason,
     )
+
+
+def _paid_by_the_call(answers: pl.DataFrame, price: Price | None) -> bool:
+    """Tell whether calls have a price above zero; a declared price goes before a logged cost."""
+    if price is None:
+        logged = answers["cost_usd"]
+        return bool((logged.is_finite() & (logged > 0)).any())
+    rates = (price.input_usd_per_million, price.output_usd_per_million, price.cached_usd_per_million or 0.0)
+    return any(rate > 0 for rate in rates)
 
 
 class _Way(NamedTuple):
@@ -177,13 +210,16 @@ class _Way(NamedTuple):
     name: pl.Expr
 
 
-def _priced(answers: pl.DataFrame, *, declared: Price | None, listed: Price | None) -> pl.DataFrame:
+def _priced(
+    answers: pl.DataFrame, *, declared: Price | None, listed: Price | None, by_the_day: bool = False
+) -> pl.DataFrame:
     """Return item_id, cost and how it was obtained for each answer."""
     logged = pl.col("cost_usd")
     ways = [
         *_by_price(declared),
         _Way(pl.when(logged.is_finite() & (logged >= 0)).then(logged), pl.lit("logged cost")),
         *_by_price(listed),
+        *([_Way(pl.lit(0.0), pl.lit(PAID_BY_THE_DAY))] if by_the_day else []),
     ]
     answered = pl.col("status") == "answered"
     missing = "tokens not measured" if declared or listed else "neither a price nor a logged cost"
@@ -256,13 +292,26 @@ def _saving(paired: pl.DataFrame, sign_off: SignOff) -> Interval | None:
         return None
 
 
-def _per_day(saving: Interval | None, calls_per_day: float | None, migration: Migration) -> Interval | None:
-    """Scale the saving to a day and take off what the target costs whether it is used or not."""
-    if saving is None or calls_per_day is None:
+def _per_day(saving: Interval | None, calls_per_day: float | None, serving: Serving) -> Interval | None:
+    """Scale the saving to a day and take off what serving costs, of which only the upper bound hopes for the least."""
+    safe, least = serving.usd_per_day, serving.least_usd_per_day
+    if saving is None or calls_per_day is None or safe is None or least is None:
         return None
-    fixed = migration.cost.target_usd_per_day
-    estimate, lower, upper = (bound * calls_per_day - fixed for bound in (saving.estimate, saving.lower, saving.upper))
-    return Interval(estimate, lower, upper, saving.level, saving.method)
+    return Interval(
+        saving.estimate * calls_per_day - safe,
+        saving.lower * calls_per_day - safe,
+        saving.upper * calls_per_day - least,
+        saving.level,
+        saving.method,
+    )
+
+
+def _over(per_day: Interval | None, calls_per_day: float | None) -> Interval | None:
+    """Spread the saving of a day over its calls."""
+    if per_day is None or not calls_per_day:
+        return None
+    estimate, lower, upper = (usd / calls_per_day for usd in (per_day.estimate, per_day.lower, per_day.upper))
+    return Interval(estimate, lower, upper, per_day.level, per_day.method)
 
 
 def _payback(per_day: Interval | None, one_off_usd: float) -> Payback:
@@ -308,6 +357,7 @@ class _Evidence(NamedTuple):
     saving: Interval | None
     per_day: Interval | None
     calls_per_day: float | None
+    serving: Serving
 
 
 class _Judgement(NamedTuple):
@@ -319,6 +369,8 @@ class _Judgement(NamedTuple):
 
 def _judge(evidence: _Evidence, arms: Sequence[ArmCost], migration: Migration) -> _Judgement:
     """Judge the saving per day, or per request where only its sign matters."""
+    if evidence.serving.usd_per_day is None:
+        return _Judgement("unmeasured", f"what serving the target costs is not measured: {evidence.serving.reason}")
     if evidence.paired < MIN_SHARE_MEASURED * evidence.items or not evidence.paired:
         return _Judgement("unmeasured", _gap(evidence, arms))
     if evidence.saving is None:
@@ -326,13 +378,21 @@ def _judge(evidence: _Evidence, arms: Sequence[ArmCost], migration: Migration) -
             f"{evidence.paired} items with a cost in both arms, or their conversations, are too few for an interval"
         )
         return _Judgement("undecided", reason)
-    if not migration.cost.one_off_usd and not migration.cost.target_usd_per_day:
-        return _judge_neutrality(evidence.saving)
+    if not migration.cost.one_off_usd and not evidence.serving.usd_per_day:
+        return _judge_neutrality(evidence.saving, noted=_note(evidence.serving, migration))
     if evidence.per_day is None:
         return _Judgement(
             "unmeasured", "the log has no timestamps, so calls per day and the saving per day are unknown"
         )
-    return _judge_payback(evidence.per_day, migration)
+    return _judge_payback(evidence.per_day, migration, noted=_note(evidence.serving, migration))
+
+
+def _note(serving: Serving, migration: Migration) -> str:
+    """Say what was taken off for serving and why, where serving costs something or a replica has a price."""
+    if serving.usd_per_day:
+        return f" after {_usd(serving.usd_per_day)} a day for serving ({serving.source}: {serving.reason})"
+    priced = migration.load is not None and migration.load.replica_usd_per_hour is not None
+    return f" (serving {serving.source}: {serving.reason})" if priced else ""
 
 
 def _gap(evidence: _Evidence, arms: Sequence[ArmCost]) -> str:
@@ -340,13 +400,15 @@ def _gap(evidence: _Evidence, arms: Sequence[ArmCost]) -> str:
     legacy, target = (", ".join(f"{how} {count}" for how, count in arm.obtained.items()) or "no items" for arm in arms)
     return (
         f"{evidence.paired} of {evidence.items} items have a cost in both arms, {MIN_SHARE_MEASURED:.0%} are needed "
-        f"(legacy: {legacy}; target: {target}); legacy.price and target.price in the migration file price logged tokens"
+        f"(legacy: {legacy}; target: {target}); legacy.price and target.price in the migration file price logged "
+        "tokens; where servers of one's own answer, declare load.replica_usd_per_hour and materialise load_benchmark, "
+        "or declare a target.price of 0 and cost.target_usd_per_day"
     )
 
 
-def _judge_neutrality(saving: Interval) -> _Judgement:
-    """Without a one-off and a fixed cost, judge that a request costs no more than before."""
-    found = f"a request saves {_usd(saving.estimate)} [{_usd(saving.lower)}, {_usd(saving.upper)}]"
+def _judge_neutrality(saving: Interval, *, noted: str) -> _Judgement:
+    """Without a one-off cost and one of serving, judge that a request costs no more than before."""
+    found = f"a request saves {_usd(saving.estimate)} [{_usd(saving.lower)}, {_usd(saving.upper)}]{noted}"
     if saving.lower >= 0:
         return _Judgement("met", f"{found}; there is no one-off cost to earn back")
     if saving.upper < 0:
@@ -354,12 +416,12 @@ def _judge_neutrality(saving: Interval) -> _Judgement:
     return _Judgement("undecided", f"{found}: it may cost more than before")
 
 
-def _judge_payback(per_day: Interval, migration: Migration) -> _Judgement:
+def _judge_payback(per_day: Interval, migration: Migration, *, noted: str) -> _Judgement:
     """Judge the days of payback on the bounds of the saving per day."""
     one_off, allowed = migration.cost.one_off_usd, migration.sign_off.payback_days
     required = one_off / allowed
     found = (
-        f"a day saves {_usd(per_day.estimate)} [{_usd(per_day.lower)}, {_usd(per_day.upper)}] after fixed cost; "
+        f"a day saves {_usd(per_day.estimate)} [{_usd(per_day.lower)}, {_usd(per_day.upper)}]{noted}; "
         f"{_usd(one_off)} within {allowed:g} days take {_usd(required)} a day"
     )
     if per_day.lower >= required:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -63,7 +63,7 @@ class GpuJobSettings(Section):
     """Image of the worker; by its digest, or another one may run under the same name tomorrow."""
     namespace: str = Field(default="default", pattern=_NAME)
     """Where the Job is created; the namespace must exist."""
-    image_pull_policy: str = Field(default="IfNotPresent", pattern=r"^(Always|IfNotPresent|Never)$")
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     python: str = "python3"
     """The image's interpreter with the worker."""
     service_account: str | None = Field(default=None, pattern=_NAME)
@@ -99,8 +99,12 @@ class GpuJobSettings(Section):
     """Longest life of the Job, all retries included; what is answered by then is kept."""
     pending: Duration = Field(default=timedelta(minutes=20), json_schema_extra={"default": "20m"})
     """Longest wait for the first pod to run; the queue's own waiting is not counted."""
-    retries: int = Field(default=3, ge=0)
-    """Restarts of each index; evictions are not counted where the cluster can tell them apart."""
+    retries: int = Field(default=6, ge=0)
+    """Restarts of each index; evictions are not counted where the cluster can tell them apart.
+
+    A request that kills its pod is found within 2 + ALONE_DEATHS of `domain.suspects`, five restarts, and one is left
+    for another mishap. The cluster waits 10 s before the first, each time twice as long: five minutes before the fifth.
+    """
     keep_for: Duration = Field(
         default=timedelta(hours=1), ge=timedelta(seconds=30), json_schema_extra={"default": "1h"}
     )

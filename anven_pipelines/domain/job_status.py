@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 INDEX: Final = "batch.kubernetes.io/job-completion-index"
 _OUT_OF_MEMORY: Final = "it took more memory than `limits.memory` of the deployment's settings"
+_NEVER_HEALS: Final = frozenset({"ErrImageNeverPull", "InvalidImageName"})
+_MAY_HEAL: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "RegistryUnavailable"})
 _KILLED: Final = 128
 """A container that a signal ended has this plus the signal as its exit status."""
 
@@ -83,11 +85,18 @@ def waiting_for(pod: Mapping[str, Any]) -> str:
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition.get("status") == "False":
             return f"{condition.get('reason')}: {condition.get('message')}"
-    for container in status.get("containerStatuses") or []:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason"):
-            return ": ".join(each for each in (waiting["reason"], waiting.get("message")) if each)
+    waiting = _waiting(pod)
+    if waiting.get("reason"):
+        said = ": ".join(each for each in (waiting["reason"], waiting.get("message")) if each)
+        heals = "; it may heal, so the kubelet tries again" if waiting["reason"] in _MAY_HEAL else ""
+        return said + heals
     return "the scheduler has not looked at it yet"
+
+
+def cannot_start(pods: Sequence[Mapping[str, Any]]) -> str | None:
+    """Say in the kubelet's words why a pod will never run, however long it waits; None where none is known to."""
+    hopeless = (pod for pod in pods if phase(pod) == "Pending" and _waiting(pod).get("reason") in _NEVER_HEALS)
+    return next((describe(pod) for pod in hopeless), None)
 
 
 def exit_status(pod: Mapping[str, Any]) -> int | None:
@@ -150,6 +159,12 @@ def _terminated(pod: Mapping[str, Any]) -> Mapping[str, Any] | None:
             found: Mapping[str, Any] | None = (container.get("state") or {}).get("terminated")
             return found
     return None
+
+
+def _waiting(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the kubelet says of a container that has not started."""
+    states = [each.get("state") or {} for each in pod.get("status", {}).get("containerStatuses") or []]
+    return next((state["waiting"] for state in states if state.get("waiting")), {})
 
 
 def _disruption(pod: Mapping[str, Any]) -> str:

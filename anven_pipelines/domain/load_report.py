@@ -18,7 +18,7 @@ from anven_pipelines.domain.load import (
     judged,
     saturation_of,
 )
-from anven_pipelines.domain.load_plan import target_server
+from anven_pipelines.domain.load_reach import why_never
 from anven_pipelines.stats.proportions import unpaired_difference_interval
 
 if TYPE_CHECKING:
@@ -64,19 +64,27 @@ class LoadReport(Finding):
 
 def why_not(migration: Migration, arms: Sequence[LoadArm]) -> str | None:
     """Say why nothing can be sent; None where something can."""
-    if migration.load is None:
-        return "not measured: the migration file has no section `load`, and nothing is put under load unasked"
-    if target_server(migration) is None:
-        return (
-            f"not measured: engine {migration.target.engine!r} serves nothing that can be asked; load.url is needed, "
-            "where the target is served"
-        )
+    if (never := why_never(migration)) is not None:
+        return f"not measured: {never}"
     if not arms[0].requests:
         return (
             "not measured: every golden item is sealed or stands for no traffic, and only open traffic items are sent; "
             "a smaller golden.holdout is needed"
         )
     return None
+
+
+def rung(each: RateFigures) -> str:
+    """Say in a line how a server did at one rate."""
+    times = ", ".join(
+        f"{name} {_ms(found.p50)} / {_ms(found.p95)} ms"
+        for name, found in (("TTFT p50 / p95", each.ttft_ms), ("per token", each.inter_token_ms))
+    )
+    goodput = "unknown" if each.goodput is None else f"{each.goodput:.3g}/s"
+    return (
+        f"{each.arm} at {each.rate:g}/s is {each.judgement}: {each.requests:,} requests, goodput {goodput}, {times}, "
+        f"{each.error_share:.1%} errors; {each.reason}"
+    )
 
 
 def unmeasured(migration: Migration, reason: str) -> LoadReport:
@@ -138,3 +146,7 @@ def _compared(target: Sequence[RateFigures], legacy: Sequence[RateFigures]) -> l
 def _difference(target: RateFigures, legacy: RateFigures) -> Share:
     bounds = unpaired_difference_interval(target.kept, target.requests, legacy.kept, legacy.requests, level=LEVEL)
     return Share(estimate=bounds.estimate, lower=bounds.lower, upper=bounds.upper)
+
+
+def _ms(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.1f}"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 GIB: Final = 1 << 30
+MIB: Final = 1 << 20
 _BYTES: Final[Mapping[str, int]] = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -116,11 +117,16 @@ def require_fit(fit: Fit, *, model: str) -> None:
     if fit.fits:
         return
     message = (
-        f"{model} does not fit: its weights take {fit.weights / GIB:.2f} GiB and one request of full length "
-        f"{fit.longest_request / GIB:.2f} GiB, the engine may use {fit.available / GIB:.2f} GiB; "
+        f"{model} does not fit: its weights take {memory(fit.weights)} and one request of full length "
+        f"{memory(fit.longest_request)}, the engine may use {memory(fit.available)}; "
     )
     if fit.weights < fit.available:
         message += f"max_model_len of at most {fit.tokens} would fit"
     else:
         message += "raise tensor_parallel or kv_cache_fraction, or take quantised weights or a larger GPU"
     raise InvalidInput(message)
+
+
+def memory(size: int) -> str:
+    """Write a number of bytes for people: of a tiny model in MiB, whose GiB would be 0.00."""
+    return f"{size / GIB:,.2f} GiB" if size >= GIB // 10 else f"{size / MIB:,.2f} MiB"

@@ -19,7 +19,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "target_answers": ("target",),
     "scores": ("grading", "contract"),
     "load_benchmark": ("legacy", "target", "load"),
-    "cost_model": ("legacy", "target", "cost", "sign_off"),
+    "cost_model": ("legacy", "target", "load", "cost", "sign_off"),
 }
 """Asset to the sections of the migration file that decide what it holds."""
 
@@ -44,6 +44,18 @@ HOW_IT_IS_ASKED: Final = frozenset(
 """Fields of a target that change no answer."""
 
 
+PRICES: Final[Mapping[str, Mapping[str, frozenset[str]]]] = {
+    "adapted_prompt": {"target": frozenset({"price"})},
+    "target_answers": {"target": frozenset({"price"})},
+    "load_benchmark": {
+        "legacy": frozenset({"price"}),
+        "target": frozenset({"price"}),
+        "load": frozenset({"replica_usd_per_hour"}),
+    },
+}
+"""Asset to the fields, by section, that say what it costs and change nothing that was measured."""
+
+
 def sections_of(migration: Migration, asset: str) -> tuple[str, ...]:
     """Return the sections of the migration file that decide what the asset holds."""
     searched = asset == "adapted_prompt" and migration.prompt.mode != "declared"
@@ -53,11 +65,12 @@ def sections_of(migration: Migration, asset: str) -> tuple[str, ...]:
 def declared_digest(migration: Migration, asset: str) -> str:
     """Return the digest of the sections that decide what the asset holds."""
     sections = migration.model_dump(mode="json", include=set(sections_of(migration, asset)))
-    without = HOW_IT_IS_ASKED | ({"price"} if asset in {"target_answers", "adapted_prompt"} else set())
+    left_out = dict(PRICES.get(asset, {}))
+    left_out["target"] = HOW_IT_IS_ASKED | left_out.get("target", frozenset())
     return digest_of(
         {
-            name: {field: each for field, each in section.items() if field not in without}
-            if name == "target"
+            name: {field: each for field, each in section.items() if field not in left_out[name]}
+            if name in left_out and section is not None
             else section
             for name, section in sections.items()
         }

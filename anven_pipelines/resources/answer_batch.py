@@ -22,7 +22,7 @@ from anven_pipelines.domain.inference import ANSWERS, merge_answers, settled
 from anven_pipelines.domain.outage import Outage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from anven_pipelines.domain.completion import Outcome
@@ -42,6 +42,7 @@ class Progress(NamedTuple):
         total: Items of the batch.
         failed: Of `done`, those without an answer.
         tokens: Prompt and answer tokens that the server counted in this run.
+        earlier: Of `done`, those of earlier runs.
         elapsed_s: Seconds since the first request of this run, at the end those to the last durable answer; loading
             and freeing a model is not part of it.
     """
@@ -51,6 +52,17 @@ class Progress(NamedTuple):
     failed: int
     tokens: int
     elapsed_s: float
+    earlier: int = 0
+
+    def __str__(self) -> str:
+        """Say how far it is, how fast, and about how long it will take."""
+        done = self.done - self.earlier
+        said = f"{self.done - self.failed:,} of {self.total:,} answered, {self.failed:,} failed"
+        if done <= 0 or self.elapsed_s <= 0:
+            return said
+        rate = done / self.elapsed_s
+        left = f", about {_span((self.total - self.done) / rate)} left" if self.done < self.total else ""
+        return f"{said}, {rate:,.1f} requests/s, {self.tokens / self.elapsed_s:,.0f} tokens/s{left}"
 
 
 class Checkpoint(Protocol):
@@ -61,6 +73,45 @@ class Checkpoint(Protocol):
 
     def append(self, frame: pl.DataFrame, /) -> None:
         """Keep the rows; when this returns, they are durable, all or none of them."""
+
+
+class Journal(Protocol):
+    """Says what is being asked, so that whoever comes after a killed process knows it."""
+
+    def turns(self, pending: Sequence[CompletionRequest], /) -> Iterable[Sequence[CompletionRequest]]:
+        """Cut what is open into turns; the next one is taken when nothing of the last is in flight."""
+
+    async def asking(self, request: CompletionRequest, /) -> None:
+        """Return when it is durable that the request of this turn may be in flight."""
+
+    def asked(self, request: CompletionRequest, /) -> None:
+        """Take in that the request is not in flight any more."""
+
+    async def drain(self) -> None:
+        """Take in that the process is to end: if it dies from now on, nothing that it asks is the reason."""
+
+    def end(self) -> None:
+        """Take in that nothing is in flight, and nothing will be; a second time does nothing."""
+
+
+class NoJournal:
+    """For what asks servers: no request of theirs kills this process."""
+
+    def turns(self, pending: Sequence[CompletionRequest], /) -> list[Sequence[CompletionRequest]]:
+        """Ask all at once."""
+        return [pending]
+
+    async def asking(self, request: CompletionRequest, /) -> None:
+        """Ask at once."""
+
+    def asked(self, request: CompletionRequest, /) -> None:
+        """Forget it."""
+
+    async def drain(self) -> None:
+        """Go on."""
+
+    def end(self) -> None:
+        """Leave nothing behind."""
 
 
 class Asked(NamedTuple):
@@ -84,6 +135,7 @@ class AnswerBatch:
         connected: Entered before the first ask, left after the last.
         clock: Seconds; only differences count.
         drain_s: Seconds that requests in flight get after an interrupt; no new one starts.
+        journal: Is told what is in flight, and says what is asked beside what.
     """
 
     requests: Sequence[CompletionRequest]
@@ -95,12 +147,14 @@ class AnswerBatch:
     connected: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     clock: Callable[[], float] = time.perf_counter
     drain_s: float = 0.0
+    journal: Journal = field(default_factory=NoJournal)
     _earlier: dict[str, int] = field(default_factory=dict)
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _suspects: list[dict[str, Any]] = field(default_factory=list)
     _part_is_full: asyncio.Event = field(default_factory=asyncio.Event)
     _all_asked: bool = False
     _done: int = 0
+    _before: int = 0
     _failed: int = 0
     _tokens: int = 0
     _started: float = 0.0
@@ -122,8 +176,11 @@ class AnswerBatch:
                     asyncio.run(self._ask_all(pending, interrupts))
                 self._rows += self._suspects
             finally:
-                if self._rows:
-                    self.checkpoint.append(_frame(self._rows))
+                try:
+                    if self._rows:
+                        self.checkpoint.append(_frame(self._rows))
+                finally:
+                    self.journal.end()
         self._tell(now=self.clock() if self._ended is None else self._ended)
         return merge_answers([request.item_id for request in self.requests], self.checkpoint.load())
 
@@ -139,31 +196,44 @@ class AnswerBatch:
         answered = ended.filter(pl.col("status") == "answered")["item_id"]
         closed = frozenset(ended["item_id"])
         self._done, self._failed = len(closed), len(closed) - answered.n_unique()
+        self._before = self._done
         self._earlier = dict(kept.group_by("item_id").agg(pl.col("attempts").max()).iter_rows())
         return [request for request in self.requests if request.item_id not in closed]
 
     async def _ask_all(self, pending: Sequence[CompletionRequest], interrupts: Interrupts) -> None:
-        interrupts.cancel(asyncio.current_task(), after_s=self.drain_s)
-        # Shared: each request goes to the worker that asks for it. The cancellation takes a few turns of the loop to
-        # reach the workers; what comes in meanwhile must not start another request.
-        queue = takewhile(lambda _: not interrupts.received, pending)
+        interrupts.cancel(asyncio.current_task(), after_s=self.drain_s, first=self.journal.drain)
         outage = Outage(self.endpoint, len(pending), self.concurrency, has_answered=self._done > self._failed)
         try:
             async with self.connected():
                 self._started = self.clock()  # a model may take minutes to load, which is no speed of its answers
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._keep_parts())
-                    workers = range(min(self.concurrency, len(pending)))
-                    await asyncio.wait([group.create_task(self._work(queue, outage)) for _ in workers])
-                    self._all_asked = True
-                    self._part_is_full.set()
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._keep_parts())
+                        for turn in self.journal.turns(pending):
+                            await self._ask_turn(turn, group, outage, interrupts)
+                            await self._keep_part()  # if the next turn kills this process, these are cleared
+                        self._all_asked = True
+                        self._part_is_full.set()
+                finally:
+                    self.journal.end()  # before the engine is freed, of which nothing that was asked is the reason
                 self._ended = self.clock()  # and seconds to free it
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the first ended the batch; others can only say the same
 
+    async def _ask_turn(
+        self, turn: Sequence[CompletionRequest], group: asyncio.TaskGroup, outage: Outage, interrupts: Interrupts
+    ) -> None:
+        # Shared: each request goes to the worker that asks for it. The cancellation takes a few turns of the loop to
+        # reach the workers; what comes in meanwhile must not start another request.
+        queue = takewhile(lambda _: not interrupts.received, turn)
+        workers = range(min(self.concurrency, len(turn)))
+        await asyncio.wait([group.create_task(self._work(queue, outage)) for _ in workers])
+
     async def _work(self, queue: Iterator[CompletionRequest], outage: Outage) -> None:
         for request in queue:
+            await self.journal.asking(request)
             asked = await self.ask(request)
+            self.journal.asked(request)
             earlier = self._earlier.get(request.item_id)
             row = asked.outcome.row(request.item_id, attempts=asked.attempts + (earlier or 0))
             self._take(row, outage.blame(asked.outcome, is_new=earlier is None))
@@ -215,7 +285,9 @@ class AnswerBatch:
 
     def _tell(self, *, now: float) -> None:
         self._reported = now
-        self.report(Progress(self._done, len(self.requests), self._failed, self._tokens, now - self._started))
+        self.report(
+            Progress(self._done, len(self.requests), self._failed, self._tokens, now - self._started, self._before)
+        )
 
 
 @dataclass
@@ -224,14 +296,32 @@ class Interrupts:
 
     received: list[int] = field(default_factory=list)
     _cancel: Callable[[], object] | None = None
+    _first: asyncio.Task[None] | None = None  # kept, or it might be collected before it ends
 
-    def cancel(self, task: asyncio.Task[Any] | None, *, after_s: float) -> None:
-        """Cancel the task so long after the first signal, also after one that came before; a second one is at once."""
+    def cancel(
+        self,
+        task: asyncio.Task[Any] | None,
+        *,
+        after_s: float,
+        first: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        """Cancel the task so long after the first signal, also after one that came before; a second one is at once.
+
+        Args:
+            task: Is cancelled.
+            after_s: Seconds until then.
+            first: Done at the first signal.
+        """
         loop = asyncio.get_running_loop()
+
+        def begin() -> None:
+            self._first = loop.create_task(first()) if first else None
 
         def cancel() -> None:
             if task is not None and not loop.is_closed():
                 wait_s = after_s if len(self.received) < 2 else 0.0  # noqa: PLR2004 - the second signal
+                if len(self.received) == 1:
+                    loop.call_soon_threadsafe(begin)
                 # Between two steps of the loop, never within one.
                 loop.call_soon_threadsafe(lambda: loop.call_later(wait_s, task.cancel))
 
@@ -266,6 +356,13 @@ def interrupts_deferred() -> Iterator[Interrupts]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
         if interrupts.received:
             signal.raise_signal(interrupts.received[0])
+
+
+def _span(seconds: float) -> str:
+    """Write a duration in the unit that suits it."""
+    if seconds < 120:  # noqa: PLR2004 - of minutes one would say little
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004 - as above
 
 
 def _frame(rows: list[dict[str, Any]]) -> pl.DataFrame:

@@ -6,15 +6,13 @@ Without `from __future__ import annotations`: Dagster 1.13 does not see a `Resou
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import gettempdir
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import dagster as dg
 import polars as pl
-import yaml
-from pydantic import ValidationError
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService, UnreadableSource
@@ -29,11 +27,16 @@ from anven_pipelines.resources.checkpoint import Remembered
 from anven_pipelines.resources.kubernetes_launcher import KubernetesLauncher
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.subprocess_launcher import PACKAGES, SubprocessLauncher, require_packages
+from anven_pipelines.section_file import read_section
 from anven_pipelines.spec_target import AskedTarget, BatchTarget, EndpointTarget, JobTarget, NanoTarget
+from anven_pipelines.worker.asking import SearchDeaths
 from anven_pipelines.worker.generate import read_job, write_job
 from anven_pipelines.worker.job import EmbeddedSettings, EngineSettings, Job, VllmSettings
 from anven_pipelines.worker.weight_sources import ModelCaches, is_on_worker, source_of
-from anven_pipelines.worker.weights import Weights
+from anven_pipelines.worker.weights import Weights, refused_by_vllm
+
+JOBS: Final = 3
+"""Jobs on Kubernetes that one batch may use up in search of requests that kill its pods."""
 
 
 class BatchAnswers(NamedTuple):
@@ -123,9 +126,9 @@ class BatchInference(dg.ConfigurableResource[None]):
                 are missing.
             UnavailableService: the cluster does not answer.
         """
-        settings = settings_of(target, elsewhere=bool(self.gpu_job))
-        if self.gpu_job:
-            cluster = self._gpu_job_settings()
+        cluster = self._gpu_job_settings() if self.gpu_job else None
+        settings = settings_of(target, elsewhere=bool(cluster), environment=cluster.env if cluster else os.environ)
+        if cluster:
             self._require_shared_store(cluster)
             KubernetesLauncher(cluster).require_reachable()
         elif isinstance(settings, VllmSettings):
@@ -134,16 +137,18 @@ class BatchInference(dg.ConfigurableResource[None]):
     def _launch(
         self, context: dg.AssetExecutionContext, target: BatchTarget, requests: Sequence[CompletionRequest], *, key: str
     ) -> Mapping[str, Any]:
-        settings = settings_of(target, elsewhere=bool(self.gpu_job))
+        cluster = self._gpu_job_settings() if self.gpu_job else None
+        environment = cluster.env if cluster else os.environ
+        settings = settings_of(target, elsewhere=bool(cluster), environment=environment, warn=context.log.warning)
         job = Job(key=key, shards=[], settings=settings, concurrency=target.concurrency)
-        if not self.gpu_job:
+        if cluster is None:
             if target.pods > 1:
                 context.log.warning("target.pods is %d and counts on Kubernetes only (ANVEN_GPU_JOB)", target.pods)
             python = self._python_for(settings)
             uri = write_job(self.artifacts.folder, job, requests)
             launcher = SubprocessLauncher(python, log=self._log_of(uri), drain_s=self.drain_s)
-            return launcher.launch(context, self._arguments(uri))
-        cluster = self._gpu_job_settings()
+            searched = SearchDeaths(self.artifacts.folder, key).any_more
+            return launcher.launch(context, self._arguments(uri), searched=searched)
         self._require_shared_store(cluster)
         uri = write_job(self.artifacts.folder, job, requests, shards=target.pods)
         shards = read_job(self.artifacts.folder, uri).shards
@@ -156,7 +161,25 @@ class BatchInference(dg.ConfigurableResource[None]):
             gpus=0 if isinstance(target, NanoTarget) else target.tensor_parallel,
             drain_s=self.drain_s,
         )
-        return together(KubernetesLauncher(cluster).launch(context, work, job_uri=uri), pods=work.pods)
+        return together(self._launched(context, KubernetesLauncher(cluster), work, job_uri=uri), pods=work.pods)
+
+    def _launched(
+        self, context: dg.AssetExecutionContext, launcher: KubernetesLauncher, work: Work, *, job_uri: str
+    ) -> list[dict[str, Any]]:
+        """Run the Job, and another one while pods die in search of a request that kills them.
+
+        Raises:
+            UnavailableService: a Job failed for another reason, or the last of JOBS for any.
+        """
+        search = SearchDeaths(self.artifacts.folder, work.key)
+        for _ in range(JOBS - 1):
+            try:
+                return launcher.launch(context, work, job_uri=job_uri)
+            except UnavailableService as error:
+                if not search.any_more():
+                    raise
+                context.log.warning("%s; its pods were in search of a request that kills them, which goes on", error)
+        return launcher.launch(context, work, job_uri=job_uri)
 
     def _arguments(self, job: str) -> list[str]:
         options = ["--store", self.artifacts.url, "--storage-options", json.dumps(self.artifacts.storage_options)]
@@ -181,18 +204,16 @@ class BatchInference(dg.ConfigurableResource[None]):
             InvalidInput: it holds something else.
         """
         try:
-            written = yaml.safe_load(Path(self.gpu_job).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            text = Path(self.gpu_job).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             message = f"ANVEN_GPU_JOB names {self.gpu_job}, which cannot be read: {error}"
             raise UnreadableSource(message) from error
-        try:
-            return GpuJobSettings.model_validate(written)
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, each['loc'])) or 'the file'}: {each['msg']}" for each in error.errors()
-            )
-            message = f"{self.gpu_job}: {problems} (k8s/gpu-job.yaml is an example with every field)"
-            raise InvalidInput(message) from error
+        found = read_section(text, GpuJobSettings, needed="a mapping with `image` is needed")
+        if isinstance(found, tuple):
+            problems = "\n".join(f"{self.gpu_job}: {problem}" for problem in found)
+            message = f"{problems}\n(k8s/gpu-job.yaml is an example with every field)"
+            raise InvalidInput(message)
+        return found
 
     def _require_shared_store(self, settings: GpuJobSettings) -> None:
         """Refuse a store that the pods would not see.
@@ -230,8 +251,7 @@ def together(figures: Sequence[Mapping[str, Any]], *, pods: int) -> Mapping[str,
 
 
 def _tell(context: dg.AssetExecutionContext, progress: Progress) -> None:
-    said = f"{progress.done:,} of {progress.total:,} asked, {progress.failed:,} failed, {progress.tokens:,} tokens"
-    context.log.info("%s, %.0f s", said, progress.elapsed_s)
+    context.log.info("%s", progress)
 
 
 def weights_of(target: JobTarget) -> Weights:
@@ -244,16 +264,24 @@ def weights_of(target: JobTarget) -> Weights:
     return Weights.of(source_of(target.weights, target.revision, hub=ModelCaches.of(os.environ).hub))
 
 
-def settings_of(target: BatchTarget, *, elsewhere: bool) -> EngineSettings:
+def settings_of(
+    target: BatchTarget,
+    *,
+    elsewhere: bool,
+    environment: Mapping[str, str],
+    warn: Callable[[str], object] = lambda _: None,
+) -> EngineSettings:
     """Return what the worker is told about the model.
 
     Args:
         target: The model.
         elsewhere: The worker runs on another machine, where a local path may name what is not here; it looks itself.
+        environment: The worker's, as far as it is declared.
+        warn: Is told what may turn out to be refused.
 
     Raises:
-        InvalidInput: there is no such model, the files of a shipped one are not installed, or it does not fit the
-            declared GPU.
+        InvalidInput: there is no such model, the files of a shipped one are not installed, it does not fit the
+            declared GPU, or vLLM would refuse its settings.
         UnavailableService: the store of the weights does not answer.
     """
     if isinstance(target, NanoTarget):
@@ -262,6 +290,8 @@ def settings_of(target: BatchTarget, *, elsewhere: bool) -> EngineSettings:
     if elsewhere and is_on_worker(target.weights):
         return VllmSettings(target=target)
     weights = weights_of(target)
+    if doubt := refused_by_vllm(target, weights, environment=environment):
+        warn(doubt)
     if target.gpu_memory_gib is not None:
         fit = fit_of(
             weights.shape(),

@@ -143,6 +143,14 @@ class DurableFolder:
             except FileNotFoundError:
                 return
 
+    def remove(self, uri: str) -> None:
+        """Remove the file; nothing happens where it is gone. After a power cut it may be there again."""
+        with self._reaching(uri, "remove"):
+            try:
+                self._files.rm_file(self._path(uri))
+            except FileNotFoundError:
+                return
+
     def _path(self, uri: str) -> str:
         return f"{self._root}/{uri}"
 
@@ -196,7 +204,7 @@ def opened(url: str, storage_options: Mapping[str, Any], *, what: str, needed: s
 
     Raises:
         InvalidInput: no file system knows the URL's protocol.
-        UnavailableService: the file system's package is missing.
+        UnavailableService: the file system's package is missing, or its server does not answer.
     """
     try:
         files, root = url_to_fs(url, **storage_options)
@@ -204,7 +212,12 @@ def opened(url: str, storage_options: Mapping[str, Any], *, what: str, needed: s
         message = f"{what} is not usable ({error}); {needed} is needed"
         raise InvalidInput(message) from error
     except ImportError as error:
-        message = f"{url} needs a package that is not installed ({error}); for S3 install anven-pipelines[s3]"
+        is_s3 = url.startswith(("s3://", "s3a://"))
+        mend = "install anven-pipelines[s3]" if is_s3 else "install it beside anven-pipelines"
+        message = f"{url} needs a package that is not installed ({error}); {mend}"
+        raise UnavailableService(message) from error
+    except OSError as error:  # some connect at once, such as ftp
+        message = f"{url} cannot be reached ({error}); check the address and the network"
         raise UnavailableService(message) from error
     return files, str(root)
 

@@ -186,6 +186,9 @@ class _Watched:
             if (why := job_status.refused(pods)) is not None:
                 message = f"the worker cannot do the job: {why}"
                 raise InvalidInput(message)
+            if (why := job_status.cannot_start(pods)) is not None:
+                message = f"job {name} can never run: {why}; mend `image` and `image_pull_policy` in the settings"
+                raise InvalidInput(message)
             if ended := job_status.ended(job):
                 if ended.outcome == "complete":
                     return True

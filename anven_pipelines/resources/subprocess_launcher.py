@@ -5,7 +5,7 @@ Without `from __future__ import annotations`: Dagster reads the annotations of w
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +14,10 @@ from typing import IO, Any, Final
 import dagster as dg
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.suspects import ALONE_DEATHS
 
 ATTEMPTS: Final = 3  # of a worker that dies; each goes on where the last one was
+SEARCHES: Final = 3 * (1 + ALONE_DEATHS)  # more deaths, in the search for requests that kill it: enough for three
 PACKAGES: Final = ("vllm", "polars", "pydantic", "fsspec", "regex", "dagster_pipes")
 _BAD_INPUT: Final = 2
 _GRACE_S: Final = 10.0  # for a worker to write what it holds, after it has drained
@@ -36,15 +38,24 @@ class SubprocessLauncher:
         """
         self._python, self._log, self._drain_s = python, log, drain_s
 
-    def launch(self, context: dg.AssetExecutionContext, arguments: Sequence[str]) -> Mapping[str, Any]:
+    def launch(
+        self, context: dg.AssetExecutionContext, arguments: Sequence[str], *, searched: Callable[[], bool]
+    ) -> Mapping[str, Any]:
         """Run the worker until it has done its job, a few times over if it dies; return its figures.
+
+        Args:
+            context: Of the step.
+            arguments: The worker's, after its module.
+            searched: Says of a worker that has just died whether it was in search of a request that kills it; such a
+                death brings the search nearer to its end, and up to SEARCHES of them are no attempts.
 
         Raises:
             InvalidInput: it finds the job impossible.
             UnavailableService: it died each time.
         """
         command = [self._python, "-m", "anven_pipelines.worker", *arguments, "--until-stdin-closes"]
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt, searches = 1, 0
+        while attempt <= ATTEMPTS:
             with self._log.open("ab") as output:
                 code, figures = self._run(context, command, output)
             if code == 0:
@@ -55,7 +66,15 @@ class SubprocessLauncher:
                 message = f"the worker cannot do the job: {said} (see {self._log})"
                 raise InvalidInput(message)
             ended = f"signal {-code}" if code < 0 else f"status {code}"
+            if searches < SEARCHES and searched():
+                searches += 1
+                context.log.warning(
+                    "the worker ended with %s while it was in search of a request that kills it, death %d of at most "
+                    "%d: %s", ended, searches, SEARCHES, said,
+                )  # fmt: skip
+                continue
             context.log.warning("the worker ended with %s in attempt %d of %d: %s", ended, attempt, ATTEMPTS, said)
+            attempt += 1
         message = (
             f"the worker ended with {ended} in each of {ATTEMPTS} attempts; what it answered is kept, and the next run "
             f"asks only what is missing; the last it said (see {self._log}): {said}"

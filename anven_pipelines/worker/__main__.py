@@ -70,11 +70,7 @@ class _Told:
         self.last = progress
         if progress.elapsed_s - self._told_at >= TOLD_EVERY_S or progress.done == progress.total:
             self._told_at = progress.elapsed_s
-            speed = f", {progress.tokens / progress.elapsed_s:,.0f} tokens/s" if progress.elapsed_s else ""
-            self._say(
-                f"{progress.done:,} of {progress.total:,} asked, {progress.failed:,} failed, "
-                f"{progress.tokens:,} tokens, {progress.elapsed_s:.0f} s{speed}"
-            )
+            self._say(str(progress))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from anven_pipelines.nano.models import model_folder
 from anven_pipelines.resources.answer_batch import Asked
 from anven_pipelines.worker.chat_request import engine_request
 from anven_pipelines.worker.engine import ContextLengthExceeded, EngineFailed, UnsupportedRequest
-from anven_pipelines.worker.isolation import EngineBroken, IsolatingEngine, PoisonRequest
+from anven_pipelines.worker.isolation import HARMLESS, EngineBroken, IsolatingEngine, PoisonRequest
 from anven_pipelines.worker.job import EmbeddedSettings, VllmSettings
 from anven_pipelines.worker.model_cache import local_folder
 from anven_pipelines.worker.weight_sources import source_of
+from anven_pipelines.worker.weights import Weights, refused_by_vllm
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -80,6 +82,7 @@ class LocalModel:
             UnreadableSource: there is no such model.
             CorruptArtifact: the weights are not the declared ones.
             UnavailableService: their store does not answer, or they find no room here.
+            InvalidInput: vLLM would refuse the model's settings.
         """
         match self.settings:
             case EmbeddedSettings(folder=folder):
@@ -87,6 +90,8 @@ class LocalModel:
             case VllmSettings(target=target):
                 source = source_of(target.weights, target.revision, hub=caches.hub)
                 self._folder = local_folder(source, digest=target.digest, cache=caches.models, say=say)
+                if doubt := refused_by_vllm(target, Weights.in_folder(self._folder), environment=os.environ):
+                    say(doubt)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -104,6 +109,18 @@ class LocalModel:
             EngineBroken: no engine lives.
         """
         return Asked(await self._outcome(request), attempts=1)
+
+    async def prove_alive(self) -> None:
+        """Ask something harmless.
+
+        Raises:
+            EngineBroken: no engine lives with that either.
+        """
+        try:
+            await self._engine.answer(HARMLESS)
+        except PoisonRequest as error:
+            message = f"the engine died with a harmless request: {error}"
+            raise EngineBroken(message) from error
 
     async def _outcome(self, request: CompletionRequest) -> Outcome:
         try:

@@ -20,6 +20,7 @@ from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.resources.answer_batch import AnswerBatch
 from anven_pipelines.resources.checkpoint import checkpoint, parquet_of
 from anven_pipelines.worker.alone import alone
+from anven_pipelines.worker.asking import AskingJournal
 from anven_pipelines.worker.engines import LocalModel
 from anven_pipelines.worker.job import EndpointSettings, Job, Shard, from_frame, packed, to_frame
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from anven_pipelines.resources.answer_batch import Progress
     from anven_pipelines.resources.checkpoint import Checkpoint
     from anven_pipelines.resources.durable_folder import DurableFolder
+    from anven_pipelines.spec_target import EndpointTarget
     from anven_pipelines.worker.weight_sources import ModelCaches
 
 SHARD_ROWS: Final = 2_000
@@ -101,7 +103,26 @@ def generate(
     if not requests:  # an index without a share needs no engine
         return ANSWERS.empty()
     with _alone(folder, job, shards, watch):
-        return _answered(checkpoint(folder, job.key, ANSWERS), job, requests, watch, caches)
+        kept = checkpoint(folder, job.key, ANSWERS)
+        if isinstance(job.settings, EndpointSettings):
+            return _asked_of_endpoint(kept, job.settings.target, requests, watch)
+        model, names = LocalModel(job.settings), [request.item_id for request in requests]
+        journal = AskingJournal(folder, job.key, mine=names, block=job.concurrency, say=watch.say)
+        batch = AnswerBatch(
+            requests=requests,
+            ask=journal.judging(model.ask, prove_alive=model.prove_alive),
+            concurrency=job.concurrency,
+            connected=model.connected,
+            endpoint=f"the engine {job.settings.engine} with {job.settings.name}",
+            checkpoint=kept,
+            report=watch.report,
+            drain_s=watch.drain_s,
+            journal=journal,
+        )
+        if batch.is_open():
+            model.fetch(caches, watch.say)  # here, where a signal ends it: nothing is in flight yet
+            watch.say(f"loading the model {job.settings.name}")
+        return batch.run()
 
 
 def summary(answers: pl.DataFrame, progress: Progress | None) -> dict[str, Any]:
@@ -122,34 +143,14 @@ def summary(answers: pl.DataFrame, progress: Progress | None) -> dict[str, Any]:
     }
 
 
-def _answered(
-    kept: Checkpoint, job: Job, requests: Sequence[CompletionRequest], watch: Watch, caches: ModelCaches
+def _asked_of_endpoint(
+    kept: Checkpoint, target: EndpointTarget, requests: Sequence[CompletionRequest], watch: Watch
 ) -> pl.DataFrame:
-    if isinstance(job.settings, EndpointSettings):
-        from anven_pipelines.resources.endpoint import ask_endpoint  # noqa: PLC0415 - loads LiteLLM
+    from anven_pipelines.resources.endpoint import ask_endpoint  # noqa: PLC0415 - loads LiteLLM
 
-        return ask_endpoint(
-            job.settings.target,
-            requests,
-            checkpoint=kept,
-            progress=watch.report,
-            environ=os.environ,
-            drain_s=watch.drain_s,
-        )
-    model = LocalModel(job.settings)
-    batch = AnswerBatch(
-        requests=requests,
-        ask=model.ask,
-        concurrency=job.concurrency,
-        connected=model.connected,
-        endpoint=f"the engine {job.settings.engine} with {job.settings.name}",
-        checkpoint=kept,
-        report=watch.report,
-        drain_s=watch.drain_s,
+    return ask_endpoint(
+        target, requests, checkpoint=kept, progress=watch.report, environ=os.environ, drain_s=watch.drain_s
     )
-    if batch.is_open():
-        model.fetch(caches, watch.say)  # here, where a signal ends it: nothing is in flight yet
-    return batch.run()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.errors import CorruptArtifact, UnavailableService, UnreadableSource
-from anven_pipelines.domain.model_fit import GIB
+from anven_pipelines.domain.model_fit import memory
 from anven_pipelines.resources.durable_folder import flush_folder, sweep_strays
 from anven_pipelines.worker.alone import alone
 from anven_pipelines.worker.weights import LocalFolder, Weights, is_weights
@@ -60,16 +60,41 @@ def local_folder(source: WeightSource, *, digest: str, cache: Path, say: Callabl
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with alone(folder.with_suffix(".lock"), waiting=lambda: say(f"another worker fetches {source.name}; waiting")):
-            if folder.is_dir():
+            seen = folder.stat().st_ino if folder.is_dir() else None
+            if seen is not None:
                 if _is_whole(folder, listed, digest):
                     return folder
                 say(f"{folder} is damaged; fetching {source.name} again")
-                shutil.rmtree(folder)
+                _put_away(folder, seen)
+                if _is_whole(folder, listed, digest):
+                    return folder
             Weights.of(source)  # before it is fetched: is it a model, and all of it?
             _fill(folder, _Fetch(source, listed, folder.with_suffix(".partial"), say), digest)
     except OSError as error:
-        raise _no_room(cache, listed, error.strerror or str(error)) from error
+        is_left = folder.with_suffix(".partial").is_dir()
+        raise _no_room(cache, listed, error.strerror or str(error), is_left=is_left) from error
     return folder
+
+
+def _put_away(folder: Path, seen: int) -> None:
+    """Remove a damaged folder, but not one that another machine, whose lock does not reach us, put in its place.
+
+    Args:
+        folder: Under its final name.
+        seen: Its inode when it was found damaged.
+    """
+    away = folder.with_suffix(f".{uuid.uuid4().hex}.damaged")
+    try:
+        folder.rename(away)
+    except FileNotFoundError:  # the other has put it away
+        return
+    if away.stat().st_ino == seen:
+        shutil.rmtree(away)
+        return
+    try:
+        away.rename(folder)
+    except OSError:  # the other has one again
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def _fill(folder: Path, fetch: _Fetch, digest: str) -> None:
@@ -118,11 +143,12 @@ def _require(found: str, digest: str, *, of: str) -> None:
         raise CorruptArtifact(message)
 
 
-def _no_room(cache: Path, listed: Mapping[str, StoredFile], reason: str) -> UnavailableService:
+def _no_room(cache: Path, listed: Mapping[str, StoredFile], reason: str, *, is_left: bool) -> UnavailableService:
     needed = sum(file.size for file in listed.values())
+    kept = "what another fetch may be at work on is left to it" if is_left else "nothing half of it is kept"
     return UnavailableService(
-        f"a model of {needed / GIB:.2f} GiB cannot be kept in {cache}: {reason}; make room, or set ANVEN_MODEL_CACHE "
-        "to a folder with room; nothing half of it is kept"
+        f"a model of {memory(needed)} cannot be kept in {cache}: {reason}; make room, or set ANVEN_MODEL_CACHE "
+        f"to a folder with room; {kept}"
     )
 
 
@@ -137,6 +163,7 @@ class _Fetch:
     _stopped: threading.Event = field(default_factory=threading.Event)
     _telling: threading.Lock = field(default_factory=threading.Lock)
     _bytes: int = 0
+    _needed: int = 0
     _told_at: float = 0.0
 
     def run(self) -> None:
@@ -152,11 +179,10 @@ class _Fetch:
         missing = [name for name, file in self.listed.items() if not self._is_here(name, file)]
         needed, free = sum(self.listed[name].size for name in missing), shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(None, f"{needed / GIB:.2f} GiB are missing and {free / GIB:.2f} GiB free")
+            raise OSError(None, f"{memory(needed)} are missing and {memory(free)} free")
+        self._needed = needed
         began = self._told_at = time.monotonic()
-        self.say(
-            f"fetching {needed / GIB:.2f} GiB in {len(missing)} files from {self.source.name} to {self.folder.parent}"
-        )
+        self.say(f"fetching {memory(needed)} in {len(missing)} files from {self.source.name} to {self.folder.parent}")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             try:
                 for _ in pool.map(self._fetch, missing):
@@ -166,7 +192,7 @@ class _Fetch:
                 pool.shutdown(cancel_futures=True)
                 raise
         flush_folder(self.folder)
-        self.say(f"fetched {needed / GIB:.2f} GiB in {time.monotonic() - began:.1f} s")
+        self.say(f"fetched {memory(needed)} in {time.monotonic() - began:.1f} s")
 
     def _is_here(self, name: str, file: StoredFile) -> bool:
         path = self.folder / name
@@ -211,4 +237,4 @@ class _Fetch:
             self._bytes += count
             if (now := time.monotonic()) - self._told_at >= _TOLD_EVERY_S:
                 self._told_at = now
-                self.say(f"fetched {self._bytes / GIB:.2f} GiB from {self.source.name}")
+                self.say(f"{memory(self._bytes)} of {memory(self._needed)} fetched from {self.source.name}")

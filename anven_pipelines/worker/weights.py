@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from anven_pipelines.domain.errors import UnreadableSource
 from anven_pipelines.domain.model_fit import ModelShape
+from anven_pipelines.domain.vllm_limits import ALLOW_LONG, require_servable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+    from anven_pipelines.spec_target import JobTarget
 
 BLOCK: Final = 1 << 24
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.gguf")
@@ -134,6 +137,17 @@ class Weights(NamedTuple):
         if len(digests) == 1:
             return next(iter(digests.values()))
         return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def refused_by_vllm(target: JobTarget, weights: Weights, *, environment: Mapping[str, str]) -> str | None:
+    """See `require_servable`; looked at where the target is declared, and again where its files are."""
+    return require_servable(
+        weights.config,
+        model=target.model,
+        quantization=target.quantization,
+        max_model_len=target.max_model_len,
+        allows_long=environment.get(ALLOW_LONG, "").strip().lower() in ("1", "true"),
+    )
 
 
 def is_weights(name: str) -> bool:

@@ -26,13 +26,23 @@ def anven(*words: str, folder: Path, **environment: str) -> subprocess.Completed
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=240,
     )
 
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["migrate"], ["dev"], ["doctor"], ["weights"], ["fill-mlflow"], ["golden", "export"], ["golden", "import"]],
+    [
+        [],
+        ["migrate"],
+        ["load"],
+        ["dev"],
+        ["doctor"],
+        ["weights"],
+        ["fill-mlflow"],
+        ["golden", "export"],
+        ["golden", "import"],
+    ],
 )
 def test_every_command_explains_itself_without_making_anything(command: list[str], tmp_path: Path) -> None:
     done = anven(*command, "--help", folder=tmp_path)
@@ -187,3 +197,22 @@ def test_weights_are_named_as_in_a_migration_file(tmp_path: Path) -> None:
     moving = anven("weights", "hf://anven/ANVEN-3b", "--revision", "main", folder=tmp_path)
     assert moving.returncode == 2
     assert "a branch or a tag can move to other weights" in moving.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "code", "said"),
+    [
+        ("ftp://127.0.0.1:9/m", 3, "ftp://127.0.0.1:9/m cannot be reached ([Errno 111] Connection refused); check the"),
+        ("gs://bucket/m", 3, "(Please install gcsfs to access Google Storage); install it beside anven-pipelines"),
+        ("hf://anven/ANVEN-3b", 2, "as `revision` (--revision of `anven weights`)"),
+        ("foo://x/y", 2, "an absolute path, s3://, hf:// or oci:// is needed"),
+    ],
+)
+def test_weights_that_cannot_be_looked_at_get_advice_that_helps(
+    place: str, code: int, said: str, tmp_path: Path
+) -> None:
+    done = anven("weights", place, "--json", folder=tmp_path)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "ANVEN_HOME" not in done.stderr
+    assert "S3" not in done.stderr

@@ -171,7 +171,7 @@ def test_the_chain_runs_in_pods_to_its_verdict(api: client.ApiClient, tmp_path: 
     assert status == dg.DagsterRunStatus.SUCCESS, "\n".join(said)
     assert sum("in Kubernetes job" in line for line in said) == len(CHAIN_ASSETS), said
     assert any("created" in line and "job default/anven-" in line for line in said)
-    assert any(f"{ITEMS} of {ITEMS} asked, 0 failed" in line for line in said)
+    assert any(f"{ITEMS} of {ITEMS} answered, 0 failed" in line for line in said)
     manifest = ArtifactStore(url=str(tmp_path / "home" / "artifacts")).load_manifest("target_answers", "support")
     assert manifest is not None
     assert manifest.rows == ITEMS

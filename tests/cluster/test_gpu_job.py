@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -106,6 +107,41 @@ def test_a_pod_that_finds_no_gpu_is_given_up_with_the_schedulers_reason(place: P
     with pytest.raises(UnavailableService, match=r"had no running pod for 8 s.*Insufficient nvidia.com/gpu"):
         launched(place.settings_with(pending="8s"), work)
     waited(lambda: place.api.job(work.job_name) is None or None, "the job is still there")
+
+
+@pytest.mark.parametrize(
+    ("image", "changes", "reason"),
+    [
+        ("localhost/nowhere:none", {"image_pull_policy": "Never"}, "ErrImageNeverPull"),
+        ("Not A Name", {}, "InvalidImageName"),
+    ],
+)
+def test_an_image_that_can_never_come_fails_at_once_in_the_kubelets_words(
+    place: Place, image: str, changes: dict[str, Any], reason: str
+) -> None:
+    work = some_work()
+    if place.double is not None:
+        place.double.image_problem = {"reason": reason, "message": f"the image {image!r} is not here"}
+    with pytest.raises(InvalidInput, match=rf"can never run: pod \S+ waits: {reason}: .*; mend `image`"):
+        launched(place.settings_with(image=image, pending="10m", **changes), work)
+    waited(lambda: place.api.job(work.job_name) is None or None, "the job is still there")
+
+
+def test_an_image_that_may_still_come_is_waited_for_and_told(double: Place) -> None:
+    work, cluster = some_work(), double.double
+    assert cluster is not None
+    cluster.image_problem = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
+
+    def heal() -> None:
+        waited(
+            lambda: next((pod for pod in double.pods(work) if pod["status"].get("containerStatuses")), None), "no pod"
+        )
+        time.sleep(1.0)  # for a look
+        cluster.image_problem = {}
+
+    with meanwhile(heal):
+        _, said = launched(double.settings_with(python=double.script("sys.exit(0)")), work)
+    assert any("ImagePullBackOff: Back-off pulling image; it may heal" in line for line in said)
 
 
 def test_a_job_that_no_attempt_could_do_is_not_tried_again(place: Place) -> None:

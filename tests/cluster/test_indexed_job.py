@@ -174,3 +174,22 @@ def test_every_line_is_told_once_however_often_the_logs_are_read(double: Place) 
         patch.setattr("builtins.print", lambda line, **_: printed.append(line))
         launched(settings, work)
     assert [line for line in printed if line.startswith("line")] == [f"line {each}" for each in range(40)]
+
+
+@pytest.mark.parametrize("retries", [6, 2], ids=["within its restarts", "over several Jobs"])
+def test_a_request_that_kills_its_pod_is_found_and_the_rest_answered(double: Place, retries: int) -> None:
+    double.settings |= {
+        "python": double.script(
+            "from tests.fakes.deadly_worker import main\n"
+            "sys.exit(main(sys.argv[3:]))"  # after -m and the worker's module
+        ),
+        "retries": retries,
+    }
+    requests = questions(60)
+    requests[20].messages[-1]["content"] += " deadly"
+    (answers, _), said = answered(double, requests, NanoTarget(engine="nano", model="anven-nano", pods=2))
+    assert answers["item_id"].to_list() == [request.item_id for request in requests]
+    assert answers.filter(answers["status"] == "failed")["item_id"].to_list() == [requests[20].item_id]
+    assert sum("failed: signal 9" in line and "pod" in line.split()[:1] for line in said) == 5
+    jobs = sum(line.startswith("job ") and line.endswith(" created") for line in said)
+    assert jobs == (1 if retries == 6 else 2)

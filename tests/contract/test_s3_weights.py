@@ -75,13 +75,13 @@ def test_its_shape_is_known_without_reading_the_weights(server: S3Server, model:
 
 
 def test_what_cannot_fit_or_is_not_there_is_refused_before_launch(model: str) -> None:
-    settings_of(target(model, gpu_memory_gib=1), elsewhere=False)
+    settings_of(target(model, gpu_memory_gib=1), elsewhere=False, environment={})
     with pytest.raises(InvalidInput, match=r"m does not fit: its weights take 0\.09 GiB"):
-        settings_of(target(model, gpu_memory_gib=0.1), elsewhere=False)
+        settings_of(target(model, gpu_memory_gib=0.1), elsewhere=False, environment={})
     with pytest.raises(InvalidInput, match="s3://models/none does not exist; name the folder"):
-        settings_of(target("s3://models/none", gpu_memory_gib=1), elsewhere=False)
+        settings_of(target("s3://models/none", gpu_memory_gib=1), elsewhere=False, environment={})
     with pytest.raises(InvalidInput, match=r"config\.json: it is missing"):
-        settings_of(target(f"{model}/config.json", gpu_memory_gib=1), elsewhere=False)
+        settings_of(target(f"{model}/config.json", gpu_memory_gib=1), elsewhere=False, environment={})
 
 
 @pytest.mark.usefixtures("server")

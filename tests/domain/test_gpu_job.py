@@ -62,7 +62,7 @@ def test_the_example_shows_every_field() -> None:
 def test_each_index_has_its_own_gpus_and_restarts() -> None:
     spec = job()["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
-    assert spec["backoffLimitPerIndex"] == 3
+    assert spec["backoffLimitPerIndex"] == 6
     assert "backoffLimit" not in spec
     (container,) = spec["template"]["spec"]["containers"]
     assert container["args"] == ["--job", "jobs/a.json", "--indexes", "3"]
@@ -78,7 +78,7 @@ def test_each_index_has_its_own_gpus_and_restarts() -> None:
 def test_a_single_pod_needs_no_index() -> None:
     spec = job(WORK._replace(pods=1))["spec"]
     assert "completionMode" not in spec
-    assert spec["backoffLimit"] == 3
+    assert spec["backoffLimit"] == 6
 
 
 def test_the_same_work_has_the_same_name_and_other_work_another() -> None:
@@ -185,7 +185,7 @@ PREEMPTED = {"type": "DisruptionTarget", "status": "True", "reason": "Preemption
                     {"name": "worker", "state": {"waiting": {"reason": "ErrImagePull", "message": "no"}}}
                 ]
             ),
-            "pod p waits: ErrImagePull: no",
+            "pod p waits: ErrImagePull: no; it may heal, so the kubelet tries again",
         ),
         (a_pod("Running"), "pod p runs on n1"),
         (a_pod("Succeeded"), "pod p is done"),
@@ -212,6 +212,31 @@ PREEMPTED = {"type": "DisruptionTarget", "status": "True", "reason": "Preemption
 )
 def test_a_pod_is_described_in_a_line(pod: dict[str, Any], said: str) -> None:
     assert job_status.describe(pod) == said
+
+
+def waits(reason: str) -> list[dict[str, Any]]:
+    return [{"name": "worker", "state": {"waiting": {"reason": reason, "message": "said so"}}}]
+
+
+@pytest.mark.parametrize(
+    ("pods", "why"),
+    [
+        ([], None),
+        ([a_pod()], None),
+        ([a_pod(conditions=[UNSCHEDULABLE])], None),
+        ([a_pod(containerStatuses=waits("ContainerCreating"))], None),
+        ([a_pod(containerStatuses=waits("ImagePullBackOff"))], None),
+        ([a_pod(containerStatuses=waits("ErrImagePull"))], None),
+        ([a_pod(containerStatuses=waits("CreateContainerConfigError"))], None),  # its Secret may come
+        ([a_pod(containerStatuses=waits("ErrImageNeverPull"))], "pod p waits: ErrImageNeverPull: said so"),
+        ([a_pod("Running"), a_pod(containerStatuses=waits("InvalidImageName"))], "pod p waits: InvalidImageName: said"),
+        ([a_pod("Failed", containerStatuses=waits("InvalidImageName"))], None),
+    ],
+)
+def test_only_what_no_waiting_can_heal_is_hopeless(pods: list[dict[str, Any]], why: str | None) -> None:
+    found = job_status.cannot_start(pods)
+    assert (found is None) == (why is None)
+    assert str(found).startswith(str(why))
 
 
 def test_a_pod_that_is_being_deleted_is_told_so() -> None:

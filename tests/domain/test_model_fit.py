@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.model_fit import GIB, ModelShape, fit_of, require_fit
+from anven_pipelines.domain.model_fit import GIB, MIB, ModelShape, fit_of, memory, require_fit
 
 # Llama 3.2 3B: 28 layers, 8 key-value heads of 128, bfloat16.
 CONFIG = {
@@ -47,3 +47,24 @@ def test_weights_that_do_not_fit_need_more_gpus() -> None:
 def test_a_config_without_a_size_is_refused(missing: str) -> None:
     with pytest.raises(InvalidInput, match=missing):
         ModelShape.of_config({name: value for name, value in CONFIG.items() if name != missing}, weight_bytes=1)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (0, "0.00 MiB"),
+        (MIB // 2, "0.50 MiB"),
+        (90 * MIB, "90.00 MiB"),
+        (GIB // 2, "0.50 GiB"),
+        (2_000 * GIB, "2,000.00 GiB"),
+    ],
+)
+def test_memory_is_told_in_a_unit_that_shows_it(size: int, said: str) -> None:
+    assert memory(size) == said
+
+
+def test_a_tiny_model_that_does_not_fit_is_told_in_mebibytes() -> None:
+    tiny = ModelShape.of_config(CONFIG | {"max_position_embeddings": 8}, weight_bytes=3 * MIB)
+    fit = fit_of(tiny, gpu_gib=0.001, gpus=1, fraction=1, precision="auto", max_model_len=None)
+    with pytest.raises(InvalidInput, match=r"weights take 3\.00 MiB .* length 0\.88 MiB, the engine may use 1\.02 MiB"):
+        require_fit(fit, model="m")

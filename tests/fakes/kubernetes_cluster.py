@@ -51,6 +51,7 @@ class KubernetesCluster:
         is_old: Drop the fields that Kubernetes 1.20 does not know.
         is_down: Answer every request with 503.
         forbidden: (verb, resource) pairs that are refused.
+        image_problem: Reason and message with which the kubelet holds every container back; empty for none.
         lost_output: Answer for every pod's output with 500, as where the node's kubelet is gone.
     """
 
@@ -59,6 +60,7 @@ class KubernetesCluster:
     is_down: bool = False
     forbidden: set[tuple[str, str]] = field(default_factory=set)
     lost_output: bool = False
+    image_problem: dict[str, str] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -208,6 +210,9 @@ class KubernetesCluster:
                 self._warn(pod, "FailedScheduling", message)
                 self._bump(pod)
             return
+        if self.image_problem:
+            self._hold_back(pod)
+            return
         container = pod["spec"]["containers"][0]
         environment = {each["name"]: each["value"] for each in container["env"]}
         index = pod["metadata"]["annotations"].get(_INDEX)
@@ -236,6 +241,13 @@ class KubernetesCluster:
             "containerStatuses": [_container_status({"running": {"startedAt": _now()}})],
         }
         self._bump(pod)
+
+    def _hold_back(self, pod: dict[str, Any]) -> None:
+        statuses = [_container_status({"waiting": dict(self.image_problem)})]
+        if pod["status"].get("containerStatuses") != statuses:
+            pod["status"]["containerStatuses"] = statuses
+            pod["status"]["conditions"] = [{"type": "PodScheduled", "status": "True"}]
+            self._bump(pod)
 
     def _ended(self, pod: dict[str, Any], process: Process, code: int) -> None:
         status = code if code >= 0 else 128 - code

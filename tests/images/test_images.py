@@ -192,3 +192,28 @@ def test_what_is_not_pinned_is_not_built(builder: Path, words: list[str], messag
     assert done.returncode == 2
     assert message in done.stderr
     assert not (builder.parent / "told").exists()
+
+
+@pytest.mark.parametrize("script", ["build", "context"])
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_a_script_explains_itself(script: str, word: str) -> None:
+    done = command(f"k8s/images/{script}", word)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: k8s/images/{script} worker|code-location ")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["build"], "nothing is no image"),
+        (["build", "worker"], "the base is not named"),
+        (["context"], "nothing is no image"),
+        (["context", "worker"], "1 words are given; the image and one folder are needed"),
+        (["context", "worker", "a", "b"], "3 words are given"),
+    ],
+)
+def test_wrong_use_is_told_with_the_usage(words: list[str], message: str) -> None:
+    done = command(f"k8s/images/{words[0]}", *words[1:])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"usage: k8s/images/{words[0]} ")
+    assert message in done.stderr

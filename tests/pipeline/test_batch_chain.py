@@ -80,7 +80,7 @@ def test_the_worker_says_in_the_run_what_it_did(place: Place) -> None:
     assert figures["rows"] == figures["answered"] == ITEMS
     assert figures["tokens_per_s"] > 0
     said = [each.message for each in place.instance.all_logs(event.run_id)]
-    assert any(f"{ITEMS} of {ITEMS} asked, 0 failed" in each for each in said)
+    assert any(f"{ITEMS} of {ITEMS} answered, 0 failed" in each for each in said)
 
 
 JOB = {

@@ -99,6 +99,13 @@ def test_a_served_target_is_measured_at_every_declared_rate(place: Place, endpoi
         "load_measured": (True, report.message),
         "bears_the_peak": (True, "16/s are sustained, the busiest minute has 1/s"),
     }
+    said = [entry.user_message for entry in place.instance.all_logs(result.run_id)]
+    assert [
+        each.partition(":")[0] for each in said if each.startswith("target at") and " is " in each.partition(":")[0]
+    ] == [
+        "target at 15/s is within",
+        "target at 16/s is within",
+    ]
     shown = metadata_of(result)
     assert shown["status"] == report.message
     assert "| target | 16 " in shown["rates"]
@@ -212,4 +219,4 @@ def test_neither_the_chain_nor_the_verdict_waits_for_it(place: Place) -> None:
     selected = migration_job.selection.resolve(graph)
     assert dg.AssetKey("sign_off") in selected
     assert dg.AssetKey("load_benchmark") not in selected
-    assert not graph.get(dg.AssetKey("load_benchmark")).child_keys
+    assert graph.get(dg.AssetKey("load_benchmark")).child_keys == {dg.AssetKey("cost_model")}

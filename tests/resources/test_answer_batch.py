@@ -16,7 +16,7 @@ import pytest
 from anven_pipelines.domain.completion import Answer, Failure
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import CompletionRequest
-from anven_pipelines.resources.answer_batch import PART_ROWS, AnswerBatch, Asked
+from anven_pipelines.resources.answer_batch import PART_ROWS, AnswerBatch, Asked, Progress
 from tests.fakes.folder_checkpoint import FolderCheckpoint
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anven_pipelines.domain.completion import Kind, Outcome
-    from anven_pipelines.resources.answer_batch import Progress
 
 ANSWER = Answer("fine", None, "stop", "m", 2, 1, None, 1.0, 2.0)
 
@@ -153,7 +152,7 @@ def test_progress_is_reported_once_a_second_and_at_the_end(checkpoint: FolderChe
     batch.run()
     gaps = [later.elapsed_s - earlier.elapsed_s for earlier, later in pairwise(reports[:-1])]
     assert min(gaps, default=1.0) >= 1.0
-    assert reports[-1] == (400, 400, 0, 1200, 50.0)
+    assert reports[-1] == (400, 400, 0, 1200, 50.0, 0)
 
 
 def test_the_time_to_load_and_to_free_the_model_is_no_time_of_the_batch(checkpoint: FolderCheckpoint) -> None:
@@ -294,3 +293,34 @@ def test_a_checkpoint_that_cannot_keep_ends_the_batch(checkpoint: FolderCheckpoi
     with pytest.raises(OSError, match="no space left"):
         batch.run()
     assert len(model.asked) < 1_000
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        (Progress(0, 90, 0, 0, 0.0), "0 of 90 answered, 0 failed"),
+        (Progress(40, 90, 0, 0, 1.0, earlier=40), "40 of 90 answered, 0 failed"),
+        (
+            Progress(50, 90, 2, 600, 5.0, earlier=40),
+            "48 of 90 answered, 2 failed, 2.0 requests/s, 120 tokens/s, about 20 s left",
+        ),
+        (
+            Progress(10, 4_000, 0, 0, 5.0),
+            "10 of 4,000 answered, 0 failed, 2.0 requests/s, 0 tokens/s, about 33 min left",
+        ),
+        (
+            Progress(1, 40_000, 0, 0, 1.0),
+            "1 of 40,000 answered, 0 failed, 1.0 requests/s, 0 tokens/s, about 11.1 h left",
+        ),
+        (Progress(90, 90, 1, 900, 9.0), "89 of 90 answered, 1 failed, 10.0 requests/s, 100 tokens/s"),
+    ],
+)
+def test_progress_says_how_far_how_fast_and_how_long(progress: Progress, said: str) -> None:
+    assert str(progress) == said
+
+
+def test_what_an_earlier_run_answered_is_no_speed_of_this_one(checkpoint: FolderCheckpoint) -> None:
+    batch_of(Model(), numbered(20), checkpoint).run()
+    reports: list[Progress] = []
+    batch_of(Model(), numbered(50), checkpoint, report=reports.append).run()
+    assert (reports[-1].done, reports[-1].earlier) == (50, 20)

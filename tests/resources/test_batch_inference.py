@@ -21,9 +21,12 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchAnswers, BatchInference, together
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.spec_target import JobTarget, NanoTarget
+from anven_pipelines.worker.engines import LocalModel
+from anven_pipelines.worker.job import VllmSettings
+from anven_pipelines.worker.weight_sources import ModelCaches
 from anven_pipelines.worker.weights import Weights
 from tests.fakes.kubernetes_cluster import kubernetes_cluster
-from tests.worker_jobs import questions
+from tests.worker_jobs import REPOSITORY, questions
 
 if TYPE_CHECKING:
     from anven_pipelines.domain.inference import CompletionRequest
@@ -78,6 +81,34 @@ def test_a_killed_worker_is_started_again_and_asks_what_is_left(tmp_path: Path) 
     assert kept.height - 900 <= 32 + 16  # asked twice: what was in flight, and one part
 
 
+def test_a_request_that_kills_the_worker_costs_deaths_but_no_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f'shift 2; cd {REPOSITORY}; exec {sys.executable} -m tests.fakes.deadly_worker "$@"'
+    monkeypatch.setattr(sys, "executable", script(tmp_path, run))
+    requests = questions(40)
+    requests[7].messages[-1]["content"] += " deadly"
+    (answers, figures), said = answered(tmp_path / "store", NANO, requests)
+    assert answers["item_id"].to_list() == [request.item_id for request in requests]
+    assert answers.filter(answers["status"] == "failed")["item_id"].to_list() == [requests[7].item_id]
+    assert (figures["rows"], figures["answered"], figures["failed"]) == (40, 39, 1)
+    assert sum("signal 9 in attempt 1 of 3" in each for each in said) == 1
+    searches = [each for each in said if "in search of a request that kills it" in each]
+    assert [each.split(", death ")[1].partition(":")[0] for each in searches] == [
+        f"{death} of at most 12" for death in (1, 2, 3, 4)
+    ]
+
+
+def test_a_search_does_not_go_on_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anven_pipelines.resources.subprocess_launcher.SEARCHES", 2)
+    python = script(tmp_path, "echo died >&2; kill -9 $$")
+    monkeypatch.setattr("anven_pipelines.worker.asking.SearchDeaths.any_more", lambda _: True)
+    with pytest.raises(UnavailableService, match=r"signal 9 in each of 3 attempts"):
+        answered(tmp_path / "store", a_job(), questions(1), python=python)
+    (log,) = (tmp_path / "store").glob("jobs/*.log")
+    assert log.read_text().split() == ["died"] * (2 + 3)
+
+
 def test_a_worker_that_does_nothing_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(UnavailableService, match="says that it is done, and 3 of 3 requests have neither"):
         answered(tmp_path / "store", a_job(), questions(3), python="/bin/true")
@@ -128,8 +159,22 @@ def test_without_an_environment_of_vllm_it_says_what_to_set(tmp_path: Path) -> N
         (sys.executable, {"weights": "hf://anven/m", "revision": "0" * 40}, "is not in the Hugging Face cache"),
         (sys.executable, {"weights": "oci:///nowhere"}, "no OCI image layout"),
         (sys.executable, {"gpu_memory_gib": 0.001}, "does not fit"),
+        (sys.executable, {"max_model_len": 1 << 20}, "max_model_len is 1,048,576; config.json of m allows"),
+        (sys.executable, {"quantization": "awqq"}, "quantization is 'awqq'"),
     ],
-    ids=["unset", "no python", "no Python", "no vllm", "no weights", "no store", "no snapshot", "no layout", "no room"],
+    ids=[
+        "unset",
+        "no python",
+        "no Python",
+        "no vllm",
+        "no weights",
+        "no store",
+        "no snapshot",
+        "no layout",
+        "no room",
+        "too long",
+        "no such method",
+    ],
 )
 def test_what_a_job_lacks_is_found_before_anything_is_spent(
     tmp_path: Path, python: str, changes: dict[str, object], message: str
@@ -138,6 +183,12 @@ def test_what_a_job_lacks_is_found_before_anything_is_spent(
     launcher.require_runnable(NANO)
     with pytest.raises(InvalidInput, match=message):
         launcher.require_runnable(a_job(**changes))
+
+
+def test_a_worker_looks_itself_before_an_engine_takes_a_gpu(tmp_path: Path) -> None:
+    model = LocalModel(VllmSettings(target=a_job(max_model_len=1 << 20)))
+    with pytest.raises(InvalidInput, match="max_model_len is 1,048,576"):
+        model.fetch(ModelCaches(tmp_path, tmp_path), lambda _: None)
 
 
 def script(folder: Path, text: str) -> str:
@@ -169,13 +220,39 @@ def on_cluster(store: Path, file: Path) -> BatchInference:
     ("written", "message"),
     [
         (None, "ANVEN_GPU_JOB names .* which cannot be read"),
-        ("image: [", "cannot be read"),
-        ("", "the file: Input should be a valid dictionary"),
-        ("namespace: anven", r"image: Field required \(k8s/gpu-job.yaml is an example"),
-        ("{image: a, retries: -1, colour: red}", "retries: .*; colour: Extra inputs"),
+        ("image: [", r"gpu-job.yaml: line 1, column 9 is not readable as YAML"),
+        ("", "gpu-job.yaml: the file is empty; a mapping with `image` is needed"),
+        (
+            "namespace: anven",
+            r"gpu-job.yaml: image is missing; a value is needed\n\(k8s/gpu-job.yaml is an example with every field\)",
+        ),
+        (
+            "{image: a, retries: -1, colour: red}",
+            r"yaml: retries is -1; at least 0 is needed\n.*yaml: colour is unknown; known here: image, namespace",
+        ),
+        (
+            "{image: a, namespace: A_B, image_pull_policy: Sometimes}",
+            r"namespace is 'A_B'; text of the form .* is needed\n.*image_pull_policy is 'Sometimes'; one of 'Always', ",
+        ),
+        ("{image: a, deadline: 10}", "deadline is 10; a duration with its unit is needed, such as 500ms"),
+        ("{image: a, env: {HF_TOKEN: hidden}}", "env is a mapping of HF_TOKEN; HF_TOKEN would stand in the manifest"),
+        ("{image: a, env: {HF_TOKEN: 12345}}", r"env.HF_TOKEN is \*\*\*; text is needed"),
+        ("{image: a, model_cache: weights}", "model_cache is 'weights'; a mapping is needed"),
         ("image: a", "a folder of this machine, and the pods of .* do not see it"),
     ],
-    ids=["no file", "no yaml", "empty", "no image", "two problems", "store not shared"],
+    ids=[
+        "no file",
+        "no yaml",
+        "empty",
+        "no image",
+        "two problems",
+        "two kinds of text",
+        "no unit",
+        "a secret",
+        "a secret that is no text",
+        "no mapping",
+        "store not shared",
+    ],
 )
 def test_what_a_cluster_lacks_is_found_before_anything_is_spent(
     tmp_path: Path, written: str | None, message: str
@@ -183,8 +260,9 @@ def test_what_a_cluster_lacks_is_found_before_anything_is_spent(
     file = tmp_path / "gpu-job.yaml"
     if written is not None:
         file.write_text(written)
-    with pytest.raises(InvalidInput, match=message):
+    with pytest.raises(InvalidInput, match=message) as caught:
         on_cluster(tmp_path, file).require_runnable(NANO)
+    assert not any(word in str(caught.value) for word in ("hidden", "12345", "Input should"))
 
 
 def test_a_cluster_that_does_not_answer_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

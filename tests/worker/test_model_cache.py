@@ -279,6 +279,7 @@ def test_who_finds_no_room_leaves_another_fetch_its_files(tmp_path: Path, model:
     (partial / "tokenizer.json").mkdir()  # neither can give its file this name
     both.end(0)
     assert "cannot be kept" in str(both.outcomes[0])
+    assert str(both.outcomes[0]).endswith("what another fetch may be at work on is left to it")
     (partial / "tokenizer.json").rmdir()
     both.end(1)
     assert {each.name for each in (cache / str(both.outcomes[1])).iterdir()} == NEEDED
@@ -331,7 +332,7 @@ def test_a_disk_that_fills_up_leaves_nothing_and_one_clear_error(tmp_path: Path,
         check=True,
         timeout=60,
     )
-    assert f"GiB cannot be kept in {tmp_path}/cache: {os.strerror(errno.EFBIG)}; make room" in done.stdout
+    assert f"MiB cannot be kept in {tmp_path}/cache: {os.strerror(errno.EFBIG)}; make room" in done.stdout
     assert "Traceback" not in done.stderr
     assert kept(tmp_path / "cache") == []
 
@@ -344,7 +345,9 @@ def test_a_model_larger_than_the_disk_is_refused_before_it_is_fetched(tmp_path: 
             return found | {"model-3-of-3.safetensors": StoredFile(1 << 60, "1")}
 
     source = Huge(LocalFolder(model, "s3://bucket/model"))
-    with pytest.raises(UnavailableService, match=r"a model of 1073741824\.00 GiB cannot be kept.*GiB free; make room"):
+    with pytest.raises(
+        UnavailableService, match=r"a model of 1,073,741,824\.00 GiB cannot be kept.*GiB free; make room"
+    ):
         fetched(source, tmp_path / "cache")
     assert not set(source.read) & PARTS.keys()
     assert kept(tmp_path / "cache") == []
@@ -370,3 +373,25 @@ def test_what_is_left_of_a_killed_fetch_is_used_and_its_half_files_are_not(tmp_p
     assert first not in source.read
     assert {each.name for each in folder.iterdir()} == NEEDED
     assert json.loads((folder / "tokenizer.json").read_text()) == {}
+
+
+@pytest.mark.parametrize("overtakes", [True, False])
+def test_a_damaged_copy_that_another_machine_mends_too_is_not_taken_from_it(
+    tmp_path: Path, model: Path, *, overtakes: bool
+) -> None:
+    whole = fetched(watched(model), tmp_path / "elsewhere")
+    folder = fetched(watched(model), tmp_path / "cache")
+    (folder / "config.json").write_text("x")
+
+    def say(line: str) -> None:
+        """Be overtaken, right after the copy was found damaged, by a machine that no lock keeps away."""
+        if "is damaged" in line:
+            shutil.rmtree(folder)
+            if overtakes:
+                whole.rename(folder)
+
+    source = watched(model)
+    assert local_folder(source, digest=DIGEST, cache=tmp_path / "cache", say=say) == folder
+    assert Weights.in_folder(folder).digest() == DIGEST
+    assert kept(tmp_path / "cache") == [folder.name]
+    assert bool(source.read) != overtakes

@@ -1,0 +1,93 @@
+"""What of a run reaches the terminal, or a log file."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import dagster as dg
+from rich.console import Console
+
+from anven_pipelines.chain import VERDICT_CHECK
+from anven_pipelines.run_view import QUIET_S, RunView
+from anven_pipelines.run_watch import DONE, STARTED, RunWatch, Told
+
+STEP = "target_answers"
+
+
+class Shown:
+    """A view over text, whose clock stands still until it is moved."""
+
+    def __init__(self, *, is_terminal: bool = False) -> None:
+        self.now = 0.0
+        self._text = StringIO()
+        console = Console(file=self._text, force_terminal=is_terminal, width=200, color_system=None)
+        self.view = RunView(console, "support", steps=3, clock=lambda: self.now)
+
+    def tell(self, *texts: str, warning: bool = False) -> list[str]:
+        """Tell a step's texts and return what was written so far."""
+        for text in texts:
+            self.view.tell(Told(STEP, text, warning))
+        return self._text.getvalue().splitlines()
+
+
+def test_what_happens_once_is_written_and_what_is_counted_now_and_then() -> None:
+    shown = Shown()
+    shown.tell(STARTED, "job anven/anven-1 created", "loading the model m")
+    for at in range(1, 100):
+        shown.now = at * 1.0
+        shown.tell(f"{at} of 100 answered, 0 failed, 1.0 requests/s")
+    assert shown.tell(DONE) == [
+        f"{STEP}: job anven/anven-1 created",
+        f"{STEP}: loading the model m",
+        *(f"{STEP}: {at} of 100 answered, 0 failed, 1.0 requests/s" for at in range(1, 100, int(QUIET_S))),
+        f"{STEP}: done",
+    ]
+
+
+def test_the_next_steps_first_count_is_not_held_back() -> None:
+    shown = Shown()
+    shown.tell("1 of 100 answered", "2 of 100 answered", DONE)
+    assert shown.tell("3 of 100 answered")[-1] == f"{STEP}: 3 of 100 answered"
+
+
+def test_on_a_terminal_counts_are_drawn_and_what_happens_once_stays() -> None:
+    shown = Shown(is_terminal=True)
+    assert shown.tell(STARTED, "loading the model m", "1 of 2 answered", "1.00 GiB of 2.00 GiB fetched", DONE) == [
+        f"{STEP}: loading the model m"
+    ]
+
+
+def test_each_rate_of_a_load_benchmark_is_written() -> None:
+    shown = Shown()
+    lines = [f"target at {rate}/s is within: 60 requests; 95.0% of 60 requests within the limits" for rate in (1, 2, 4)]
+    assert shown.tell("target at 1/s: 5 of 60 s, 60 requests", *lines) == [
+        f"{STEP}: target at 1/s: 5 of 60 s, 60 requests",
+        *(f"{STEP}: {line}" for line in lines),
+    ]
+
+
+def test_warnings_are_written_at_once_but_for_the_verdicts() -> None:
+    shown = Shown()
+    assert shown.tell(f"check {VERDICT_CHECK} failed", "1 of 2 [red]", warning=True) == [
+        f"warning {STEP}: 1 of 2 [red]"
+    ]
+
+
+def test_dagsters_own_words_on_a_worker_are_kept_from_the_terminal() -> None:
+    @dg.asset
+    def step(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - Dagster reads annotations
+        context.log.warning("[pipes] did not receive closed message from external process.")
+        context.log.debug("a detail")
+        context.log.info("loading the model m")
+        context.log.warning("the worker ended with status 3")
+
+    told: list[Told] = []
+    with dg.DagsterInstance.ephemeral() as instance, RunWatch(instance, told.append) as watch:
+        dg.Definitions(assets=[step]).resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance, run_id=watch.run_id
+        )
+    texts = [each.text for each in told if each.step == "step"]
+    assert [each for each in texts if each not in {STARTED, DONE}] == [
+        "loading the model m",
+        "the worker ended with status 3",
+    ]
