@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anven_pipelines.domain.prompt_conversion import PROVIDER_ONLY, TargetProfile, convert
+from anven_pipelines.domain.prompt_conversion import convert
 from anven_pipelines.domain.prompt_diff import Prompt, diff
+from anven_pipelines.domain.prompt_parameters import PROVIDER_ONLY
+from anven_pipelines.domain.prompt_target import TargetProfile
 
 Messages = list[dict[str, Any]]
 PLAIN = TargetProfile()
