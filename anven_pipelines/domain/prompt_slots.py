@@ -19,7 +19,7 @@ NEAR_SHARE: Final = 0.9  # of the words of two system texts, where they are one 
 NEAR_TEXT: Final = 0.7  # of a system text's characters that stand in all of its family
 MOST_FAMILIES: Final = 50
 
-_LABEL: Final = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N} _-]{0,40})[*_]*\s*[:\uff1a][*_]*\s*\Z")
+_LABEL: Final = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N} _-]{0,40})[*_\"']*\s*[:\uff1a][*_]*\s*[\"']?\Z")
 _HEADING: Final = regex.compile(r"(?:^|\n)#+ *([^\n]+?):?\s*\n\s*\Z")
 _TAG: Final = regex.compile(r"<([\p{L}][\w-]*)[^<>]*>\s*\Z")
 _FEATURE: Final = regex.compile(r"(?m)^(?:<\p{L}[\w-]*>|#+ [^\n]+|\p{L}[^\n:.?!]{0,40}:)")
@@ -34,7 +34,7 @@ _POLICY: Final = regex.compile(
     r"(?i)\b(?:must|never|always|do not|don't|may not|cannot|not allowed|under no circumstances|forbidden|prohibited"
     r"|refuse|confidential|comply|complies|policy|policies|private data|personal data)\b"
 )
-_LONGEST_NAME: Final = 30
+NAME_WORDS: Final = 3
 
 
 def written(literals: Sequence[str], taken: Collection[str]) -> tuple[str, tuple[str, ...]]:
@@ -61,10 +61,10 @@ def _label_of(text: str) -> str | None:
     """Return the label, tag or heading on which a text ends, as a name."""
     for pattern in (_LABEL, _TAG, _HEADING):
         if found := pattern.search(text[-200:]):
-            label = "_".join(_WORD.findall(found[1].lower()))[:_LONGEST_NAME].strip("_")
-            # Names are those that a slot's pattern knows.
-            if regex.fullmatch(r"[A-Za-z_]\w*", label):
-                return str(label)
+            words = _WORD.findall(found[1].lower())
+            # A longer label is an instruction; names are those that a slot's pattern knows.
+            if len(words) <= NAME_WORDS and regex.fullmatch(r"[A-Za-z_]\w*", name := "_".join(words)):
+                return str(name)
     return None
 
 

@@ -94,6 +94,7 @@ def test_the_three_templates_of_the_demo_are_found(applications_are_logged: bool
         ("**Place**: {a}\n**Thing**: {b}", "**Place**: {place}\n**Thing**: {thing}"),
         ("---\n{a}\n---\nThing:\n---\n{b}\n---", "---\n{slot_1}\n---\nThing:\n---\n{slot_2}\n---"),
         ("Compare {a} with the {b} and say more.", "Compare {slot_1} with the {slot_2} and say more."),
+        ('{"place": "{a}", "thing": "{b}"}', '{"place": "{place}", "thing": "{thing}"}'),
         ("Text: {a}\nText: {b}", "Text: {text}\nText: {text_2}"),
         ("Question: What is {a}?\nAnswer:", "Question: {question}\nAnswer:"),
         ('Answer {"a": 1} or {place}. Place: {a}', 'Answer {"a": 1} or {place}. Place: {place_2}'),
@@ -133,7 +134,7 @@ def test_many_that_do_not_fit_are_a_template_of_their_own() -> None:
     inventory = mine(calls)
     assert [(each.name, each.user) for each in inventory.templates] == [
         ("shop", "Context: {context}\nQuestion: {question}"),
-        ("shop-2", "Translate to French please: {translate_to_french_please}"),
+        ("shop-2", "Translate to French please: {slot_1}"),
     ]
     assert_roundtrip(inventory, calls)
 
