@@ -220,7 +220,7 @@ profile = st.builds(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(message, max_size=5), params, profile, st.sampled_from([None, SCHEMA]))
 def test_a_converted_request_needs_no_change(
     messages: Messages, params: dict[str, Any], target: TargetProfile, contract: dict[str, Any] | None

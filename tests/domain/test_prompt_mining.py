@@ -345,10 +345,10 @@ def test_two_thousand_prompts_take_less_than_two_seconds() -> None:
 
 def test_twice_the_prompt_length_takes_no_four_times_as_long() -> None:
     def seconds(words: int) -> float:
-        prompts = [user(f"Context: {' '.join(f'w{(k * n) % 997}' for n in range(words))}\nQ: {k}") for k in range(60)]
+        prompts = [user(f"Context: {' '.join(f'w{(k * n) % 997}' for n in range(words))}\nQ: {k}") for k in range(30)]
         start = time.process_time()
         mine(calls_of(prompts))
         return time.process_time() - start
 
     seconds(100)
-    assert seconds(8_000) < 16 * max(seconds(1_000), 0.02)  # linear: 8 times
+    assert seconds(4_000) < 16 * max(seconds(500), 0.02)  # linear: 8 times
