@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage
 
 _SHOWN: Final = 120
+_INSTRUCTIONS: Final = "the system or the last user message"
 
 
 def broken(candidate: Candidate, template: PromptTemplate, *, most_characters: int | None = None) -> str | None:
@@ -55,7 +56,8 @@ def _roles(candidate: Candidate) -> str | None:
     expected = list(itertools.islice(itertools.cycle(("user", "assistant")), len(turns)))
     if turns == expected and turns[-1:] == ["user"]:
         return None
-    return f"the roles are {', '.join(roles)}; at most one system message first, then user and assistant in turn, the user last are needed"
+    needed = "at most one system message first, then user and assistant in turn, the user last"
+    return f"the roles are {', '.join(roles)}; {needed} are needed"
 
 
 def _instructions(candidate: Candidate) -> Iterator[TemplateMessage]:
@@ -73,10 +75,10 @@ def _slots(candidate: Candidate, template: PromptTemplate) -> str | None:
     """
     found = {name for message in _instructions(candidate) for name in SLOT.findall(message.content)}
     if missing := [name for name in template.slots if name not in found]:
-        return f"the slots {_braced(missing)} are missing; each slot of the template must stand in the system or the last user message"
+        return f"the slots {_braced(missing)} are missing; each must stand in {_INSTRUCTIONS}"
     known = {*template.slots, *SLOT.findall(f"{template.system or ''}\n{template.user}")}
     if unknown := sorted(found - known):
-        return f"the slots {_braced(unknown)} are unknown; the template has {_braced(template.slots) or 'none'}, which nothing else can fill"
+        return f"the slots {_braced(unknown)} are unknown; a call fills {_braced(template.slots) or 'none'} only"
     turns = [message for message in candidate.messages[:-1] if message.role != "system"]
     if filled := sorted({name for turn in turns for name in SLOT.findall(turn.content)} & set(template.slots)):
         return (
@@ -101,7 +103,8 @@ def _tools(candidate: Candidate, template: PromptTemplate) -> str | None:
     tools = params["tools"] or []
     if canonical_json(tools) == canonical_json(list(template.tools)):
         return None
-    return f"params.tools has {_names(tools)}; the template's tools {_names(list(template.tools))} with their schemas unchanged are needed"
+    needed = _names(list(template.tools))
+    return f"params.tools has {_names(tools)}; the template's tools {needed} with their schemas unchanged are needed"
 
 
 def _names(tools: Any) -> str:  # noqa: ANN401 - JSON of a candidate
@@ -128,7 +131,7 @@ def _policies(candidate: Candidate, template: PromptTemplate) -> str | None:
     for policy in template.policies:
         wanted = regex.compile(rf"(?<!\w){regex.escape(_spaced(policy), special_only=True)}(?!\w)")
         if not any(wanted.search(text) for text in texts):
-            return f"the policy {policy[:_SHOWN]!r} is missing; it must stand word for word in the system or the last user message"
+            return f"the policy {policy[:_SHOWN]!r} is missing; it must stand word for word in {_INSTRUCTIONS}"
     return None
 
 

@@ -10,7 +10,7 @@ from anven_pipelines.domain.canonical import canonical_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anven_pipelines.domain.prompt_conversion import Change
+    from anven_pipelines.domain.prompt_target import Change
 
 CONTEXT_LINES = 3
 
@@ -73,7 +73,7 @@ def _rendered(prompt: Prompt) -> list[_Line]:
 
 def _place(path: str) -> str:
     """Return the message or the parameter that a path leads into."""
-    return ".".join(path.split(".")[:2]) if path.startswith("params.") else path.split(".")[0]
+    return ".".join(path.split(".")[:2]) if path.startswith("params.") else path.split(".", 1)[0]
 
 
 def _touched(group: Sequence[_Opcode], old: Sequence[_Line], new: Sequence[_Line]) -> set[str]:

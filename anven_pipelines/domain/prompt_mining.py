@@ -7,10 +7,9 @@ Earlier turns of a conversation are no part of a template: they stand, call by c
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping  # noqa: TC003 - a dataclass keeps its annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -18,6 +17,7 @@ import polars as pl
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.prompt_anchors import ROBUST_SHARE, shared_text, slot_values
+from anven_pipelines.domain.prompt_calls import LoggedCall, is_example, read_call, text_of
 from anven_pipelines.domain.prompt_slots import feature_to_split, near_equal, policy_sentences, written
 from anven_pipelines.domain.prompt_template import SLOT, PromptTemplate, TemplateMessage
 
@@ -83,22 +83,9 @@ class Inventory:
         return dict(self.calls.drop_nulls("reason").group_by("reason").len().sort("reason").rows())
 
 
-class _Call(NamedTuple):
-    """One logged prompt, taken apart; `trouble` says why it cannot be."""
-
-    id: str
-    application: str
-    system: str | None
-    turns: list[dict[str, Any]]
-    user: str
-    tools: tuple[dict[str, Any], ...]
-    contract: dict[str, Any] | None
-    trouble: str | None
-
-
 class _Found(NamedTuple):
     template: PromptTemplate
-    calls: list[_Call]
+    calls: list[LoggedCall]
 
 
 def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_calls: int = LEAST_CALLS) -> Inventory:
@@ -112,7 +99,9 @@ def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_
     """
     # Prompts are taken apart one by one: Polars has no words for what is in their JSON.
     columns = ("id", "application", "source_prompt", "model_config")
-    every = sorted((_read(*row) for row in calls.select(columns).iter_rows()), key=lambda call: (call.id, call.user))
+    every = sorted(
+        (read_call(*row) for row in calls.select(columns).iter_rows()), key=lambda call: (call.id, call.user)
+    )
     reasons = {id(call): call.trouble for call in every if call.trouble}
     open_calls = [call for call in every if call.trouble is None]
     found = []
@@ -122,7 +111,7 @@ def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_
         gone = set(map(id, taken))
         open_calls = [call for call in open_calls if id(call) not in gone]
     mined = []
-    for group in _groups(open_calls):
+    for group in _groups(open_calls, least_calls):
         templates, left = _mine_group(group, least_calls)
         mined += templates
         reasons |= {id(call): why for call, why in left}
@@ -135,17 +124,17 @@ def fit(template: PromptTemplate, messages: Sequence[Mapping[str, Any]]) -> Fitt
 
     System, examples, the earlier turns and the filled user text, one behind the other, are the prompt again.
     """
-    call = _read("", None, canonical_json(list(messages)), None)
+    call = read_call("", None, canonical_json(list(messages)), None)
     return None if call.trouble else _fit_texts(template, call)
 
 
-def _fit_call(template: PromptTemplate, call: _Call) -> Fitted | None:
+def _fit_call(template: PromptTemplate, call: LoggedCall) -> Fitted | None:
     same_tools = not template.tools or canonical_json(template.tools) == canonical_json(call.tools)
     same_contract = template.contract is None or template.contract == call.contract
     return _fit_texts(template, call) if same_tools and same_contract else None
 
 
-def _fit_texts(template: PromptTemplate, call: _Call) -> Fitted | None:
+def _fit_texts(template: PromptTemplate, call: LoggedCall) -> Fitted | None:
     examples = [each.model_dump() for each in template.examples]
     if (template.system is None) != (call.system is None) or call.turns[: len(examples)] != examples:
         return None
@@ -170,101 +159,48 @@ def _parts(pattern: str, slots: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, [*literals, pattern[at:]]
 
 
-def _read(call_id: str | None, application: str | None, prompt: str | None, params: str | None) -> _Call:
-    """Take a prompt apart: system texts at its front are one, texts in parts are joined by line breaks."""
-    call = _Call(call_id or "", application or "unknown", None, [], "", (), None, None)
-    try:
-        messages, asked = json.loads(prompt or ""), json.loads(params or "{}") or {}
-        roles = [each["role"] for each in messages]
-    except (ValueError, TypeError, KeyError):
-        return call._replace(trouble="the prompt is no JSON list of messages with roles")
-    front = next((at for at, role in enumerate(roles) if role not in {"system", "developer"}), len(roles))
-    if not roles or roles[-1] != "user":
-        last = roles[-1] if roles else "no"
-        return call._replace(trouble=f"the prompt ends with {last} message; one of the user is needed")
-    if {"system", "developer"} & set(roles[front:]):
-        return call._replace(trouble="a system message stands behind other messages; convert the prompts first")
-    texts = [_text(each) for each in (*messages[:front], messages[-1])]
-    if None in texts:
-        return call._replace(trouble="a system or user message holds more than text and a role")
-    *systems, user = [text for text in texts if text is not None]
-    return call._replace(
-        system="\n\n".join(systems) if systems else None,
-        turns=messages[front:-1],
-        user=user,
-        tools=_tools(asked),
-        contract=_contract(asked.get("response_format")),
-    )
-
-
-def _text(message: dict[str, Any]) -> str | None:
-    content = message.get("content")
-    if isinstance(content, list) and all(isinstance(each, dict) and each.get("type") == "text" for each in content):
-        content = "\n".join(str(each.get("text", "")) for each in content)
-    return content if isinstance(content, str) and set(message) <= {"role", "content"} else None
-
-
-def _tools(asked: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Return the tools of a request; functions of the legacy form are tools, too."""
-    functions = [{"type": "function", "function": each} for each in asked.get("functions") or ()]
-    return tuple(asked.get("tools") or functions)
-
-
-def _contract(response_format: object) -> dict[str, Any] | None:
-    """Return the JSON Schema that a request demands; JSON mode demands an object."""
-    if not isinstance(response_format, dict) or response_format.get("type") in {None, "text"}:
-        return None
-    schema = (response_format.get("json_schema") or {}).get("schema")
-    return schema if isinstance(schema, dict) else {"type": "object"}
-
-
-def _groups(calls: Iterable[_Call]) -> list[list[_Call]]:
+def _groups(calls: Iterable[LoggedCall], least: int) -> list[list[LoggedCall]]:
     """Part the calls by what their templates cannot share; systems that differ in a few words are one."""
-    asked: dict[tuple[str, str, bool], list[_Call]] = defaultdict(list)
+    asked: dict[tuple[str, str, bool], list[LoggedCall]] = defaultdict(list)
     for call in calls:
         asked[call.application, canonical_json([call.tools, call.contract]), call.system is None].append(call)
     groups = []
     for _, alike in sorted(asked.items()):
-        family = near_equal({call.system or "" for call in alike})
-        by_system: dict[str, list[_Call]] = defaultdict(list)
+        family = near_equal(Counter(call.system or "" for call in alike), least_calls=least)
+        by_system: dict[str, list[LoggedCall]] = defaultdict(list)
         for call in alike:
             by_system[family[call.system or ""]].append(call)
         groups += [part for _, group in sorted(by_system.items()) for part in _by_examples(group)]
     return groups
 
 
-def _by_examples(group: list[_Call]) -> list[list[_Call]]:
+def _by_examples(group: list[LoggedCall]) -> list[list[LoggedCall]]:
     """Part calls that begin with the same question and answer, which are examples, from the others."""
-    begins = Counter(canonical_json(call.turns[:2]) for call in group if _is_example(call.turns[:2]))
+    begins = Counter(canonical_json(call.turns[:2]) for call in group if is_example(call.turns[:2]))
     often = {begin for begin, count in begins.items() if count >= max(2, EXAMPLES_SHARE * len(group))}
-    parts: dict[str, list[_Call]] = defaultdict(list)
+    parts: dict[str, list[LoggedCall]] = defaultdict(list)
     for call in group:
         begin = canonical_json(call.turns[:2])
         parts[begin if begin in often else ""].append(call)
     return [part for _, part in sorted(parts.items())]
 
 
-def _is_example(turns: Sequence[Mapping[str, Any]]) -> bool:
-    texts = all(set(each) == {"role", "content"} and isinstance(each["content"], str) for each in turns)
-    return [each.get("role") for each in turns] == ["user", "assistant"] and texts
-
-
-def _examples(group: Sequence[_Call]) -> tuple[TemplateMessage, ...]:
+def _examples(group: Sequence[LoggedCall]) -> tuple[TemplateMessage, ...]:
     """Return the turns with which every call of a group begins; of a conversation seen once there are none."""
     count = 0
     first = group[0].turns
-    while _is_example(first[count : count + 2]) and all(
+    while is_example(first[count : count + 2]) and all(
         call.turns[count : count + 2] == first[count : count + 2] for call in group
     ):
         count += 2
     return tuple(TemplateMessage(**each) for each in first[:count]) if len(group) > 1 else ()
 
 
-def _mine_group(group: list[_Call], least: int) -> tuple[list[_Found], list[tuple[_Call, str]]]:
+def _mine_group(group: list[LoggedCall], least: int) -> tuple[list[_Found], list[tuple[LoggedCall, str]]]:
     """Find the templates of calls that share all but their user texts."""
     found: list[_Found] = []
     waiting = [group]
-    left: list[tuple[_Call, str]] = []
+    left: list[tuple[LoggedCall, str]] = []
     while waiting:
         part = waiting.pop()
         if len(part) < least or len(found) >= MOST_TEMPLATES:
@@ -280,6 +216,9 @@ def _mine_group(group: list[_Call], least: int) -> tuple[list[_Found], list[tupl
             left += [(call, "shares no text with other prompts of its kind") for call in part]
             continue
         template = _template(part, literals)
+        if template is None:
+            left += [(call, "the system texts share too little") for call in part]
+            continue
         fitting = [call for call in part if _fit_texts(template, call) is not None]
         if not fitting or (len(literals) > 1 and len(fitting) < ROBUST_SHARE / 2 * len(part)):
             left += [(call, "what is shared fits too few prompts") for call in part]
@@ -291,9 +230,12 @@ def _mine_group(group: list[_Call], least: int) -> tuple[list[_Found], list[tupl
     return found, left
 
 
-def _template(group: Sequence[_Call], literals: Sequence[str]) -> PromptTemplate:
+def _template(group: Sequence[LoggedCall], literals: Sequence[str]) -> PromptTemplate | None:
+    """Write a template from what its calls share; None where their system texts share nothing."""
     first, examples = group[0], _examples(group)
-    system = None if first.system is None else shared_text([call.system or "" for call in group], share=1.0)
+    system = None if first.system is None else shared_text([call.system or "" for call in group])
+    if system is not None and len(system) > 1 and not any(system):
+        return None
     taken = set(SLOT.findall("\n".join([*(system or ()), *literals, *(each.content for each in examples)])))
     system_text, system_slots = (None, ()) if system is None else written(system, taken)
     user, slots = written(literals, taken | set(system_slots))
@@ -323,8 +265,10 @@ def _named(mined: list[_Found], taken: set[str]) -> list[_Found]:
     return named
 
 
-def _inventory(every: list[_Call], found: Sequence[_Found], reasons: Mapping[int, str]) -> Inventory:
-    rows = {id(call): (call.id, None, None, None, reasons.get(id(call))) for call in every}
+def _inventory(every: list[LoggedCall], found: Sequence[_Found], reasons: Mapping[int, str]) -> Inventory:
+    rows: dict[int, tuple[str | None, ...]] = {
+        id(call): (call.id, None, None, None, reasons.get(id(call))) for call in every
+    }
     for template, calls in found:
         for call in calls:
             fitted = _fit_texts(template, call)
@@ -344,10 +288,10 @@ def _inventory(every: list[_Call], found: Sequence[_Found], reasons: Mapping[int
     )
 
 
-def _length(template: PromptTemplate, calls: Sequence[_Call]) -> Length:
+def _length(template: PromptTemplate, calls: Sequence[LoggedCall]) -> Length:
     sizes = sorted(
-        len(call.system or "") + sum(len(_text(each) or "") for each in call.turns) + len(call.user) for call in calls
+        len(call.system or "") + sum(len(text_of(each) or "") for each in call.turns) + len(call.user) for call in calls
     )
     shared = sum(sum(map(len, _parts(text, template.slots)[1])) for text in (template.system or "", template.user))
-    at = lambda share: sizes[math.ceil(share * len(sizes)) - 1]  # noqa: E731 - two ranks of one list
-    return Length(shared + sum(len(each.content) for each in template.examples), at(0.5), at(0.95), sizes[-1])
+    median, p95 = (sizes[math.ceil(share * len(sizes)) - 1] for share in (0.5, 0.95))
+    return Length(shared + sum(len(each.content) for each in template.examples), median, p95, sizes[-1])

@@ -10,7 +10,7 @@ import regex  # type: ignore[import-untyped] # for letters of every script
 from anven_pipelines.domain.prompt_anchors import ROBUST_SHARE, shared_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 SPLIT_SHARE: Final = 0.2  # of the prompts that a template of its own must have
 LEAST_SPLIT: Final = 5
@@ -19,7 +19,7 @@ NEAR_SHARE: Final = 0.9  # of the words of two system texts, where they are one 
 NEAR_TEXT: Final = 0.7  # of a system text's characters that stand in all of its family
 MOST_FAMILIES: Final = 50
 
-_LABEL: Final = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N} _-]{0,40})[*_]*\s*[:：][*_]*\s*\Z")
+_LABEL: Final = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N} _-]{0,40})[*_\"']*\s*[:\uff1a][*_]*\s*[\"']?\Z")
 _HEADING: Final = regex.compile(r"(?:^|\n)#+ *([^\n]+?):?\s*\n\s*\Z")
 _TAG: Final = regex.compile(r"<([\p{L}][\w-]*)[^<>]*>\s*\Z")
 _FEATURE: Final = regex.compile(r"(?m)^(?:<\p{L}[\w-]*>|#+ [^\n]+|\p{L}[^\n:.?!]{0,40}:)")
@@ -34,7 +34,7 @@ _POLICY: Final = regex.compile(
     r"(?i)\b(?:must|never|always|do not|don't|may not|cannot|not allowed|under no circumstances|forbidden|prohibited"
     r"|refuse|confidential|comply|complies|policy|policies|private data|personal data)\b"
 )
-_LONGEST_NAME: Final = 30
+NAME_WORDS: Final = 3
 
 
 def written(literals: Sequence[str], taken: Collection[str]) -> tuple[str, tuple[str, ...]]:
@@ -61,10 +61,10 @@ def _label_of(text: str) -> str | None:
     """Return the label, tag or heading on which a text ends, as a name."""
     for pattern in (_LABEL, _TAG, _HEADING):
         if found := pattern.search(text[-200:]):
-            label = "_".join(_WORD.findall(found[1].lower()))[:_LONGEST_NAME].strip("_")
-            # Names are those that a slot's pattern knows.
-            if regex.fullmatch(r"[A-Za-z_]\w*", label):
-                return str(label)
+            words = _WORD.findall(found[1].lower())
+            # A longer label is an instruction; names are those that a slot's pattern knows.
+            if len(words) <= NAME_WORDS and regex.fullmatch(r"[A-Za-z_]\w*", name := "_".join(words)):
+                return str(name)
     return None
 
 
@@ -88,23 +88,34 @@ def _features(text: str, *, whole: bool) -> set[str]:
     return {each for each in _FEATURE.findall(looked_at) if each} | lines
 
 
-def near_equal(systems: Iterable[str]) -> dict[str, str]:
-    """Map each system text to the first of its family: texts that differ in dates, numbers or a few words.
+def near_equal(systems: Mapping[str, int], *, least_calls: int) -> dict[str, str]:
+    """Map each system text to the first of its family.
 
-    A family whose texts share too little is none: each text then stands for itself.
+    Texts that differ in dates, numbers or a few words are one, unless too little is left in common. So are texts of
+    which each has fewer calls than a template needs, such as those that carry retrieved passages, where they share a
+    sentence; what fewer than all of them share is for the templates to tell.
+
+    Args:
+        systems: Each text, and the number of calls that have it.
+        least_calls: So many calls make a text stand for itself.
     """
     masked: dict[str, list[str]] = defaultdict(list)
-    for text in sorted(set(systems)):
+    for text in sorted(systems):
         masked[_NUMBER.sub("0", text)].append(text)
-    families: list[tuple[frozenset[str], list[str]]] = []
+    near: list[tuple[frozenset[str], list[str]]] = []
     for mask, texts in sorted(masked.items()):
         words = frozenset(_WORD.findall(mask))
-        near = next((members for other, members in families[:MOST_FAMILIES] if _alike(words, other)), None)
-        if near is None:
-            families.append((words, list(texts)))
+        members = next((members for other, members in near[:MOST_FAMILIES] if _alike(words, other)), None)
+        if members is None:
+            near.append((words, list(texts)))
         else:
-            near += texts
-    return {text: min(members) if _are_one(members) else text for _, members in families for text in members}
+            members += texts
+    families = [part for _, each in near for part in ([each] if _are_one(each) else [[text] for text in each])]
+    rare = [each for each in families if sum(systems[text] for text in each) < least_calls]
+    pool = [text for each in rare for text in each]
+    if len(pool) >= LEAST_SPLIT and len(_WORD.findall(" ".join(shared_text(pool)))) >= LONG_LINE_WORDS:
+        families = [each for each in families if each not in rare] + [pool]
+    return {text: min(members) for members in families for text in members}
 
 
 def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
@@ -112,7 +123,7 @@ def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
 
 
 def _are_one(texts: Sequence[str]) -> bool:
-    return sum(map(len, shared_text(texts, share=1.0))) >= NEAR_TEXT * max(map(len, texts))
+    return sum(map(len, shared_text(texts))) >= NEAR_TEXT * max(map(len, texts))
 
 
 def policy_sentences(system: str) -> tuple[str, ...]:

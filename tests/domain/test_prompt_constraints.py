@@ -45,7 +45,7 @@ def test_the_unchanged_prompt_breaks_nothing() -> None:
     "candidate",
     [
         asked(
-            ("system", f"Be brief. Never  share\nprivate data. {{date}}"), ("user", "{question}\n{context}\n{question}")
+            ("system", "Be brief. Never  share\nprivate data. {date}"), ("user", "{question}\n{context}\n{question}")
         ),
         asked(("user", f"{POLICY} {{date}} {{context}} {{question}}")),
         asked(("system", SYSTEM), ("user", "C: a {b}\nQ: c"), ("assistant", "d {e}"), USER),
@@ -66,7 +66,7 @@ def test_what_keeps_everything_may_be_asked(candidate: Candidate) -> None:
         (asked(("system", SYSTEM), USER, ("assistant", "ok"), ("user", "go")), "{context}, {question} are missing"),
         (
             asked(("system", SYSTEM), ("user", "{context} {question} {tone}")),
-            "{tone} are unknown; the template has {date}",
+            "{tone} are unknown; a call fills {date}, {context}, {question} only",
         ),
         (asked(("system", SYSTEM), ("user", "Q: {question}"), ("assistant", "d"), USER), "stand in an example"),
         (asked(USER, ("system", SYSTEM)), "roles are user, system"),

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anven_pipelines.domain.prompt_conversion import PROVIDER_ONLY, TargetProfile, convert
+from anven_pipelines.domain.prompt_conversion import convert
 from anven_pipelines.domain.prompt_diff import Prompt, diff
+from anven_pipelines.domain.prompt_parameters import PROVIDER_ONLY
+from anven_pipelines.domain.prompt_target import TargetProfile
 
 Messages = list[dict[str, Any]]
 PLAIN = TargetProfile()
@@ -218,7 +220,7 @@ profile = st.builds(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(message, max_size=5), params, profile, st.sampled_from([None, SCHEMA]))
 def test_a_converted_request_needs_no_change(
     messages: Messages, params: dict[str, Any], target: TargetProfile, contract: dict[str, Any] | None

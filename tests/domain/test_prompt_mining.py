@@ -94,10 +94,11 @@ def test_the_three_templates_of_the_demo_are_found(applications_are_logged: bool
         ("**Place**: {a}\n**Thing**: {b}", "**Place**: {place}\n**Thing**: {thing}"),
         ("---\n{a}\n---\nThing:\n---\n{b}\n---", "---\n{slot_1}\n---\nThing:\n---\n{slot_2}\n---"),
         ("Compare {a} with the {b} and say more.", "Compare {slot_1} with the {slot_2} and say more."),
+        ('{"place": "{a}", "thing": "{b}"}', '{"place": "{place}", "thing": "{thing}"}'),
         ("Text: {a}\nText: {b}", "Text: {text}\nText: {text_2}"),
         ("Question: What is {a}?\nAnswer:", "Question: {question}\nAnswer:"),
         ('Answer {"a": 1} or {place}. Place: {a}', 'Answer {"a": 1} or {place}. Place: {place_2}'),
-        ("地点：{a}\n物品：{b}。", "地点：{slot_1}\n物品：{slot_2}"),
+        ("地点\uff1a{a}\n物品\uff1a{b}。", "地点\uff1a{slot_1}\n物品\uff1a{slot_2}"),
         ("Ünïcode 🙂: {a}", "Ünïcode 🙂: {slot_1}"),
         ("{a}", "{slot_1}"),
         ("Say hello.", "Say hello."),
@@ -121,7 +122,7 @@ def test_a_slot_may_be_empty() -> None:
 
 
 def test_a_few_that_do_not_fit_are_counted_and_change_nothing() -> None:
-    prompts = pairs("Context: {a}\nQuestion: {b}") + [user("ping"), user("are you there"), user("hello")]
+    prompts = [*pairs("Context: {a}\nQuestion: {b}"), user("ping"), user("are you there"), user("hello")]
     inventory = mine(calls_of(prompts))
     assert [template.user for template in inventory.templates] == ["Context: {context}\nQuestion: {question}"]
     assert list(inventory.uncovered.values()) == [3]
@@ -133,7 +134,7 @@ def test_many_that_do_not_fit_are_a_template_of_their_own() -> None:
     inventory = mine(calls)
     assert [(each.name, each.user) for each in inventory.templates] == [
         ("shop", "Context: {context}\nQuestion: {question}"),
-        ("shop-2", "Translate to French please: {translate_to_french_please}"),
+        ("shop-2", "Translate to French please: {slot_1}"),
     ]
     assert_roundtrip(inventory, calls)
 
@@ -162,6 +163,28 @@ def test_system_texts_that_share_a_preamble_are_templates_of_their_own() -> None
     tails = ("Answer from the context only, with the exact value.", "Name the department that handles the message.")
     prompts = [user(f"Q: {thing}", preamble + tail) for tail in tails for thing in THINGS]
     assert {each.system for each in mine(calls_of(prompts)).templates} == {preamble + tail for tail in tails}
+
+
+def test_a_passage_in_the_system_text_is_a_slot() -> None:
+    system = "You answer from the passage alone.\nPassage: {p}\nNever guess."
+    passages = [
+        f"{city} has {thing}, {number * 7919} times"
+        for number, (city, thing) in enumerate(zip(CITIES, THINGS, strict=True))
+    ]
+    prompts = [user(f"Q: {thing}", system.replace("{p}", each)) for thing, each in zip(THINGS, passages, strict=True)]
+    calls = calls_of([*prompts, *pairs("Q: {a}")])
+    inventory = mine(calls)
+    assert {each.system: each.slots for each in inventory.templates} == {
+        system.replace("{p}", "{passage}"): ("passage", "q"),
+        "Be brief.": ("q",),
+    }
+    assert_roundtrip(inventory, calls)
+
+
+def test_system_texts_that_share_nothing_have_no_template() -> None:
+    systems = ["red sky", "My dog sleeps", "Two and two", "an open door", "Winter", "a long way home"]
+    inventory = mine(calls_of([user("Q: why", each) for each in systems]))
+    assert (inventory.templates, sum(inventory.uncovered.values())) == ((), 6)
 
 
 def test_earlier_turns_of_a_conversation_stand_between_the_template_and_the_question() -> None:
@@ -315,17 +338,17 @@ def test_the_values_are_those_of_the_templates_pattern(texts: list[str], other: 
 
 def test_two_thousand_prompts_take_less_than_two_seconds() -> None:
     calls = calls_of([legacy_messages(each) for each in generate("golden", 2_000, seed=1)], None)
-    start = time.perf_counter()
+    start = time.process_time()
     mine(calls)
-    assert time.perf_counter() - start < 2  # 0.4 s on 2 cores
+    assert time.process_time() - start < 2  # 0.4 s on 2 cores
 
 
 def test_twice_the_prompt_length_takes_no_four_times_as_long() -> None:
     def seconds(words: int) -> float:
-        prompts = [user(f"Context: {' '.join(f'w{(k * n) % 997}' for n in range(words))}\nQ: {k}") for k in range(60)]
-        start = time.perf_counter()
+        prompts = [user(f"Context: {' '.join(f'w{(k * n) % 997}' for n in range(words))}\nQ: {k}") for k in range(30)]
+        start = time.process_time()
         mine(calls_of(prompts))
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     seconds(100)
-    assert seconds(8_000) < 16 * max(seconds(1_000), 0.02)  # linear: 8 times
+    assert seconds(4_000) < 16 * max(seconds(500), 0.02)  # linear: 8 times
