@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from anven_pipelines.domain.prompt_strategy import Strategy
+    from anven_pipelines.domain.prompt_strategy import Strategy, Trial
 
 MODEL: Final = "anven-nano"
 LEVEL: Final = 0.95
@@ -142,7 +142,7 @@ class Grid:
 
     name = "grid"
 
-    def search(self, trial: LiveTrial, *, rng: np.random.Generator) -> Candidate:
+    def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:
         space, _ = searched_space(trial, mode="full", reasons=False, rng=rng)
         rendered = (space.candidate(genome, origin=self.name) for genome in space.grid())
         return sweep(trial, rendered, items=SWEPT_ITEMS, at_once=AT_ONCE)

@@ -105,7 +105,7 @@ class FactorModel:
 
     def _fitted(self, main: float, pair: float) -> _Fit:
         covariance = self._kernel(self._seen.levels, self._seen.levels, main, pair) + self._chance
-        factor = np.linalg.cholesky(covariance)
+        factor = np.linalg.cholesky(covariance).astype(np.float64)
         error = self._seen.means - CENTRE
         solved = _solved(factor, error)
         likelihood = -0.5 * float(error @ solved) - float(np.log(np.diag(factor)).sum())

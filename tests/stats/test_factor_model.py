@@ -30,7 +30,7 @@ def observed(levels: IntArray, *, items: int = 10_000, difficulty: float = 0.0) 
 
 
 def model_of(seen: Observations) -> FactorModel:
-    return FactorModel(seen, counts=COUNTS, reference=REFERENCE)
+    return FactorModel(seen, counts=COUNTS, reference=REFERENCE.tolist())
 
 
 def test_what_is_observed_without_noise_is_what_is_expected() -> None:
