@@ -323,9 +323,24 @@ def sweep(trial: Trial, candidates: Iterable[Candidate], *, items: int, at_once:
     for batch in batches:
         try:
             answers.ask(batch, np.arange(items))
+            asked = batch
         except BudgetSpent:
-            break
-        for candidate in batch:
+            asked = _affordable(answers, batch, np.arange(items))
+        for candidate in asked:
             if (mean := float(answers.of(candidate).mean())) > most:
                 best, most = candidate, mean
+        if len(asked) < len(batch):
+            break
     return best
+
+
+def _affordable(answers: Answers, batch: Sequence[Candidate], items: npt.NDArray[np.int64]) -> list[Candidate]:
+    """Ask one candidate after the other and return those that the budget allowed."""
+    asked: list[Candidate] = []
+    try:
+        for candidate in batch:
+            answers.ask([candidate], items)
+            asked.append(candidate)
+    except BudgetSpent:
+        pass  # those before it stand
+    return asked
