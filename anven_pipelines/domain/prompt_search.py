@@ -82,9 +82,10 @@ class Racing:
     """Thompson sampling over the moves, then successive halving among the leaders.
 
     Each round draws effects of the moves from what is known of them and asks the combinations that are best under
-    them on the next block of items, beside the unchanged prompt. It ends when going on promises less than `promise`
-    score points. The leaders, and the combination that the model holds for the best, are then asked on ever more
-    items, the better half of them each time, until one is proven ahead of the rest.
+    them on the next block of items, beside the unchanged prompt and the best combination so far. The rounds end when
+    going on promises less than `promise` score points. The leaders, and the combination that the model holds for the
+    best, are then asked on ever more items, the better half of them each time, until one is left or is proven ahead of
+    the rest and of the unchanged prompt.
 
     Attributes:
         mode: Which moves may be made.
@@ -103,10 +104,10 @@ class Racing:
 
     mode: Mode = "full"
     reasons: bool = False
-    rounds: int = 10
+    rounds: int = 8
     at_once: int = 8
     block: int = 6
-    promise: float = 0.03
+    promise: float = 0.05
     finalists: int = 6
     first_lap: int = 24
     name: str = field(default="racing", init=False)
@@ -134,6 +135,7 @@ class _Race:
         self._start = unchanged(trial.template)
         self._genomes: dict[str, tuple[Candidate, Genome]] = {self._start.version: (self._start, space.start)}
         self._refused: set[str] = set()
+        self._winner: Candidate | None = None
         self._fitted: tuple[int, FactorModel] | None = None
         self._blocks = [np.arange(at, min(at + plan.block, items)) for at in range(0, items, plan.block)]
 
@@ -155,13 +157,17 @@ class _Race:
                 if block[0] < len(items):
                     self._answers.ask([self._start, *left], block[block < len(items)])
             left.sort(key=lambda each: -float(self._answers.of(each)[items].mean()))
-            if self._is_decided(left, items) or len(items) == self._answers.items:
+            ahead = self._answers.of(left[0])[items].mean() > self._answers.of(self._start)[items].mean()
+            self._winner = left[0] if ahead else self._start
+            if len(left) == 1 or self._is_decided(left, items) or len(items) == self._answers.items:
                 return
             left = left[: max((len(left) + 1) // 2, 1)]
             lap *= 2
 
     def best(self) -> Candidate:
-        """Return the candidate with the highest expected gain over the unchanged prompt, if any is above 0."""
+        """Return who leads the race; before its first lap the candidate with the highest expected gain above 0."""
+        if self._winner is not None:
+            return self._winner
         model = self._model()
         asked = self._asked()
         if model is None or not asked:
@@ -179,21 +185,28 @@ class _Race:
         return min(bounds) > 0
 
     def _picks(self) -> tuple[list[Candidate], float]:
-        """Return different candidates that may be asked, and what a step from the best known one promises."""
-        model, start = self._model(), self._levels([self._genome_of(self.best())])[0]
-        found: dict[str, Candidate] = {}
+        """Return different candidates that may be asked, the best known first, and what a step from it promises.
+
+        No step leads above a score of 1.
+        """
+        model, best = self._model(), self.best()
+        start = self._levels([self._genome_of(best)])
+        room = 1.0
+        if model is not None:
+            room -= float(np.nanmean(self._answers.of(self._start)) + model.means(start)[0])
+        found = {} if best == self._start else {best.version: best}
         leads = []
         for _ in range(self._plan.at_once * TRIES):
             if model is None:
                 genome = self._space.draw(self._rng)
             else:
-                levels, lead = model.sampled(self._rng, start=start)
+                levels, lead = model.sampled(self._rng, start=start[0])
                 genome = self._genome(levels)
-                leads.append(lead)
+                leads.append(min(lead, max(room, 0.0)))
             candidate = self._candidate(genome)
             if candidate is not None and candidate.version != self._start.version:
                 found[candidate.version] = candidate
-            if len(found) == self._plan.at_once:
+            if len(found) >= self._plan.at_once:
                 break
         return list(found.values()), float(np.mean(leads)) if leads else np.inf
 
@@ -310,9 +323,24 @@ def sweep(trial: Trial, candidates: Iterable[Candidate], *, items: int, at_once:
     for batch in batches:
         try:
             answers.ask(batch, np.arange(items))
+            asked = batch
         except BudgetSpent:
-            break
-        for candidate in batch:
+            asked = _affordable(answers, batch, np.arange(items))
+        for candidate in asked:
             if (mean := float(answers.of(candidate).mean())) > most:
                 best, most = candidate, mean
+        if len(asked) < len(batch):
+            break
     return best
+
+
+def _affordable(answers: Answers, batch: Sequence[Candidate], items: npt.NDArray[np.int64]) -> list[Candidate]:
+    """Ask one candidate after the other and return those that the budget allowed."""
+    asked: list[Candidate] = []
+    try:
+        for candidate in batch:
+            answers.ask([candidate], items)
+            asked.append(candidate)
+    except BudgetSpent:
+        pass  # those before it stand
+    return asked

@@ -81,7 +81,9 @@ class Trial(Protocol):
 class Strategy(Protocol):
     """Looks for a better prompt."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
 
     def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:
         """Return the best candidate found; the unchanged prompt where nothing looked better.

@@ -22,7 +22,7 @@ IntArray = npt.NDArray[np.int64]
 # Variance of a combination drawn at random, on scores in [0, 1]: what is tried for main effects and for interactions.
 MAIN_VARIANCES: Final = (0.001, 0.01, 0.06, 0.24)
 PAIR_VARIANCES: Final = (0.001, 0.01, 0.06)
-DEVIATION_VARIANCE: Final = 0.0004
+DEVIATION_VARIANCE: Final = 0.0025
 CENTRE: Final = 0.5
 LEVEL_VARIANCE: Final = 0.25  # of the reference itself, which is not known beforehand
 SHARED_NOISE: Final = 0.5  # share of an item's variance that is its difficulty, common to all combinations
@@ -105,7 +105,7 @@ class FactorModel:
 
     def _fitted(self, main: float, pair: float) -> _Fit:
         covariance = self._kernel(self._seen.levels, self._seen.levels, main, pair) + self._chance
-        factor = np.linalg.cholesky(covariance)
+        factor = np.linalg.cholesky(covariance).astype(np.float64)
         error = self._seen.means - CENTRE
         solved = _solved(factor, error)
         likelihood = -0.5 * float(error @ solved) - float(np.log(np.diag(factor)).sum())

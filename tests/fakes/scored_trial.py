@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
+
+
+HARDNESS = 0.3  # share of the items whose answer is decided by the item alone, alike for candidates alike in score
 
 
 class Killed(BaseException):
@@ -74,9 +78,8 @@ class ScoredTrial:
 
     def answer(self, candidate: Candidate, item: int) -> float:
         """Return the same score whenever a candidate is asked on an item; hard items are hard for all candidates."""
-        chance = np.random.default_rng([self._seed, item, int(candidate.version[:8], 16)]).random()
-        difficulty = np.random.default_rng([self._seed, item]).random()
-        return float((difficulty if chance < 0.3 else chance / 0.7 - 3 / 7) < self._probability(candidate))
+        difficulty, other, chance = (_uniform(self._seed, item, what) for what in ("", "which", candidate.version))
+        return float((difficulty if other < HARDNESS else chance) < self._probability(candidate))
 
     def shown(self, candidate: Candidate, items: Sequence[int]) -> list[Shown]:
         return [
@@ -95,3 +98,8 @@ class ScoredTrial:
 
     def refusal(self, candidate: Candidate) -> str | None:
         return self._refuses(candidate)
+
+
+def _uniform(*key: object) -> float:
+    """Return the number in [0, 1) that belongs to a key."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") / 2**64
