@@ -83,6 +83,8 @@ class GepaStrategy:
             InvalidInput: the extra `adapt` is not installed, or the reflection endpoint refuses what it is asked.
             UnavailableService: the target or the reflection endpoint does not answer; what it answered is kept.
         """
+        if not trial.items:
+            return unchanged(trial.template)
         gepa = _load_gepa()
         seed = int(rng.integers(2**32))
         search = _Search(self, trial, self.reflector())
