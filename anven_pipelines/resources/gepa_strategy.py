@@ -157,7 +157,7 @@ class _Search:
         (scores,) = self.trial.scores([(whole, batch)])
         self._asked |= new
         shown = self.trial.shown(whole, batch) if capture_traces else None
-        outputs = [each.output for each in shown] if shown else [None] * len(batch)
+        outputs: list[str | None] = [each.output for each in shown] if shown else [None] * len(batch)
         return EvaluationBatch(outputs, [float(score) for score in scores], shown, num_metric_calls=len(new))
 
     def make_reflective_dataset(
