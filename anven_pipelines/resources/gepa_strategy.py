@@ -83,6 +83,8 @@ class GepaStrategy:
             InvalidInput: the extra `adapt` is not installed, or the reflection endpoint refuses what it is asked.
             UnavailableService: the target or the reflection endpoint does not answer; what it answered is kept.
         """
+        if not trial.items:
+            return unchanged(trial.template)
         gepa = _load_gepa()
         seed = int(rng.integers(2**32))
         search = _Search(self, trial, self.reflector())
@@ -155,7 +157,7 @@ class _Search:
         (scores,) = self.trial.scores([(whole, batch)])
         self._asked |= new
         shown = self.trial.shown(whole, batch) if capture_traces else None
-        outputs = [each.output for each in shown] if shown else [None] * len(batch)
+        outputs: list[str | None] = [each.output for each in shown] if shown else [None] * len(batch)
         return EvaluationBatch(outputs, [float(score) for score in scores], shown, num_metric_calls=len(new))
 
     def make_reflective_dataset(

@@ -247,6 +247,11 @@ def test_the_same_seed_takes_the_same_steps(tmp_path: Path) -> None:
     assert prompts("one") == prompts("two")
 
 
+def test_nothing_to_ask_leaves_the_prompt_unchanged(bench: Bench) -> None:
+    with ScriptedEndpoint(planting, api_key=KEY) as endpoint:
+        assert bench.search(endpoint, trial(items=0)) == unchanged(TEMPLATE)
+
+
 def test_few_items_serve_for_both_ends(bench: Bench) -> None:
     with ScriptedEndpoint(planting, api_key=KEY) as endpoint:
         assert bench.search(endpoint, trial(items=3)).messages[0].content == PLANTED
