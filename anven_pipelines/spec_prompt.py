@@ -93,7 +93,7 @@ class PromptAdaptation(Section):
     """
     rewrites: list[PromptRewrite] = Field(default_factory=list)
     """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
-    strategies: list[StrategyName] = Field(default_factory=lambda: ["racing"], min_length=1)
+    strategies: list[StrategyName] = Field(default=["racing"], min_length=1)
     """Who looks for a better prompt in `minimal` and `full`; they compete on the same items."""
     budget: SearchBudget = SearchBudget()
     validation: Share = 0.4
@@ -102,8 +102,9 @@ class PromptAdaptation(Section):
     """One-sided error rate of the claim that there is a gain, over all prompts of the workload and all attempts."""
     guard_margin: Share = 0.10
     """Largest share that may be lost of what the unchanged prompt answers right, proven at `level`."""
-    policies: list[str] = Field(default_factory=list)
-    """Sentences that every prompt must hold word for word, such as policy and safety."""
+    policies: Literal["found"] | list[str] = "found"
+    """Sentences that a prompt must keep word for word. `found`: those of the legacy prompt that read like policy or
+    safety (English only; `prompt_baseline` shows them); a list names them, and an empty one keeps none."""
     longest: float = Field(default=2.0, gt=0)
     """Largest length of a prompt's own text, in lengths of the legacy one; at least 2,000 characters are allowed."""
     examples: bool = True

@@ -129,6 +129,10 @@ class LiveTrial:
     def right_answer(self, item: int) -> str | None:
         return self._items[item].answer
 
+    def grade_answer(self, item: int, output: str) -> float:
+        """Score an answer that a strategy got by itself."""
+        return float(output == self.right_answer(item))
+
     def spent(self) -> int:
         return len(self._paid)
 

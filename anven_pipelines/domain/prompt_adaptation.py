@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from anven_pipelines.domain.prompt_conversion import TargetProfile
     from anven_pipelines.domain.prompt_safety import Probe, SafetyFinding
     from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems
     from anven_pipelines.domain.prompt_strategy import Strategy
+    from anven_pipelines.domain.prompt_target import TargetProfile
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
     from anven_pipelines.domain.prompt_trial import Ask, Grade, Way
     from anven_pipelines.domain.prompts import AdaptedPrompt, Call
@@ -62,13 +63,13 @@ class Entry(NamedTuple):
     Attributes:
         origin: Who made it.
         prompt: It alone.
-        part: What it adds to the prompt of the workload; None for what stays as logged.
+        part: What it adds to the prompt of the workload; nothing for what stays as logged.
         candidate: It as a candidate; None for declared rewrites.
     """
 
     origin: str
     prompt: AdaptedPrompt
-    part: Mapping[str, Any] | None = None
+    part: Mapping[str, Any] = MappingProxyType({})
     candidate: Candidate | None = None
 
 
@@ -298,7 +299,8 @@ class Search:
             margin=declared.guard_margin,
             level=declared.level,
         )
-        safety = self._safety(won) if won else None
+        # A prompt without slots leaves nobody a place to attack it from.
+        safety = self._safety(attacked) if (attacked := [each for each in won if each[0].template.slots]) else None
         told = [f"{gain.template}: {gain.reason}" for gain in gains]
         refused = [
             *([] if guard.status == "kept" else [f"refused: {guard.reason}"]),

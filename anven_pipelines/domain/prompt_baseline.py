@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import polars as pl
 
@@ -38,7 +38,7 @@ class Baseline:
         templates: With the policies that bind them.
         calls: Golden prompts of each template, by its name.
         uncovered: Reason to the number of golden prompts without a template.
-        proposed: By template, sentences that look like policy; `prompt.policies` makes them bind.
+        proposed: By template, sentences that look like policy; they bind where `prompt.policies` is `found`.
     """
 
     templates: tuple[PromptTemplate, ...]
@@ -107,22 +107,28 @@ class Baseline:
         return "\n\n".join(shown) or "no template was found"
 
 
-def baseline_of(golden: pl.DataFrame, *, policies: Sequence[str]) -> Baseline:
+def baseline_of(golden: pl.DataFrame, *, policies: Literal["found"] | Sequence[str]) -> Baseline:
     """Find the templates of the golden prompts; answers play no part in it.
 
     Args:
         golden: GOLDEN rows, sealed ones too: each of them is asked.
-        policies: Sentences that must stay; each binds the templates in which it stands.
+        policies: Sentences that must stay; each binds the templates in which it stands. `found`: those that look like
+            policy.
 
     Raises:
         InvalidInput: a policy stands in no template.
     """
     found = mine(golden.select("id", "application", "source_prompt", "model_config"))
+    wanted = {
+        each.name: found.proposed.get(each.name, ()) if policies == "found" else policies for each in found.templates
+    }
     bound = [
-        each.model_copy(update={"policies": tuple(policy for policy in policies if _stands_in(policy, each))})
+        each.model_copy(update={"policies": tuple(policy for policy in wanted[each.name] if _stands_in(policy, each))})
         for each in found.templates
     ]
-    if lost := [policy for policy in policies if not any(policy in each.policies for each in bound)]:
+    if policies != "found" and (
+        lost := [policy for policy in policies if not any(policy in each.policies for each in bound)]
+    ):
         message = (
             f"prompt.policies: {lost[0]!r} stands in none of the {len(bound)} prompts that were found in the logs; "
             "a sentence as it is written there is needed"

@@ -71,6 +71,9 @@ class Trial(Protocol):
     def right_answer(self, item: int) -> str | None:
         """Return what a few-shot example of the item would answer; None where nothing says so."""
 
+    def grade_answer(self, item: int, output: str) -> float:
+        """Return the score in [0, 1] of an answer that a strategy got by itself; 0 where it cannot be graded."""
+
     def spent(self) -> int:
         """Return how many answers of the target were asked for, kept ones of an earlier run included."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from anven_pipelines.domain.canonical import digest_of
-from anven_pipelines.domain.inference import request_for
+from anven_pipelines.domain.inference import ANSWERS, request_for
 from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
 from anven_pipelines.domain.prompts import Call
 
@@ -217,6 +217,12 @@ class TargetTrial:
         """Return what a few-shot example of the item would answer; None where nothing says so."""
         truth: str | None = self.rows["ground_truth"][item] if self.few_shot else None
         return truth
+
+    def grade_answer(self, item: int, output: str) -> float:
+        """Return the score in [0, 1] of an answer that a strategy got by itself; 0 where it cannot be graded."""
+        answered = {"item_id": self.rows["id"][item], "status": "answered", "output": output}
+        graded = self.grade(ANSWERS.conform(pl.DataFrame([answered])), self.rows[[item]])
+        return graded["score"][0] or 0.0
 
     def spent(self) -> int:
         """Return how many answers were asked for, over all trials of the workload."""

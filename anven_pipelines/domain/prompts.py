@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from anven_pipelines.domain.canonical import canonical_json, digest_of
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.prompt_conversion import TargetProfile, convert
+from anven_pipelines.domain.prompt_conversion import convert
 from anven_pipelines.domain.prompt_mining import Fitted, fit
+from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, fill
 
 if TYPE_CHECKING:

@@ -93,7 +93,6 @@ class PromptOpsStrategy:
         target: Makes the client of the target, with a fresh budget; a question that repeats is asked once.
         proposer: Makes the client of the model that proposes, with a fresh budget.
         timeout_s: Longest run.
-        grade: Scores an answer to an item in [0, 1]; equality with the right answer where absent.
         strategy: Its `basic` takes `settings`; its `llama` adds formatting of its own and takes none.
         settings: Arguments of its basic strategy, such as `num_trials` and `use_llama_tips`.
         items: At most so many items are used, half to choose examples from and half to score with.
@@ -104,7 +103,6 @@ class PromptOpsStrategy:
     target: Callable[[], Reflector]
     proposer: Callable[[], Reflector]
     timeout_s: float
-    grade: Callable[[int, str], float] | None = None
     strategy: Literal["basic", "llama"] = "basic"
     settings: Mapping[str, Any] = field(default_factory=dict)
     items: int = 100
@@ -132,14 +130,12 @@ class PromptOpsStrategy:
         return candidate
 
     def _run(self, trial: Trial, questions: Mapping[str, int], seed: int) -> Optimised:
-        def grade(item: int, answer: str) -> float:
-            if self.grade is not None:
-                return self.grade(item, answer)
-            return float(answer.strip() == (trial.right_answer(item) or "").strip())
-
         target = self.target()
         target.asks_anew = False
-        desk = _Desk({"target": target, "proposer": self.proposer()}, lambda asked, said: grade(questions[asked], said))
+        desk = _Desk(
+            {"target": target, "proposer": self.proposer()},
+            lambda asked, said: trial.grade_answer(questions[asked], said),
+        )
         with TemporaryDirectory(prefix="anven-prompt-ops-") as scratch, _open_door(desk) as door:
             folder = Path(scratch)
             self._write(folder, trial, questions, door, seed)

@@ -57,15 +57,17 @@ def template_of(messages: Sequence[dict[str, str]], slots: Sequence[str]) -> lis
 def _version_of(client: MlflowClient, name: str, prompt: RegisteredPrompt, run_id: str) -> PromptVersion:
     """Find the version by its digest, or make it."""
     if client.get_prompt(name) is not None:
-        for version in client.search_prompt_versions(name, max_results=MOST_VERSIONS):
+        versions: list[PromptVersion] = client.search_prompt_versions(name, max_results=MOST_VERSIONS)
+        for version in versions:
             if version.tags.get(VERSION_TAG) == prompt.version:
                 return version
-    return client.register_prompt(
+    made: PromptVersion = client.register_prompt(
         name,
         template_of(prompt.messages, prompt.slots),
         commit_message=prompt.note,
         tags={**prompt.tags, VERSION_TAG: prompt.version, "anven.run": run_id},
     )
+    return made
 
 
 def _has_alias(client: MlflowClient, name: str, alias: str) -> bool:

@@ -15,10 +15,10 @@ import polars as pl
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.inference import ANSWERS, work_key
 from anven_pipelines.domain.prompt_adaptation import Adaptation, Search
-from anven_pipelines.domain.prompt_conversion import TargetProfile
 from anven_pipelines.domain.prompt_search import Racing, RandomSearch
 from anven_pipelines.domain.prompt_split import split_items
 from anven_pipelines.domain.prompt_strategy import Strategy
+from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import PromptTemplate
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference

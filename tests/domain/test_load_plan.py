@@ -25,8 +25,8 @@ from anven_pipelines.domain.load_plan import (
     warm_up,
 )
 from anven_pipelines.domain.prompts import AdaptedPrompt, carry_over, declared_prompt
-from anven_pipelines.spec_prompt import PromptAdaptation
 from anven_pipelines.spec_load import Load
+from anven_pipelines.spec_prompt import PromptAdaptation
 from tests.builders import a_migration, golden_of
 from tests.load_rows import requests_at
 

@@ -24,13 +24,13 @@ message = st.fixed_dictionaries(
 @given(st.lists(message))
 def test_the_identity_changes_no_message(messages: list[dict[str, Any]]) -> None:
     before = copy.deepcopy(messages)
-    assert apply(carry_over(), messages) == before
+    assert apply(carry_over(), messages).messages == before
     assert messages == before
 
 
 def test_the_answer_is_a_list_of_its_own() -> None:
     messages = [{"role": "user", "content": "hello"}]
-    apply(carry_over(), messages).append({"role": "user", "content": "more"})
+    apply(carry_over(), messages).messages.append({"role": "user", "content": "more"})
     assert len(messages) == 1
 
 
@@ -113,7 +113,7 @@ def asked(user: str, system: str | None = None) -> list[dict[str, Any]]:
 def test_the_first_fitting_rewrite_writes_the_prompt_anew(
     logged: list[dict[str, Any]], sent: list[dict[str, Any]]
 ) -> None:
-    assert apply(declared_prompt(ADAPTATION), logged) == sent
+    assert apply(declared_prompt(ADAPTATION), logged).messages == sent
 
 
 @pytest.mark.parametrize(

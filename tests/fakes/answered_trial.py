@@ -29,6 +29,7 @@ class AnsweredTrial:
         target: Answers the messages of one call.
         must_hold: Words that every candidate must hold; one that does not is refused.
         budget: Answers that may be asked for.
+        grader: Scores an answer to an item; equality with the right answer where absent.
     """
 
     template: PromptTemplate
@@ -37,6 +38,7 @@ class AnsweredTrial:
     target: Callable[[list[dict[str, str]]], str]
     must_hold: Sequence[str] = ()
     budget: int = 10_000
+    grader: Callable[[int, str], float] | None = None
     asked: Counter[tuple[str, int]] = field(default_factory=Counter)
     _kept: dict[tuple[str, int], Shown] = field(default_factory=dict)
 
@@ -64,6 +66,9 @@ class AnsweredTrial:
 
     def right_answer(self, item: int) -> str | None:
         return self.right[item]
+
+    def grade_answer(self, item: int, output: str) -> float:
+        return self.grader(item, output) if self.grader else float(output == self.right[item])
 
     def spent(self) -> int:
         return len(self._kept)

@@ -93,6 +93,9 @@ class ScoredTrial:
     def right_answer(self, item: int) -> str | None:
         return f"answer {item % 5}"
 
+    def grade_answer(self, item: int, output: str) -> float:
+        return float(output == self.right_answer(item))
+
     def spent(self) -> int:
         return len(self._paid)
 

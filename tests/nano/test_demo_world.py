@@ -24,7 +24,7 @@ URL = "http://127.0.0.1:8000/v1"
 def test_every_legacy_prompt_becomes_the_prompt_that_the_target_was_trained_on(seed: int, split: str) -> None:
     prompt = declared_prompt(PromptAdaptation.model_validate({"rewrites": rewrites()}))
     items = generate(split, 12, seed=seed)  # type: ignore[arg-type] # hypothesis draws plain strings
-    assert [apply(prompt, legacy_messages(item)) for item in items] == [anven_messages(item) for item in items]
+    assert [apply(prompt, legacy_messages(item)).messages for item in items] == [anven_messages(item) for item in items]
 
 
 def test_each_task_has_a_rewrite_of_its_own() -> None:

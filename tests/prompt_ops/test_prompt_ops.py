@@ -12,8 +12,8 @@ from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, un
 from anven_pipelines.resources.prompt_ops import PYTHON, PromptOpsStrategy, command_of
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector
 from anven_pipelines.spec_target import EndpointTarget
+from tests.fakes.answered_trial import AnsweredTrial
 from tests.fakes.folder_checkpoint import FolderCheckpoint
-from tests.fakes.scored_trial import ScoredTrial
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Bench:
             "timeout_s": 400.0,
             "settings": NO_EXAMPLES,
         }
-        trial = ScoredTrial(
+        trial = AnsweredTrial(
             template=TEMPLATE,
             inputs=[{"question": f"capital of C{number}?"} for number in range(ITEMS)],
             right=[f"CITY{number}" for number in range(ITEMS)],

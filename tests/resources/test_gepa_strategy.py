@@ -16,8 +16,8 @@ from anven_pipelines.resources.gepa_strategy import GepaStrategy
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector
 from anven_pipelines.spec_target import EndpointTarget
 from anven_pipelines.spec_values import Price
-from tests.fakes.folder_checkpoint import FolderCheckpoint
 from tests.fakes.answered_trial import AnsweredTrial
+from tests.fakes.folder_checkpoint import FolderCheckpoint
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:

@@ -26,8 +26,8 @@ from anven_pipelines.resources.prompt_ops import (
 )
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector
 from anven_pipelines.spec_target import EndpointTarget
+from tests.fakes.answered_trial import AnsweredTrial
 from tests.fakes.folder_checkpoint import FolderCheckpoint
-from tests.fakes.scored_trial import ScoredTrial
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ TEMPLATE = PromptTemplate(name="capitals", system="You are helpful.", user="{que
 BETTER = "Answer with the name alone."
 
 
-def trial(items: int = 12, **changes: Any) -> ScoredTrial:
+def trial(items: int = 12, **changes: Any) -> AnsweredTrial:
     fields: dict[str, Any] = {
         "template": TEMPLATE,
         "inputs": [{"question": f"capital of C{number}?"} for number in range(items)],
         "right": [f"CITY{number}" for number in range(items)],
         "target": lambda messages: "",
     }
-    return ScoredTrial(**{**fields, **changes})
+    return AnsweredTrial(**{**fields, **changes})
 
 
 async def no_wait(_: float) -> None:
@@ -63,7 +63,7 @@ class Bench:
     target: list[Ask] = field(default_factory=list)
     proposer: list[Ask] = field(default_factory=list)
 
-    def search(self, trial: ScoredTrial, mode: str = "well", **changes: Any) -> Candidate:
+    def search(self, trial: AnsweredTrial, mode: str = "well", **changes: Any) -> Candidate:
         calls = changes.pop("calls", 100)
         keys = changes.pop("keys", KEYS)
         with (
@@ -105,7 +105,7 @@ def test_its_result_becomes_a_candidate(bench: Bench, capfd: pytest.CaptureFixtu
         graded.append((item, answer))
         return 1.0
 
-    found = bench.search(trial(), grade=grade)
+    found = bench.search(trial(grader=grade))
     assert found.asked({"question": "capital of X?"}) == [
         {"role": "system", "content": BETTER},
         {"role": "user", "content": "capital of C0?"},
@@ -177,7 +177,7 @@ def test_a_grader_that_fails_ends_the_run_with_its_error(bench: Bench) -> None:
         raise InvalidInput(message)
 
     with pytest.raises(InvalidInput, match="takes too long"):
-        bench.search(trial(), grade=grade)
+        bench.search(trial(grader=grade))
 
 
 def test_an_interrupt_leaves_no_process_behind(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
