@@ -5,9 +5,18 @@ from __future__ import annotations
 from io import StringIO
 
 import dagster as dg
+import pytest
 from rich.console import Console
 
-from anven_pipelines.chain import VERDICT_CHECK
+from anven_pipelines.chain import (
+    CHAIN_ASSETS,
+    CHAIN_STEPS,
+    LOAD_ASSETS,
+    LOAD_STEPS,
+    LOG_ASSETS,
+    VERDICT_CHECK,
+)
+from anven_pipelines.definitions import MODULES
 from anven_pipelines.run_view import QUIET_S, RunView
 from anven_pipelines.run_watch import DONE, STARTED, RunWatch, Told
 
@@ -71,6 +80,17 @@ def test_warnings_are_written_at_once_but_for_the_verdicts() -> None:
     assert shown.tell(f"check {VERDICT_CHECK} failed", "1 of 2 [red]", warning=True) == [
         f"warning {STEP}: 1 of 2 [red]"
     ]
+
+
+@pytest.mark.parametrize(
+    ("assets", "steps"),
+    [((*LOG_ASSETS, "workload_inventory", *CHAIN_ASSETS), CHAIN_STEPS), ((*LOG_ASSETS, *LOAD_ASSETS), LOAD_STEPS)],
+    ids=["migrate", "load"],
+)
+def test_the_bar_is_full_when_every_step_is_done(assets: tuple[str, ...], steps: int) -> None:
+    loaded = [each for each in dg.load_assets_from_modules(MODULES) if isinstance(each, dg.AssetsDefinition)]
+    of_asset = {key.to_user_string(): each.node_def.name for each in loaded for key in each.keys}
+    assert len({of_asset[asset] for asset in assets}) == steps
 
 
 def test_dagsters_own_words_on_a_worker_are_kept_from_the_terminal() -> None:
