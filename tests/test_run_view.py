@@ -61,16 +61,20 @@ def test_the_next_steps_first_count_is_not_held_back() -> None:
 
 def test_on_a_terminal_counts_are_drawn_and_what_happens_once_stays() -> None:
     shown = Shown(is_terminal=True)
-    assert shown.tell(STARTED, "loading the model m", "1 of 2 answered", "1.00 GiB of 2.00 GiB fetched", DONE) == [
-        f"{STEP}: loading the model m"
+    counts = ("1 of 2 answered", "1.00 GiB of 2.00 GiB fetched", "2,000 lines read, 0 rejected")
+    assert shown.tell(STARTED, "60 requests in 1 of 2 shards", "loading the model m", *counts, DONE) == [
+        f"{STEP}: 60 requests in 1 of 2 shards",
+        f"{STEP}: loading the model m",
     ]
 
 
 def test_each_rate_of_a_load_benchmark_is_written() -> None:
     shown = Shown()
     lines = [f"target at {rate}/s is within: 60 requests; 95.0% of 60 requests within the limits" for rate in (1, 2, 4)]
-    assert shown.tell("target at 1/s: 5 of 60 s, 60 requests", *lines) == [
-        f"{STEP}: target at 1/s: 5 of 60 s, 60 requests",
+    lines.append("target at 8/s is unmeasured: 480 requests; 9 of 480 requests left more than 50 ms late")
+    counts = ("target at 1/s: 5 of 60 s, 60 requests: 5 done", "target at 1/s: all of 60 requests: 60 done")
+    assert shown.tell(*counts, *lines) == [
+        f"{STEP}: {counts[0]}",
         *(f"{STEP}: {line}" for line in lines),
     ]
 
