@@ -111,6 +111,11 @@ def self_served(migration: Migration) -> bool:
     return priced or isinstance(migration.target, BatchTarget)
 
 
+def usd(amount: float) -> str:
+    """Write an amount with four significant digits; a large one in whole dollars, never with an exponent."""
+    return f"{amount:,.0f} USD" if abs(amount) >= 10_000 else f"{amount:.4g} USD"  # noqa: PLR2004 - has five digits
+
+
 def _found(load: Load, benchmark: Benchmark) -> _Found | str:
     """Return what the benchmark says, or why it says nothing of the cost."""
     name = f"load_benchmark {benchmark.digest[:12]}"
@@ -130,7 +135,7 @@ def _found(load: Load, benchmark: Benchmark) -> _Found | str:
     beyond = benchmark.target.beyond_rate
     least = 1 if beyond is None else replicas_needed(peak, beyond / load.replicas)
     a_day = load.replica_usd_per_hour * _HOURS
-    sum_up = f"{replicas} x {load.replica_usd_per_hour:g} USD x {_HOURS} h = {replicas * a_day:.4g} USD"
+    sum_up = f"{replicas} x {load.replica_usd_per_hour:g} USD x {_HOURS} h = {usd(replicas * a_day)}"
     rest = "" if least == replicas else f"; {least} may do, as {_no_more(beyond, load)}"
     return _Found(replicas, replicas * a_day, least * a_day, f"{found}: {sum_up}{rest}")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from anven_pipelines.domain.capacity import Demand
 from anven_pipelines.domain.cost import PAID_BY_THE_DAY, CostModel, cost_of
 from anven_pipelines.domain.load import Saturation
-from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of
+from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of, usd
 from anven_pipelines.domain.workload import declared_digest
 from anven_pipelines.spec import Migration
 from tests.domain import test_cost as costs
@@ -288,6 +288,14 @@ def test_a_free_price_without_a_benchmark_says_that_servers_were_not_counted() -
     assert (
         "(serving not counted: cost.target_usd_per_day is not declared, and no load_benchmark was made)" in found.reason
     )
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"),
+    [(0.0, "0 USD"), (0.001234, "0.001234 USD"), (-4.4, "-4.4 USD"), (9999.4, "9999 USD"), (24_000.0, "24,000 USD")],
+)
+def test_an_amount_is_told_without_an_exponent(amount: float, said: str) -> None:
+    assert usd(amount) == said
 
 
 @settings(max_examples=80, deadline=None)
