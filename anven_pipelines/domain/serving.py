@@ -96,12 +96,14 @@ def serving_of(migration: Migration, benchmark: Benchmark | None, *, paid_by_the
     if paid_by_the_call:
         reason = f"each call is paid for by its price, to which no server is added{said}"
         return Serving("paid by the call", 0.0, 0.0, reason, digest, replicas)
-    if load is None or load.replica_usd_per_hour is None or found is None:
-        return Serving("not counted", 0.0, 0.0, f"{_not_counted(load, benchmark)}{said}", digest, replicas)
+    if load is None or load.replica_usd_per_hour is None:
+        return Serving("not counted", 0.0, 0.0, f"{_not_counted(load)}{said}", digest, replicas)
     if isinstance(found, _Found):
         return Serving("measured", found.usd_per_day, found.least_usd_per_day, found.words, digest, replicas)
+    # A price of a replica says that serving costs something: how many are needed is then to be measured.
+    missing = found or "a replica has a price and no load_benchmark was made; `anven load` makes one"
     return Serving(
-        "unmeasured", None, None, f"{found}; or declare what serving costs in cost.target_usd_per_day", digest
+        "unmeasured", None, None, f"{missing}; or declare what serving costs in cost.target_usd_per_day", digest
     )
 
 
@@ -144,11 +146,9 @@ def _no_more(beyond: float | None, load: Load) -> str:
     return "no rate was too much" if beyond is None else f"only {beyond / load.replicas:.3g}/s each was too much"
 
 
-def _not_counted(load: Load | None, benchmark: Benchmark | None) -> str:
+def _not_counted(load: Load | None) -> str:
     """Say why nothing is counted for serving, where that is so."""
-    missing = "no load_benchmark was made" if benchmark is None else "load.replica_usd_per_hour is not declared"
-    if load is None:
-        missing = "there is no section load"
+    missing = "there is no section load" if load is None else "load.replica_usd_per_hour is not declared"
     return f"cost.target_usd_per_day is not declared, and {missing}"
 
 
