@@ -41,6 +41,8 @@ CHAIN_ASSETS: Final = (
     "sign_off",
 )
 LOAD_ASSETS: Final = ("power_plan", "golden_dataset", "adapted_prompt", "load_benchmark")
+CHAIN_STEPS: Final = 2 + len(CHAIN_ASSETS)  # LOG_ASSETS are one step, workload_inventory is another
+LOAD_STEPS: Final = 1 + len(LOAD_ASSETS)  # without workload_inventory
 WORKLOAD_TAG: Final = "anven/migrate"
 PLACE_TAG: Final = "anven/place"
 VERDICT_CHECK: Final = "verdict_is_go"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anven_pipelines.chain import LOAD_ASSETS
+from anven_pipelines.chain import LOAD_STEPS
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.load_plan import target_server
 from anven_pipelines.domain.load_reach import why_never
@@ -40,7 +40,7 @@ def load_file(file: Path, *, home: Path, console: Console) -> LoadReport:
         declared = of_kind(definitions, "migrations", Migrations).register(file)
         _require_inputs(declared, file)
         of_kind(definitions, "state", StateStore).require_intact()
-        with chain_of(declared, definitions, home=home, steps=len(LOAD_ASSETS) + 2, console=console) as chain:
+        with chain_of(declared, definitions, home=home, steps=LOAD_STEPS, console=console) as chain:
             return chain.measure_load(declared)
 
 

@@ -11,7 +11,7 @@ import dagster as dg
 from rich.markup import escape
 
 from anven_pipelines.assets.partitions import log_days, workloads
-from anven_pipelines.chain import CHAIN_ASSETS, Chain, only_one
+from anven_pipelines.chain import CHAIN_STEPS, Chain, only_one
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.ingest.log_source import log_source
 from anven_pipelines.ingest.sources import list_files
@@ -56,7 +56,7 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
         declared = of_kind(definitions, "migrations", Migrations).register(file)
         _require_inputs(declared, of_kind(definitions, "batch_inference", BatchInference))
         of_kind(definitions, "state", StateStore).require_intact()  # the last step must not find it down or changed
-        with chain_of(declared, definitions, home=home, steps=len(CHAIN_ASSETS) + 2, console=console) as chain:
+        with chain_of(declared, definitions, home=home, steps=CHAIN_STEPS, console=console) as chain:
             return chain.run(declared, epoch=epoch)
 
 

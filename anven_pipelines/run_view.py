@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from anven_pipelines.run_watch import Told
 
 QUIET_S: Final = 30.0  # between two lines of a count in a log file
-_COUNT: Final = re.compile(r"\d (\S+ )?of \d|: all of \d|^[\d,]+ lines read")
+# A count begins its line, or follows the rate that it belongs to; `5 of 60 requests` in a result's reason is none.
+_COUNT: Final = re.compile(r"(\S+ at \S+/s: )?(\d\S* (\S+ )?|all )of \d|[\d,]+ lines read")
 
 
 class RunView:
@@ -89,7 +90,7 @@ class RunView:
         if told.text in {STARTED, DONE}:
             self._counted_at = -math.inf  # the next step's first count is told at once
             return told.text == DONE and not is_drawn
-        if not _COUNT.search(told.text):
+        if not _COUNT.match(told.text):
             return True
         if is_drawn or now - self._counted_at < QUIET_S:
             return False

@@ -19,6 +19,8 @@ from anven_pipelines.spec_values import Duration, Section, Share
 
 MOST_LOAD_REQUESTS: Final = 200_000
 """Of the load benchmark at one rate."""
+LONGEST_HELD: Final = timedelta(hours=1)
+"""Of a rate, and of a request under load."""
 
 
 def _rates(value: object) -> object:
@@ -118,7 +120,7 @@ class Load(Section):
     @field_validator("duration", "timeout")
     @classmethod
     def _is_short(cls, value: timedelta) -> timedelta:
-        if not timedelta(0) < value <= timedelta(hours=1):
+        if not timedelta(0) < value <= LONGEST_HELD:
             message = "a duration above 0 and up to 1h is needed"
             raise ValueError(message)
         return value

@@ -5,9 +5,18 @@ from __future__ import annotations
 from io import StringIO
 
 import dagster as dg
+import pytest
 from rich.console import Console
 
-from anven_pipelines.chain import VERDICT_CHECK
+from anven_pipelines.chain import (
+    CHAIN_ASSETS,
+    CHAIN_STEPS,
+    LOAD_ASSETS,
+    LOAD_STEPS,
+    LOG_ASSETS,
+    VERDICT_CHECK,
+)
+from anven_pipelines.definitions import MODULES
 from anven_pipelines.run_view import QUIET_S, RunView
 from anven_pipelines.run_watch import DONE, STARTED, RunWatch, Told
 
@@ -52,16 +61,20 @@ def test_the_next_steps_first_count_is_not_held_back() -> None:
 
 def test_on_a_terminal_counts_are_drawn_and_what_happens_once_stays() -> None:
     shown = Shown(is_terminal=True)
-    assert shown.tell(STARTED, "loading the model m", "1 of 2 answered", "1.00 GiB of 2.00 GiB fetched", DONE) == [
-        f"{STEP}: loading the model m"
+    counts = ("1 of 2 answered", "1.00 GiB of 2.00 GiB fetched", "2,000 lines read, 0 rejected")
+    assert shown.tell(STARTED, "60 requests in 1 of 2 shards", "loading the model m", *counts, DONE) == [
+        f"{STEP}: 60 requests in 1 of 2 shards",
+        f"{STEP}: loading the model m",
     ]
 
 
 def test_each_rate_of_a_load_benchmark_is_written() -> None:
     shown = Shown()
     lines = [f"target at {rate}/s is within: 60 requests; 95.0% of 60 requests within the limits" for rate in (1, 2, 4)]
-    assert shown.tell("target at 1/s: 5 of 60 s, 60 requests", *lines) == [
-        f"{STEP}: target at 1/s: 5 of 60 s, 60 requests",
+    lines.append("target at 8/s is unmeasured: 480 requests; 9 of 480 requests left more than 50 ms late")
+    counts = ("target at 1/s: 5 of 60 s, 60 requests: 5 done", "target at 1/s: all of 60 requests: 60 done")
+    assert shown.tell(*counts, *lines) == [
+        f"{STEP}: {counts[0]}",
         *(f"{STEP}: {line}" for line in lines),
     ]
 
@@ -71,6 +84,17 @@ def test_warnings_are_written_at_once_but_for_the_verdicts() -> None:
     assert shown.tell(f"check {VERDICT_CHECK} failed", "1 of 2 [red]", warning=True) == [
         f"warning {STEP}: 1 of 2 [red]"
     ]
+
+
+@pytest.mark.parametrize(
+    ("assets", "steps"),
+    [((*LOG_ASSETS, "workload_inventory", *CHAIN_ASSETS), CHAIN_STEPS), ((*LOG_ASSETS, *LOAD_ASSETS), LOAD_STEPS)],
+    ids=["migrate", "load"],
+)
+def test_the_bar_is_full_when_every_step_is_done(assets: tuple[str, ...], steps: int) -> None:
+    loaded = [each for each in dg.load_assets_from_modules(MODULES) if isinstance(each, dg.AssetsDefinition)]
+    of_asset = {key.to_user_string(): each.node_def.name for each in loaded for key in each.keys}
+    assert len({of_asset[asset] for asset in assets}) == steps
 
 
 def test_dagsters_own_words_on_a_worker_are_kept_from_the_terminal() -> None:

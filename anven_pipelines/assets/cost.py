@@ -16,7 +16,7 @@ from anven_pipelines.assets.materialization import (
     result,
 )
 from anven_pipelines.assets.partitions import workloads
-from anven_pipelines.domain.capacity import Demand, demand_of
+from anven_pipelines.domain.capacity import demand_of
 from anven_pipelines.domain.cost import COST, CostModel, cost_of
 from anven_pipelines.domain.errors import StaleInput
 from anven_pipelines.domain.inventory import INVENTORY_SQL, traffic_of
@@ -75,13 +75,7 @@ def cost_model(
         traffic_of(artifacts.query(INVENTORY_SQL, request_log=calls), migration),
         golden=artifacts.read(golden_dataset),
         legacy_price=litellm_price(migration.legacy.model),
-        benchmark=None
-        if load_benchmark is None
-        else _benchmark(
-            load_benchmark,
-            demand_of(logged_calls(artifacts.query(CALLS_SQL, request_log=calls), migration.legacy)),
-            stale=_why_stale(load_benchmark, migration, target_answers=target_answers),
-        ),
+        benchmark=_benchmark(load_benchmark, migration, artifacts, calls=calls, target_answers=target_answers),
     )
     inputs = {
         "golden_dataset": golden_dataset.digest,
@@ -123,8 +117,24 @@ def require_newest_benchmark(cost_model: Manifest, workload: str, artifacts: Art
         raise StaleInput(message)
 
 
-def _benchmark(manifest: Manifest, demand: Demand, *, stale: str | None) -> Benchmark:
-    return Benchmark(manifest.digest, stale, Saturation.model_validate(manifest.facts["load"]["target"]), demand)
+def _benchmark(
+    manifest: Manifest | None,
+    migration: Migration,
+    artifacts: ArtifactStore,
+    *,
+    calls: Manifest,
+    target_answers: Manifest,
+) -> Benchmark | None:
+    """Return what the benchmark and the log of today say; None where none was ever made."""
+    if manifest is None:
+        return None
+    times = logged_calls(artifacts.query(CALLS_SQL, request_log=calls), migration.legacy)
+    return Benchmark(
+        digest=manifest.digest,
+        stale=_why_stale(manifest, migration, target_answers=target_answers),
+        target=Saturation.model_validate(manifest.facts["load"]["target"]),
+        demand=demand_of(times),
+    )
 
 
 def _why_stale(load_benchmark: Manifest, migration: Migration, *, target_answers: Manifest) -> str | None:

@@ -18,7 +18,7 @@ import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.evaluation import TRAFFIC, cluster_codes
-from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of
+from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of, usd
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.stats.interval import Interval
 from anven_pipelines.stats.means import paired_mean_interval
@@ -310,7 +310,7 @@ def _over(per_day: Interval | None, calls_per_day: float | None) -> Interval | N
     """Spread the saving of a day over its calls."""
     if per_day is None or not calls_per_day:
         return None
-    estimate, lower, upper = (usd / calls_per_day for usd in (per_day.estimate, per_day.lower, per_day.upper))
+    estimate, lower, upper = (bound / calls_per_day for bound in (per_day.estimate, per_day.lower, per_day.upper))
     return Interval(estimate, lower, upper, per_day.level, per_day.method)
 
 
@@ -390,7 +390,7 @@ def _judge(evidence: _Evidence, arms: Sequence[ArmCost], migration: Migration) -
 def _note(serving: Serving, migration: Migration) -> str:
     """Say what was taken off for serving and why, where serving costs something or a replica has a price."""
     if serving.usd_per_day:
-        return f" after {_usd(serving.usd_per_day)} a day for serving ({serving.source}: {serving.reason})"
+        return f" after {usd(serving.usd_per_day)} a day for serving ({serving.source}: {serving.reason})"
     priced = migration.load is not None and migration.load.replica_usd_per_hour is not None
     return f" (serving {serving.source}: {serving.reason})" if priced else ""
 
@@ -408,7 +408,7 @@ def _gap(evidence: _Evidence, arms: Sequence[ArmCost]) -> str:
 
 def _judge_neutrality(saving: Interval, *, noted: str) -> _Judgement:
     """Without a one-off cost and one of serving, judge that a request costs no more than before."""
-    found = f"a request saves {_usd(saving.estimate)} [{_usd(saving.lower)}, {_usd(saving.upper)}]{noted}"
+    found = f"a request saves {usd(saving.estimate)} [{usd(saving.lower)}, {usd(saving.upper)}]{noted}"
     if saving.lower >= 0:
         return _Judgement("met", f"{found}; there is no one-off cost to earn back")
     if saving.upper < 0:
@@ -421,8 +421,8 @@ def _judge_payback(per_day: Interval, migration: Migration, *, noted: str) -> _J
     one_off, allowed = migration.cost.one_off_usd, migration.sign_off.payback_days
     required = one_off / allowed
     found = (
-        f"a day saves {_usd(per_day.estimate)} [{_usd(per_day.lower)}, {_usd(per_day.upper)}]{noted}; "
-        f"{_usd(one_off)} within {allowed:g} days take {_usd(required)} a day"
+        f"a day saves {usd(per_day.estimate)} [{usd(per_day.lower)}, {usd(per_day.upper)}]{noted}; "
+        f"{usd(one_off)} within {allowed:g} days take {usd(required)} a day"
     )
     if per_day.lower >= required:
         return _Judgement("met", f"{found}: pays back in {_days(per_day.lower, one_off):.3g} days at worst")
@@ -431,8 +431,3 @@ def _judge_payback(per_day: Interval, migration: Migration, *, noted: str) -> _J
         outlook = "never pays back" if best is None else f"pays back in {best:.3g} days at best"
         return _Judgement("not met", f"{found}: {outlook}")
     return _Judgement("undecided", f"{found}: it may or may not pay back in time")
-
-
-def _usd(amount: float) -> str:
-    """Write an amount with four significant digits."""
-    return f"{amount:.4g} USD"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from anven_pipelines.domain.load import requests_needed
 from anven_pipelines.domain.load_plan import next_rate, target_server
+from anven_pipelines.spec_load import LONGEST_HELD
 
 if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
     from anven_pipelines.spec_load import Load
 
-EXAMPLE = """load:
+EXAMPLE: Final = """load:
   slo: {ttft_ms: 500, inter_token_ms: 50, share: 0.95}
   rates: [1, 2, 4, 8]
   duration: 1m"""
@@ -59,7 +60,8 @@ def _in_words(load: Load, short: list[float]) -> str:
     seconds, needed = load.duration.total_seconds(), requests_needed(load.slo.share)
     sent = ", ".join(f"{max(1, round(rate * seconds))} at {rate:g}/s" for rate in short)
     enough = math.ceil(needed / min(short))
+    longer = f"hold each rate for {enough} s, or " if enough <= LONGEST_HELD.total_seconds() else ""
     return (
         f"load.duration of {seconds:g} s sends {sent}, and {load.slo.share:.1%} needs {needed} requests even without a "
-        f"miss; hold each rate for {enough} s, or declare higher rates"
+        f"miss; {longer}declare higher rates"
     )

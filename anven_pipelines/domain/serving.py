@@ -96,12 +96,14 @@ def serving_of(migration: Migration, benchmark: Benchmark | None, *, paid_by_the
     if paid_by_the_call:
         reason = f"each call is paid for by its price, to which no server is added{said}"
         return Serving("paid by the call", 0.0, 0.0, reason, digest, replicas)
-    if load is None or load.replica_usd_per_hour is None or found is None:
-        return Serving("not counted", 0.0, 0.0, f"{_not_counted(load, benchmark)}{said}", digest, replicas)
+    if load is None or load.replica_usd_per_hour is None:
+        return Serving("not counted", 0.0, 0.0, f"{_not_counted(load)}{said}", digest, replicas)
     if isinstance(found, _Found):
         return Serving("measured", found.usd_per_day, found.least_usd_per_day, found.words, digest, replicas)
+    # A price of a replica says that serving costs something: how many are needed is then to be measured.
+    missing = found or "a replica has a price and no load_benchmark was made; `anven load` makes one"
     return Serving(
-        "unmeasured", None, None, f"{found}; or declare what serving costs in cost.target_usd_per_day", digest
+        "unmeasured", None, None, f"{missing}; or declare what serving costs in cost.target_usd_per_day", digest
     )
 
 
@@ -109,6 +111,11 @@ def self_served(migration: Migration) -> bool:
     """Tell whether the target runs on servers that are paid for by the hour, as far as the migration file says so."""
     priced = migration.load is not None and migration.load.replica_usd_per_hour is not None
     return priced or isinstance(migration.target, BatchTarget)
+
+
+def usd(amount: float) -> str:
+    """Write an amount with four significant digits; a large one in whole dollars, never with an exponent."""
+    return f"{amount:,.0f} USD" if abs(amount) >= 10_000 else f"{amount:.4g} USD"  # noqa: PLR2004 - has five digits
 
 
 def _found(load: Load, benchmark: Benchmark) -> _Found | str:
@@ -130,7 +137,7 @@ def _found(load: Load, benchmark: Benchmark) -> _Found | str:
     beyond = benchmark.target.beyond_rate
     least = 1 if beyond is None else replicas_needed(peak, beyond / load.replicas)
     a_day = load.replica_usd_per_hour * _HOURS
-    sum_up = f"{replicas} x {load.replica_usd_per_hour:g} USD x {_HOURS} h = {replicas * a_day:.4g} USD"
+    sum_up = f"{replicas} x {load.replica_usd_per_hour:g} USD x {_HOURS} h = {usd(replicas * a_day)}"
     rest = "" if least == replicas else f"; {least} may do, as {_no_more(beyond, load)}"
     return _Found(replicas, replicas * a_day, least * a_day, f"{found}: {sum_up}{rest}")
 
@@ -139,11 +146,9 @@ def _no_more(beyond: float | None, load: Load) -> str:
     return "no rate was too much" if beyond is None else f"only {beyond / load.replicas:.3g}/s each was too much"
 
 
-def _not_counted(load: Load | None, benchmark: Benchmark | None) -> str:
+def _not_counted(load: Load | None) -> str:
     """Say why nothing is counted for serving, where that is so."""
-    missing = "no load_benchmark was made" if benchmark is None else "load.replica_usd_per_hour is not declared"
-    if load is None:
-        missing = "there is no section load"
+    missing = "there is no section load" if load is None else "load.replica_usd_per_hour is not declared"
     return f"cost.target_usd_per_day is not declared, and {missing}"
 
 

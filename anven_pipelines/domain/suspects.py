@@ -73,13 +73,13 @@ def turns(pending: Sequence[str], deaths: Sequence[Death]) -> Turns:
     again = {item for death in deaths for item in death.asking if death.is_search}
     alone = alone_deaths(deaths)
     blamed = [item for item in pending if item in alone and is_to_blame(item, deaths)]
-    once = [item for item in pending if item in ever - again]
+    once = [item for item in pending if item in ever and item not in again]
     size = max(1, -(-len(once) // GROUPS))
     return Turns(
         blamed=blamed,
         rest=[item for item in pending if item not in ever],
         groups=[once[start : start + size] for start in range(0, len(once), size)],
-        alone=sorted((item for item in pending if item in again.difference(blamed)), key=alone.__getitem__),
+        alone=sorted((item for item in pending if item in again and item not in blamed), key=alone.__getitem__),
     )
 
 

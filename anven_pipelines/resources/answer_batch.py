@@ -8,10 +8,8 @@ error instead of failing every item.
 from __future__ import annotations
 
 import asyncio
-import signal
-import threading
 import time
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -20,14 +18,16 @@ import polars as pl
 
 from anven_pipelines.domain.inference import ANSWERS, merge_answers, settled
 from anven_pipelines.domain.outage import Outage
+from anven_pipelines.resources.interrupts import interrupts_deferred
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.domain.outage import Blame
+    from anven_pipelines.resources.interrupts import Interrupts
 
 PART_ROWS: Final = 16
 PART_SECONDS: Final = 1.0
@@ -42,9 +42,9 @@ class Progress(NamedTuple):
         total: Items of the batch.
         failed: Of `done`, those without an answer.
         tokens: Prompt and answer tokens that the server counted in this run.
-        earlier: Of `done`, those of earlier runs.
         elapsed_s: Seconds since the first request of this run, at the end those to the last durable answer; loading
             and freeing a model is not part of it.
+        earlier: Of `done`, those of earlier runs.
     """
 
     done: int
@@ -288,74 +288,6 @@ class AnswerBatch:
         self.report(
             Progress(self._done, len(self.requests), self._failed, self._tokens, now - self._started, self._before)
         )
-
-
-@dataclass
-class Interrupts:
-    """Signals that came while the batch ran; the first cancels the task that runs it."""
-
-    received: list[int] = field(default_factory=list)
-    _cancel: Callable[[], object] | None = None
-    _first: asyncio.Task[None] | None = None  # kept, or it might be collected before it ends
-
-    def cancel(
-        self,
-        task: asyncio.Task[Any] | None,
-        *,
-        after_s: float,
-        first: Callable[[], Coroutine[Any, Any, None]] | None = None,
-    ) -> None:
-        """Cancel the task so long after the first signal, also after one that came before; a second one is at once.
-
-        Args:
-            task: Is cancelled.
-            after_s: Seconds until then.
-            first: Done at the first signal.
-        """
-        loop = asyncio.get_running_loop()
-
-        def begin() -> None:
-            self._first = loop.create_task(first()) if first else None
-
-        def cancel() -> None:
-            if task is not None and not loop.is_closed():
-                wait_s = after_s if len(self.received) < 2 else 0.0  # noqa: PLR2004 - the second signal
-                if len(self.received) == 1:
-                    loop.call_soon_threadsafe(begin)
-                # Between two steps of the loop, never within one.
-                loop.call_soon_threadsafe(lambda: loop.call_later(wait_s, task.cancel))
-
-        self._cancel = cancel
-        if self.received:
-            cancel()
-
-    def receive(self, number: int, _: object) -> None:
-        """Note a signal and cancel the task."""
-        self.received.append(number)
-        if self._cancel:
-            self._cancel()
-
-
-@contextmanager
-def interrupts_deferred() -> Iterator[Interrupts]:
-    """Hold SIGINT and SIGTERM back until the batch has stopped, then hand them to whoever handled them before.
-
-    A handler that raises, as Dagster's does, would otherwise raise in the middle of some coroutine. Outside of the
-    main thread no signal arrives and nothing is changed.
-    """
-    interrupts = Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-    numbers = (number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN)
-    previous = {number: signal.signal(number, interrupts.receive) for number in numbers}
-    try:
-        yield interrupts
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
-        if interrupts.received:
-            signal.raise_signal(interrupts.received[0])
 
 
 def _span(seconds: float) -> str:

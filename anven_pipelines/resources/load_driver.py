@@ -14,16 +14,16 @@ import polars as pl
 
 from anven_pipelines.domain.completion import Answer
 from anven_pipelines.domain.load import LOAD_REQUESTS, Timing, request_row, unsent_row
-from anven_pipelines.resources.answer_batch import interrupts_deferred
 from anven_pipelines.resources.endpoint import DEPARTURE, Departure, DirectEndpoint, Pace, cancelled_quietly
 from anven_pipelines.resources.environment import api_key
+from anven_pipelines.resources.interrupts import interrupts_deferred
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.domain.load_plan import Due, LoadPlan
-    from anven_pipelines.resources.answer_batch import Interrupts
+    from anven_pipelines.resources.interrupts import Interrupts
     from anven_pipelines.spec_target import EndpointTarget
 
 TELL_SECONDS: Final = 5.0

@@ -62,7 +62,7 @@ def test_a_batch_is_answered_by_a_job_and_its_messages_stand_in_the_run_once(pla
     assert set(answers["status"]) == {"answered"}
     assert figures["rows"] == figures["answered"] == 60
     assert sum("60 requests in 1 of 1 shards" in line for line in said) == 1
-    assert sum("60 of 60 asked, 0 failed" in line for line in said) == 1
+    assert sum("60 of 60 answered, 0 failed" in line for line in said) == 1
     assert any("runs on gpu-node-0" in line for line in said)
 
 
@@ -85,7 +85,7 @@ def test_a_step_that_starts_again_goes_along_with_the_job_that_runs(place: Place
     assert kept(place.folder).height == 40
     assert len(place.pods(work)) == 1
     assert [each["rows"] for each in figures] == [40]
-    assert sum("40 of 40 asked, 0 failed" in line for line in said) == 1
+    assert sum("40 of 40 answered, 0 failed" in line for line in said) == 1
 
 
 def test_a_job_that_failed_is_made_again(place: Place) -> None:

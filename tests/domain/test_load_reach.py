@@ -50,6 +50,8 @@ def test_a_benchmark_that_can_prove_one_rate_is_run(changes: dict[str, Any]) -> 
         ),
         (migration_with(rates="auto", max_rate=8, duration="1s"), "sends 1 at 1/s, 2 at 2/s, 4 at 4/s, 8 at 8/s"),
         (migration_with(slo={"ttft_ms": 1, "share": 0.999}), "99.9% needs 2,?703 requests"),
+        # 52 requests at 0.01/s would take longer than a rate may be held.
+        (migration_with(rates=[0.01], duration="1h"), "sends 36 at 0.01/s, .* without a miss; declare higher rates"),
     ],
 )
 def test_one_that_can_prove_nothing_is_refused_with_what_would_do(migration: Migration, reason: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from anven_pipelines.domain.capacity import Demand
 from anven_pipelines.domain.cost import PAID_BY_THE_DAY, CostModel, cost_of
 from anven_pipelines.domain.load import Saturation
-from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of
+from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of, usd
 from anven_pipelines.domain.workload import declared_digest
 from anven_pipelines.spec import Migration
 from tests.domain import test_cost as costs
@@ -122,7 +122,7 @@ def test_a_declared_cost_wins_and_says_what_the_benchmark_would_have_said(usd: f
     [
         (None, None, "there is no section load"),
         (None, bench(), "there is no section load"),
-        (PRICED, None, "no load_benchmark was made"),
+        ({}, None, "load.replica_usd_per_hour is not declared"),
         ({}, bench(8.0), "load.replica_usd_per_hour is not declared; load_benchmark 0123456789ab finds 3 replicas"),
         ({}, bench(None), "load.replica_usd_per_hour is not declared; load_benchmark 0123456789ab found no rate"),
     ],
@@ -270,7 +270,6 @@ def test_a_logged_cost_above_zero_is_a_price_too(logged: Any, source: str, measu
 @pytest.mark.parametrize(
     ("spec", "benchmark"),
     [
-        (owned(), None),
         (owned(target_usd_per_day=0.0), bench(8.0)),
         (migration(legacy=costs.price(5.0), cost={"target_usd_per_day": 3.0}), None),
         (migration(legacy=costs.price(5.0), target=NANO), None),
@@ -282,12 +281,19 @@ def test_a_target_without_a_price_is_free_nowhere(spec: Migration, benchmark: Be
     assert "declare load.replica_usd_per_hour and materialise load_benchmark" in found.reason
 
 
-def test_a_free_price_without_a_benchmark_says_that_servers_were_not_counted() -> None:
-    found = model(owned(target=ENDPOINT | {"price": FREE}))
-    assert found.status == "met"
-    assert (
-        "(serving not counted: cost.target_usd_per_day is not declared, and no load_benchmark was made)" in found.reason
-    )
+@pytest.mark.parametrize("target", [ENDPOINT, ENDPOINT | {"price": FREE}])
+def test_a_replica_with_a_price_and_no_benchmark_is_unmeasured_whatever_a_call_costs(target: dict[str, Any]) -> None:
+    found = model(owned(target=target))
+    assert (found.status, found.serving.source, found.serving.usd_per_day) == ("unmeasured", "unmeasured", None)
+    assert "no load_benchmark was made; `anven load` makes one" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("amount", "said"),
+    [(0.0, "0 USD"), (0.001234, "0.001234 USD"), (-4.4, "-4.4 USD"), (9999.4, "9999 USD"), (24_000.0, "24,000 USD")],
+)
+def test_an_amount_is_told_without_an_exponent(amount: float, said: str) -> None:
+    assert usd(amount) == said
 
 
 @settings(max_examples=80, deadline=None)
