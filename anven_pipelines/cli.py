@@ -126,7 +126,7 @@ def demo(
         Breakage | None,
         typer.Option("--break", help="Make the target worse in this way, to see it refused.", show_default=False),
     ] = None,
-    calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 1075,
+    calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 1200,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic: who asks what and when.")] = 2026,
     as_json: AsJson = False,
 ) -> None:

@@ -122,9 +122,8 @@ def materialised(folder: Path, adaptation: Adaptation | AdaptedPrompt) -> str:
     artifacts.save_manifest("golden_dataset", "support", golden)
     file = folder / "m.yaml"
     file.write_text(yaml.safe_dump(MIGRATION))
-    prompt, facts = adaptation, {}
-    if isinstance(adaptation, Adaptation):
-        prompt, facts = adaptation.prompt, {"adaptation": adaptation.to_json()}
+    facts = {"adaptation": adaptation.to_json()} if isinstance(adaptation, Adaptation) else {}
+    prompt = adaptation.prompt if isinstance(adaptation, Adaptation) else adaptation
     inputs = {
         "golden_dataset": golden.digest,
         **declared_input(parse(file.read_text(), file="m.yaml"), "adapted_prompt"),

@@ -62,7 +62,7 @@ def test_it_refuses_the_unchanged_prompts_and_accepts_the_adapted_ones(tmp_path:
     unchanged, adapted = told["verdicts"]["demo-unchanged"], told["verdicts"]["demo-adapted"]
     assert unchanged["verdict"] == "NO-GO"
     assert adapted["verdict"] == "GO"
-    for verdict, fewest in ((unchanged, 240), (adapted, 420)):  # each on items of its own
+    for verdict, fewest in ((unchanged, 300), (adapted, 500)):  # each on items of its own
         assert verdict["waived"] == ["safety"]
         assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= fewest
         assert verdict["speed"]["status"] == "met"
