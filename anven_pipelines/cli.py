@@ -1,4 +1,4 @@
-"""The command line `anven`: `demo`, `migrate`, `load`, `dev`, `doctor`, `weights`, `fill-mlflow`, `golden`.
+"""The command line `anven`: `demo`, `migrate`, `prompt`, `load`, `dev`, `doctor`, `weights`, `fill-mlflow`, `golden`.
 
 Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
 its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done, 130 interrupted.
@@ -72,6 +72,32 @@ def migrate(
 
 
 @app.command()
+def prompt(
+    file: Annotated[Path, typer.Argument(help="Migration file (YAML) of the workload.", show_default=False)],
+    *,
+    rewrites: Annotated[
+        bool, typer.Option("--rewrites", help="Print it as a section of the migration file, to edit by hand.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the prompts that a workload's target is asked with now: before and after, why, and what they cost.
+
+    With `--rewrites` it prints them as `prompt: {mode: tested, rewrites: ...}`; edited and put into the migration file,
+    they are a new version whose gain is tested again.
+    """
+    with _reported(as_json=as_json) as output:
+        from anven_pipelines.prompt_view import read_prompt, show_prompt, show_rewrites  # noqa: PLC0415 - loads Dagster
+
+        current = read_prompt(file, home=_home())
+        if output.tell(json.dumps(current.to_json())):
+            return
+        if rewrites:
+            typer.echo(show_rewrites(current, stderr), nl=False)
+        else:
+            show_prompt(current, Console())
+
+
+@app.command()
 def load(
     file: Annotated[Path, typer.Argument(help="Migration file (YAML) with a section `load`.", show_default=False)],
     *,
@@ -100,14 +126,14 @@ def demo(
         Breakage | None,
         typer.Option("--break", help="Make the target worse in this way, to see it refused.", show_default=False),
     ] = None,
-    calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 900,
+    calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 1200,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic: who asks what and when.")] = 2026,
     as_json: AsJson = False,
 ) -> None:
     """Migrate a small workload between two tiny real models, live on this machine; no GPU, key or account.
 
     It serves both models, sends the legacy one some traffic, and migrates with the legacy prompts as they are and with
-    adapted ones. Exits with 0 when the last verdict is GO and 1 otherwise.
+    prompts that it searches and proves better. Exits with 0 when the last verdict is GO and 1 otherwise.
     """
     with _reported(as_json=as_json, interrupted="the same command starts the demo anew") as output:
         from anven_pipelines.demo import demonstrate, show_demonstration  # noqa: PLC0415 - loads Dagster: not for --help

@@ -31,7 +31,7 @@ class Outage:
         endpoint: The endpoint in words.
         pending: Items that this run asks.
         concurrency: Requests in flight at once, which all fail together.
-        has_answered: Whether the endpoint ever answered an item of the batch, in this run or before.
+        has_answered: Whether the endpoint ever answered what the checkpoint keeps, in this run or before.
     """
 
     endpoint: str

@@ -156,6 +156,7 @@ class AnswerBatch:
     _done: int = 0
     _before: int = 0
     _failed: int = 0
+    _has_answered: bool = False
     _tokens: int = 0
     _started: float = 0.0
     _ended: float | None = None
@@ -191,7 +192,10 @@ class AnswerBatch:
     def _open_requests(self) -> list[CompletionRequest]:
         """Leave out what is settled; remember how often the rest was asked."""
         asked = pl.Series("item_id", [request.item_id for request in self.requests], dtype=pl.String)
-        kept = self.checkpoint.load().filter(pl.col("item_id").is_in(asked.implode()))
+        everything = self.checkpoint.load()
+        # The answers to other requests, too: a search asks round after round, and one round may be too long throughout.
+        self._has_answered = (everything["status"] == "answered").any()
+        kept = everything.filter(pl.col("item_id").is_in(asked.implode()))
         ended = settled(kept)
         answered = ended.filter(pl.col("status") == "answered")["item_id"]
         closed = frozenset(ended["item_id"])
@@ -202,7 +206,7 @@ class AnswerBatch:
 
     async def _ask_all(self, pending: Sequence[CompletionRequest], interrupts: Interrupts) -> None:
         interrupts.cancel(asyncio.current_task(), after_s=self.drain_s, first=self.journal.drain)
-        outage = Outage(self.endpoint, len(pending), self.concurrency, has_answered=self._done > self._failed)
+        outage = Outage(self.endpoint, len(pending), self.concurrency, has_answered=self._has_answered)
         try:
             async with self.connected():
                 self._started = self.clock()  # a model may take minutes to load, which is no speed of its answers

@@ -35,6 +35,7 @@ def anven(*words: str, folder: Path, **environment: str) -> subprocess.Completed
     [
         [],
         ["migrate"],
+        ["prompt"],
         ["load"],
         ["dev"],
         ["doctor"],

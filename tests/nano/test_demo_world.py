@@ -41,7 +41,8 @@ def test_each_task_has_a_rewrite_of_its_own() -> None:
 def test_its_migration_file_is_valid(*, adapted: bool, breakage: Breakage | None) -> None:
     text = yaml.safe_dump(migration(url=URL, adapted=adapted, breakage=breakage))
     declared = parse(text, file="demo.yaml")
-    assert bool(declared.prompt.rewrites) is adapted
+    assert bool(declared.prompt.rewrites) is (adapted and breakage is not None)
+    assert (declared.prompt.mode == "full") is (adapted and breakage is None)
     assert declared.sign_off.waive == ["safety"]
 
 

@@ -281,6 +281,14 @@ class TestHopelessEndpoint:
         assert checkpoint.load().is_empty()
 
 
+def test_a_round_that_is_too_long_throughout_is_its_requests_own_doing(checkpoint: FolderCheckpoint) -> None:
+    batch_of(Model(), [CompletionRequest("earlier", [], {})], checkpoint).run()
+    refusing = Model({str(number): Failure("bad_request", "too long", 400) for number in range(100)})
+    answers = batch_of(refusing, [CompletionRequest(str(number), [], {}) for number in range(100)], checkpoint).run()
+    assert answers["status"].unique().to_list() == ["failed"]
+    assert len(refusing.asked) == 100
+
+
 def test_a_checkpoint_that_cannot_keep_ends_the_batch(checkpoint: FolderCheckpoint) -> None:
     @dataclass
     class FullDisk(FolderCheckpoint):

@@ -1,0 +1,112 @@
+"""A prompt that was found, as the section `prompt` of a migration file that a person edits and tests again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import regex  # type: ignore[import-untyped] # in place of re for its timeout
+
+from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_mining import fit
+from anven_pipelines.domain.prompt_template import SLOT, Candidate, PromptTemplate
+from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite
+from anven_pipelines.spec_prompt import PromptAdaptation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anven_pipelines.domain.prompts import AdaptedPrompt, Message
+
+NO_SYSTEM: Final = r"\A\Z"  # an absent pattern would fit any system message
+
+
+class Written(NamedTuple):
+    """A section `prompt`, and what a person has to know of it."""
+
+    section: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def rewrites_of(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]]) -> Written:
+    """Write a prompt as rewrites that ask the same, to be edited by hand and tested again.
+
+    Args:
+        prompt: The workload's current prompt.
+        logged: Open prompts as logged; on these it is tried whether the rewrites ask the same.
+
+    Raises:
+        InvalidInput: the legacy prompts stand unchanged, or nothing of the prompt can be said as a rewrite.
+    """
+    parts = prompt.transformation.get("templates", [])
+    rewrites = list(prompt.transformation.get("rewrites", []))
+    notes: list[str] = []
+    templates: list[PromptTemplate] = []
+    for part in parts:
+        template = PromptTemplate.model_validate(part["template"])
+        if "rewrites" in part:
+            rewrites += [each for each in part["rewrites"] if each not in rewrites]
+        elif (reason := _inexpressible(template)) is not None:
+            notes.append(f"{template.name} is left out: {reason}")
+            continue
+        else:
+            candidate = Candidate.model_validate(part["candidate"])
+            rewrites.append(_rewrite(template, candidate))
+            if candidate.params:
+                notes.append(f"{template.name}: a rewrite has no request parameters, {_params(candidate)} is lost")
+        templates.append(template)
+    if not rewrites:
+        why = "; ".join(notes) or "the legacy prompts stand unchanged"
+        message = f"nothing can be written as rewrites: {why}"
+        raise InvalidInput(message)
+    section = {"mode": "tested", "rewrites": [_without_nulls(each) for each in rewrites]}
+    return Written(section, (*notes, *_differences(prompt, section, templates, logged)))
+
+
+def _inexpressible(template: PromptTemplate) -> str | None:
+    """Say why no rewrite fits the calls of a template: one knows a system text and the slots of one user text."""
+    if template.examples:
+        return "its logged calls hold few-shot turns, and a rewrite fits a single user message"
+    if any(name in template.slots for name in SLOT.findall(template.system or "")):
+        return "its system message has slots, and those of a rewrite stand in the user message"
+    return None
+
+
+def _rewrite(template: PromptTemplate, candidate: Candidate) -> dict[str, Any]:
+    system = NO_SYSTEM
+    if template.system is not None:
+        system = rf"\A{regex.escape(template.system, special_only=True)}\Z"
+    return {
+        "system": system,
+        "user": template.pattern,
+        "messages": [each.model_dump() for each in candidate.messages],
+    }
+
+
+def _params(candidate: Candidate) -> str:
+    return ", ".join(f"{name}: {canonical_json(value)}" for name, value in candidate.params.items())
+
+
+def _without_nulls(rewrite: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in rewrite.items() if value is not None}
+
+
+def _differences(
+    prompt: AdaptedPrompt, section: Mapping[str, Any], templates: Sequence[PromptTemplate], logged: Sequence[Any]
+) -> list[str]:
+    """Say what the rewrites do not ask as the prompt does."""
+    rewritten = declared_prompt(PromptAdaptation.model_validate(section))
+    meant = [each for each in logged if not templates or any(fit(template, each) for template in templates)]
+    fitting = [each for each in meant if fitting_rewrite(rewritten.transformation, each) is not None]
+    different = sum(apply(prompt, each).messages != apply(rewritten, each).messages for each in fitting)
+    notes = []
+    if unfit := len(meant) - len(fitting):
+        notes.append(
+            f"no rewrite fits {unfit} of {len(meant)} open prompts, such as those with earlier turns; "
+            "`mode: tested` tries the rewrites where they fit every open prompt of a form"
+        )
+    if different:
+        notes.append(
+            f"{different} of {len(fitting)} open prompts are asked otherwise than by the prompt that was found"
+        )
+    return notes
