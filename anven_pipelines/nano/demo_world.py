@@ -27,24 +27,9 @@ _LEGACY_PRICE: Final = {"input_usd_per_million": 2.5, "output_usd_per_million": 
 _TARGET_PRICE: Final = {"input_usd_per_million": 0.2, "output_usd_per_million": 0.4, "source": _PRICE_SOURCE}
 _TOO_DEAR: Final = {"input_usd_per_million": 9.0, "output_usd_per_million": 36.0, "source": _PRICE_SOURCE}
 
-# The target's best prompts are about as good as legacy's; those that a short search finds are a few points worse.
-QUALITY_MARGIN: Final = 0.12
 _LEAST_DELAY_MS: Final = 800.0
 _SLOW_TIMES: Final = 2.0
-_SMALL: Final = {"size": 300, "holdout": 1.0}
-# Open are the items that the first verdict burnt and as many again: half are searched on, half prove the gain.
-_SEARCHED: Final = {"size": "all", "holdout": 0.5}
-_DECLARED: Final = {"size": "all", "holdout": 0.8}
-# Two searches compete: on so few items either alone now and then misses the style that the target was trained on. No
-# sentence of the invented legacy prompts has to stay, and a guard of 10 % would want more items than a demo has.
-_SEARCH: Final = {
-    "mode": "full",
-    "strategies": ["racing", "random"],
-    "policies": [],
-    "budget": {"calls": 4000},
-    "validation": 0.5,
-    "guard_margin": 0.15,
-}
+_SMALL: Final = {"size": 240, "holdout": 1.0}
 _SLOW_CONCURRENCY: Final = 16  # who waits computes nothing: more wait at once, and the demo takes no longer
 
 
@@ -70,8 +55,8 @@ def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> d
 
     Args:
         url: Where anven-nano is served.
-        adapted: Adapt the prompts to the target, or carry them over unchanged.
-        breakage: What is worse about the target; the prompts are then declared as rewrites, not searched.
+        adapted: Write the prompts anew for the target, or carry them over unchanged.
+        breakage: What is worse about the target, where it is its price.
     """
     declared: dict[str, Any] = {
         "workload": "demo-adapted" if adapted else "demo-unchanged",
@@ -87,13 +72,10 @@ def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> d
         },
         "grading": [{"kind": "exact"}],
         # What the first verdict burns cannot judge the second: it takes few, as it is far from close.
-        "golden": {"strata": ["application"]} | _SMALL,
-        "sign_off": {"quality_margin": QUALITY_MARGIN, "waive": ["safety"]},
+        "golden": {"strata": ["application"]} | ({"size": "all", "holdout": 0.8} if adapted else _SMALL),
+        "sign_off": {"quality_margin": 0.05, "waive": ["safety"]},
     }
-    if not adapted:
-        return declared
-    golden, prompt = (_SEARCHED, _SEARCH) if breakage is None else (_DECLARED, {"rewrites": rewrites()})
-    return {**declared, "risk": "low", "prompt": prompt, "golden": {"strata": ["application"]} | golden}
+    return {**declared, "prompt": {"rewrites": rewrites()}} if adapted else declared
 
 
 def rewrites() -> list[dict[str, Any]]:
