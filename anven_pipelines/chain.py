@@ -40,7 +40,7 @@ CHAIN_ASSETS: Final = (
     "cost_model",
     "sign_off",
 )
-LOAD_ASSETS: Final = ("power_plan", "golden_dataset", "adapted_prompt", "load_benchmark")
+LOAD_ASSETS: Final = ("power_plan", "golden_dataset", "prompt_baseline", "adapted_prompt", "load_benchmark")
 WORKLOAD_TAG: Final = "anven/migrate"
 PLACE_TAG: Final = "anven/place"
 VERDICT_CHECK: Final = "verdict_is_go"
