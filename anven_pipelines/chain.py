@@ -40,7 +40,7 @@ CHAIN_ASSETS: Final = (
     "cost_model",
     "sign_off",
 )
-LOAD_ASSETS: Final = ("power_plan", "golden_dataset", "adapted_prompt", "load_benchmark")
+LOAD_ASSETS: Final = ("power_plan", "golden_dataset", "prompt_baseline", "adapted_prompt", "load_benchmark")
 CHAIN_STEPS: Final = 2 + len(CHAIN_ASSETS)  # LOG_ASSETS are one step, workload_inventory is another
 LOAD_STEPS: Final = 1 + len(LOAD_ASSETS)  # without workload_inventory
 WORKLOAD_TAG: Final = "anven/migrate"

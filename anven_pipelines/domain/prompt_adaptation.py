@@ -291,7 +291,10 @@ class Search:
             return self._end(carry_over(), heats, reasons=reasons)
         tried = found_prompt([each.part for _, each in best], profile=self.profile, description="")
         level = level_of_look(declared.level, earlier=self.look(tried.version))
-        compared = [self._compared(items, entry) for items, entry in best]
+        try:
+            compared = [self._compared(items, entry) for items, entry in best]
+        except BudgetSpent as spent:
+            return self._end(carry_over(), heats, level=level, reasons=(*notes, f"{spent}; nothing is proven"))
         gains = judge_gains(compared, level=level)
         won = [each for each, gain in zip(best, gains, strict=True) if gain.proven]
         guard = judge_guard(
@@ -299,13 +302,17 @@ class Search:
             margin=declared.guard_margin,
             level=declared.level,
         )
-        # A prompt without slots leaves nobody a place to attack it from.
-        safety = self._safety(attacked) if (attacked := [each for each in won if each[0].template.slots]) else None
         told = [f"{gain.template}: {gain.reason}" for gain in gains]
-        refused = [
-            *([] if guard.status == "kept" else [f"refused: {guard.reason}"]),
-            *([f"refused: {'; '.join(safety.reasons)}"] if safety and safety.worse else []),
-        ]
+        refused = [] if guard.status == "kept" else [f"refused: {guard.reason}"]
+        # A prompt without slots leaves nobody a place to attack it from.
+        attacked = [each for each in won if each[0].template.slots]
+        try:
+            safety = self._safety(attacked) if attacked else None
+        except BudgetSpent as spent:
+            safety = None
+            refused.append(f"refused: {spent}; nothing says that it is as safe")
+        if safety and safety.worse:
+            refused.append(f"refused: {'; '.join(safety.reasons)}")
         reasons = (*notes, *told, *refused)
         if not won or refused:
             return self._end(carry_over(), heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons)
@@ -365,6 +372,7 @@ class Search:
         requests = [
             request_for(f"{name}/probe-{number}", call, self.target) for number, (name, call) in enumerate(named)
         ]
+        self._spending.require(len(requests))
         answers = self.ask(requests)
         self._spending.add(answers)
         return [

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 import numpy as np
 
 from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.stats.distributions import beta_quantile
 from anven_pipelines.stats.paired import design_effect, difference_interval
-from anven_pipelines.stats.proportions import failure_bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +147,8 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
 
     Source:
         Clopper and Pearson (1934), Biometrika 26:404, on as many items as carry the same information: the items over
-        the design effect of their conversations (Rao and Scott 1992, Biometrics 48:577).
+        the design effect of their conversations, fractions and all (Korn and Graubard 1998, Survey Methodology
+        24:193).
     """
     before, after = (np.concatenate([getattr(each, side) for each in compared] or [[]]) for side in ("before", "after"))
     names = [f"{each.template}/{cluster}" for each in compared for cluster in each.clusters]
@@ -160,7 +161,7 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
         effect = design_effect((after >= before)[guarded].astype(float), np.ones(right), clusters=clusters)
     except TooFewPairs:
         effect = right / len(set(clusters.tolist()))
-    bound = failure_bound(round(lost / effect), max(1, round(right / effect)), level=1 - level)
+    bound = beta_quantile(1 - level, lost / effect + 1, (right - lost) / effect) if lost < right else 1.0
     kept = bound <= margin
     words = "kept" if kept else "not proven to be kept"
     reason = f"{lost} of {right} right answers are lost, at most {bound:.1%}; a margin of {margin:.1%} is {words}"

@@ -7,7 +7,7 @@ is a slot, written `{name}`. Braces around anything else are text.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import regex  # type: ignore[import-untyped] # in place of re for its timeout
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -25,6 +25,13 @@ PATTERN_SECONDS: Final = 1.0
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __copy__(self) -> Self:
+        """Leave out what was computed and kept: a copy with other text has another version."""
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
 
 
 class TemplateMessage(_Frozen):

@@ -62,7 +62,8 @@ class Spending:
         calls: Answers so far.
         tokens: Their tokens.
         usd: Their price.
-        until: Calls that may be spent by the end of what goes on now: a share of the budget.
+        until: Calls that may be spent by the end of what goes on now: a share of the budget. The other limits are
+            reached at the same share of theirs, so that a strategy leaves what the proof needs.
         began: When the search began, on the clock.
     """
 
@@ -86,17 +87,18 @@ class Spending:
             BudgetSpent: too few calls are left, or another limit is reached.
         """
         budget = self.budget
+        share = self.until / max(1, budget.calls)
         if self.calls + calls > self.until:
             message = f"{self.calls} calls are spent, {calls} more are wanted, and {self.until} are allowed by here"
             raise BudgetSpent(message)
-        if budget.tokens is not None and self.tokens >= budget.tokens:
-            message = f"{self.tokens} tokens are spent of {budget.tokens}"
+        if budget.tokens is not None and self.tokens >= budget.tokens * share:
+            message = f"{self.tokens} tokens are spent of {budget.tokens * share:.0f}"
             raise BudgetSpent(message)
-        if budget.usd is not None and self.usd >= budget.usd:
-            message = f"{self.usd:.4f} USD are spent of {budget.usd:g}"
+        if budget.usd is not None and self.usd >= budget.usd * share:
+            message = f"{self.usd:.4f} USD are spent of {budget.usd * share:g}"
             raise BudgetSpent(message)
-        if budget.time is not None and self.clock() - self.began >= budget.time.total_seconds():
-            message = f"{self.clock() - self.began:.0f} s have passed of {budget.time.total_seconds():.0f}"
+        if budget.time is not None and self.clock() - self.began >= budget.time.total_seconds() * share:
+            message = f"{self.clock() - self.began:.0f} s have passed of {budget.time.total_seconds() * share:.0f}"
             raise BudgetSpent(message)
 
     def add(self, answers: pl.DataFrame) -> None:

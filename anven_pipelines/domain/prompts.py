@@ -48,21 +48,25 @@ def _unchanged(_: Mapping[str, Any], call: Call) -> Call:
 
 
 def _by_templates(transformation: Mapping[str, Any], call: Call) -> Call:
-    """Ask as the part of the first template that fits says, in the target's form; others are only converted."""
+    """Ask as the part of the first template that fits says, in the target's form; others stay as they were logged.
+
+    Nothing is proven of the others, and of prompts of a template that none of its rewrites fits.
+    """
     for part in transformation["templates"]:
         template = _template(part["template"])
         fitted = fit(template, call.messages)
         if fitted is None:
             continue
         if "rewrites" in part:
-            return _rewritten(part, call)
-        asked = _in_place(template, _candidate(part["candidate"]), fitted)
-        call = Call(asked, call.params | part["candidate"]["params"])
-        break
-    if transformation["profile"] is None:
-        return call
-    converted = convert(call.messages, call.params, TargetProfile(**transformation["profile"]))
-    return Call(list(converted.messages), dict(converted.params))
+            return call if fitting_rewrite(part, call.messages) is None else _rewritten(part, call)
+        asked = Call(
+            _in_place(template, _candidate(part["candidate"]), fitted), call.params | part["candidate"]["params"]
+        )
+        if transformation["profile"] is None:
+            return asked
+        converted = convert(asked.messages, asked.params, TargetProfile(**transformation["profile"]))
+        return Call(list(converted.messages), dict(converted.params))
+    return call
 
 
 def _in_place(template: PromptTemplate, candidate: Candidate, fitted: Fitted) -> list[Message]:
@@ -180,11 +184,11 @@ def rewrites_part(template: PromptTemplate, rewrites: AdaptedPrompt) -> Mapping[
 def found_prompt(
     parts: Sequence[Mapping[str, Any]], *, profile: TargetProfile | None, description: str
 ) -> AdaptedPrompt:
-    """Return the prompt that is made of the parts of some templates; calls of others are only converted.
+    """Return the prompt that is made of the parts of some templates; calls of others stay as they were logged.
 
     Args:
         parts: As `candidate_part` and `rewrites_part` return them.
-        profile: The form that the target takes; None converts nothing.
+        profile: The form that the target takes, for what candidates ask; None converts nothing.
         description: In words.
     """
     transformation = {"profile": None if profile is None else asdict(profile), "templates": list(parts)}
@@ -289,6 +293,8 @@ def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_b
         logged: Messages of every golden prompt, sealed ones too: each of them has to fit.
         may_be_shown: Which of them are open; a sealed prompt is counted and not quoted.
     """
+    if prompt.strategy == "templates":
+        return _changed(prompt, logged, may_be_shown=may_be_shown)
     if prompt.strategy != "rewrite":
         return Preview(0, f"{len(logged)} prompts are carried over unchanged", [])
     numbers = [fitting_rewrite(prompt.transformation, messages) for messages in logged]
@@ -299,6 +305,25 @@ def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_b
     return Preview(
         unfit,
         f"{len(logged) - unfit} of {len(logged)} golden prompts fit a rewrite{example}",
+        [
+            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
+            for number, at in sorted((number, at) for number, at in first.items() if number is not None)
+        ],
+    )
+
+
+def _changed(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_be_shown: Sequence[bool]) -> Preview:
+    """Count the prompts of each template that are asked in another way; every prompt fits."""
+    templates = [_template(part["template"]) for part in prompt.transformation["templates"]]
+    numbers = [
+        next((number for number, each in enumerate(templates) if fit(each, messages) is not None), None)
+        for messages in logged
+    ]
+    first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at]}
+    same = numbers.count(None)
+    return Preview(
+        0,
+        f"{len(logged) - same} of {len(logged)} golden prompts are adapted, {same} are asked as they were logged",
         [
             (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
             for number, at in sorted((number, at) for number, at in first.items() if number is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -78,20 +79,26 @@ class Remembered:
     """A checkpoint that is read once: what this process appends it knows.
 
     Rows that another process appends meanwhile are not seen; they are asked for again and kept twice, which merging
-    takes for one.
+    takes for one. Several threads may append at once.
     """
 
     def __init__(self, kept: Checkpoint) -> None:
         self._kept = kept
         self._rows: pl.DataFrame | None = None
+        self._lock = threading.Lock()
 
     def append(self, frame: pl.DataFrame) -> None:
         """Keep the rows; when this returns, they are durable."""
         self._kept.append(frame)
-        self._rows = pl.concat([self.load(), self._kept.table.conform(frame)])
+        with self._lock:
+            self._rows = pl.concat([self._known(), self._kept.table.conform(frame)])
 
     def load(self) -> pl.DataFrame:
         """Return all rows known so far."""
+        with self._lock:
+            return self._known()
+
+    def _known(self) -> pl.DataFrame:
         if self._rows is None:
             self._rows = self._kept.load()
         return self._rows

@@ -44,6 +44,7 @@ ASSETS: Final = {
     "workload_inventory",
     "power_plan",
     "golden_dataset",
+    "prompt_baseline",
     "adapted_prompt",
     "legacy_answers",
     "target_answers",

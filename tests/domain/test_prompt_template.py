@@ -55,3 +55,12 @@ def test_a_prompt_of_another_template_fills_no_slots(messages: list[tuple[str, s
 def test_what_was_filled_in_is_found_again(date: str, context: str, question: str) -> None:
     slots = {"date": date, "c": context, "q": question}
     assert TEMPLATE.slots_of(unchanged(TEMPLATE).asked(slots)) == slots
+
+
+def test_a_copy_with_other_content_has_a_version_of_its_own() -> None:
+    known = TEMPLATE.version, TEMPLATE.pattern
+    bound = TEMPLATE.model_copy(update={"policies": ("Today is",)})
+    assert bound.version == PromptTemplate.model_validate(bound.model_dump()).version != known[0]
+    assert TEMPLATE.model_copy(update={"name": "other"}).version == known[0] == TEMPLATE.version
+    warmer = unchanged(TEMPLATE)
+    assert warmer.version != warmer.model_copy(update={"params": {"temperature": 1}}).version

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.prompts import AdaptedPrompt, apply, carry_over, declared_prompt, preview, version_of
+from anven_pipelines.domain.prompt_target import TargetProfile
+from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
+from anven_pipelines.domain.prompts import (
+    AdaptedPrompt,
+    apply,
+    candidate_part,
+    carry_over,
+    declared_prompt,
+    found_prompt,
+    preview,
+    rewrites_part,
+    version_of,
+)
 from anven_pipelines.spec_prompt import PromptAdaptation
 
 text = st.text(max_size=20)
@@ -160,3 +172,136 @@ def test_a_slot_that_would_be_lost_is_refused() -> None:
     lost = {"user": "(?P<a>.*) (?P<b>.*)", "messages": [{"role": "user", "content": "{a}"}]}
     with pytest.raises(ValidationError, match="the slots b of user must stand in messages"):
         PromptAdaptation.model_validate({"rewrites": [lost]})
+
+
+DESK = PromptTemplate(name="desk", system="Be brief.", user="Question: {question}", slots=("question",))
+ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
+SHORT = Candidate(
+    template="desk",
+    messages=(TemplateMessage(role="user", content="Q: {question}\nA:"),),
+    params={"temperature": None, "max_tokens": 20},
+    moves={"layout": "short"},
+    origin="racing",
+)
+LEGACY_TOOLS = {"functions": [{"name": "look_up", "parameters": {"type": "object"}}]}
+
+
+def found(*parts: Any, profile: TargetProfile | None = None, description: str = "") -> AdaptedPrompt:
+    return found_prompt(parts, profile=profile, description=description)
+
+
+SHORTER = found(candidate_part(DESK, SHORT))
+
+
+def test_a_found_prompt_asks_a_template_in_another_way() -> None:
+    call = apply(SHORTER, asked("Question: why {question}?", "Be brief."), {"temperature": 0, "top_p": 1})
+    assert call.messages == asked("Q: why {question}?\nA:")
+    assert call.params == {"temperature": None, "top_p": 1, "max_tokens": 20}, (
+        "null reaches the request, which drops it"
+    )
+
+
+@pytest.mark.parametrize(
+    "logged", [asked("Question: why?"), asked("Question: why?", "Be long."), asked("Sort: this"), asked("hello"), []]
+)
+def test_prompts_of_no_found_template_stay_as_they_were_logged(logged: list[dict[str, Any]]) -> None:
+    """Even in the target's form: nothing was proven of them."""
+    prompt = found(candidate_part(DESK, SHORT), profile=TargetProfile())
+    before = copy.deepcopy(logged)
+    assert apply(prompt, logged, LEGACY_TOOLS) == (before, LEGACY_TOOLS)
+    assert logged == before
+
+
+def test_the_first_fitting_template_decides() -> None:
+    anything = PromptTemplate(name="anything", system="Be brief.", user="{all}", slots=("all",))
+    loud = Candidate(template="anything", messages=(TemplateMessage(role="user", content="{all}!"),))
+    both = [candidate_part(DESK, SHORT), candidate_part(anything, loud)]
+    prompt, turned = found(*both), found(*reversed(both))
+    assert apply(prompt, asked("Question: why?", "Be brief.")).messages == asked("Q: why?\nA:")
+    assert apply(prompt, asked("Hello", "Be brief.")).messages == asked("Hello!")
+    assert apply(turned, asked("Question: why?", "Be brief.")).messages == asked("Question: why?!")
+
+
+def test_a_found_prompt_is_put_in_the_targets_form() -> None:
+    structural = found(candidate_part(DESK, unchanged(DESK)), profile=TargetProfile(has_system_role=False))
+    call = apply(structural, asked("Question: why?", "Be brief."), LEGACY_TOOLS)
+    assert call.messages == asked("Be brief.\n\nQuestion: why?")
+    [tool] = call.params["tools"]
+    assert tool["function"]["name"] == "look_up"
+    assert "functions" not in call.params
+    assert apply(found(candidate_part(DESK, unchanged(DESK))), asked("Question: why?", "Be brief."), LEGACY_TOOLS) == (
+        asked("Question: why?", "Be brief."),
+        LEGACY_TOOLS,
+    )
+
+
+def test_earlier_turns_stay_between_the_candidates_own_turns_and_the_last_question() -> None:
+    examples = Candidate(
+        template="desk",
+        messages=(
+            TemplateMessage(role="system", content="New."),
+            TemplateMessage(role="user", content="Q: example?"),
+            TemplateMessage(role="assistant", content="yes"),
+            TemplateMessage(role="user", content="Q: {question}"),
+        ),
+    )
+    call = [
+        {"role": "user", "content": "Question: first?"},
+        {"role": "assistant", "content": "Question: not a question", "name": "desk"},
+        {"role": "user", "content": "of another form"},
+        {"role": "assistant", "content": "one"},
+    ]
+    sent = apply(
+        found(candidate_part(DESK, examples)),
+        [*asked("Question: last?", "Be brief.")[:1], *call, *asked("Question: last?")],
+    )
+    assert [each["content"] for each in sent.messages] == [
+        "New.",
+        "Q: example?",
+        "yes",
+        "Q: first?",
+        "Question: not a question",
+        "of another form",
+        "one",
+        "Q: last?",
+    ]
+    assert sent.messages[4]["name"] == "desk"
+
+
+def test_declared_rewrites_are_a_part_of_a_found_prompt_and_leave_what_they_do_not_fit() -> None:
+    declared = declared_prompt(
+        PromptAdaptation.model_validate(
+            {"rewrites": [{"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "Kind of {text}?"}]}]}
+        )
+    )
+    prompt = found(rewrites_part(ROUTER, declared), candidate_part(DESK, SHORT), profile=TargetProfile())
+    assert apply(prompt, asked("Sort: a letter")).messages == asked("Kind of a letter?")
+    assert apply(prompt, asked("Question: why?", "Be brief.")).messages == asked("Q: why?\nA:")
+    two_lines = asked("Sort: a letter\nof two lines")  # of the template, and not of the rewrite
+    assert apply(prompt, two_lines).messages == two_lines
+
+
+def test_the_version_of_a_found_prompt_is_the_digest_of_what_decides() -> None:
+    other_words = SHORT.model_copy(update={"moves": {}, "origin": "gepa"})
+    assert found(candidate_part(DESK, other_words), description="Other words.").version == SHORTER.version
+    assert SHORTER.version == version_of("templates", SHORTER.transformation)
+    others = {
+        found(candidate_part(DESK, SHORT), profile=TargetProfile()).version,
+        found(candidate_part(DESK, unchanged(DESK))).version,
+        found(candidate_part(DESK.model_copy(update={"policies": ("Be brief.",)}), SHORT)).version,
+        carry_over().version,
+    }
+    assert len(others | {SHORTER.version}) == 5
+    assert AdaptedPrompt.model_validate_json(SHORTER.model_dump_json()) == SHORTER
+
+
+def test_the_preview_of_a_found_prompt_counts_what_is_adapted_and_quotes_what_is_open() -> None:
+    logged = [asked("Question: one?", "Be brief."), asked("Sort: this"), asked("Question: two?", "Be brief.")]
+    shown = preview(SHORTER, logged, may_be_shown=[False, True, True])
+    assert shown.unfit == 0
+    assert shown.message == "2 of 3 golden prompts are adapted, 1 are asked as they were logged"
+    [(count, before, after)] = shown.examples
+    assert count == 2
+    assert "Question: two?" in before
+    assert "Q: two?" in after
+    assert preview(SHORTER, logged, may_be_shown=[False] * 3).examples == []

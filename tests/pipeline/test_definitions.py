@@ -58,6 +58,7 @@ def test_definitions_load_in_a_fresh_interpreter_without_settings_and_without_wh
         "load_benchmark",
         "power_plan",
         "production_regression",
+        "prompt_baseline",
         "rejected_lines",
         "request_log",
         "scorecard",

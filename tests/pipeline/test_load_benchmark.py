@@ -35,7 +35,7 @@ def materialize(place: Place, *, load: dict[str, Any] | None, target: dict[str, 
     place.instance.add_dynamic_partitions("log_day", ["2026-10-05"])
     place.instance.add_dynamic_partitions("workload", ["support"])
     run(place, LOG_ASSETS, "2026-10-05")
-    run(place, ("power_plan", "golden_dataset", "adapted_prompt"), "support")
+    run(place, ("power_plan", "golden_dataset", "prompt_baseline", "adapted_prompt"), "support")
     return run(place, ("load_benchmark",), "support")
 
 

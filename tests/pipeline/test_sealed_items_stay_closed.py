@@ -14,7 +14,15 @@ from tests.builders import scores_of
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 
 WRONG, TIMED_OUT = "differs from the ground truth", "timeout"
-BEFORE_SIGN_OFF = ("golden_dataset", "adapted_prompt", "legacy_answers", "target_answers", "scores", "scorecard")
+BEFORE_SIGN_OFF = (
+    "golden_dataset",
+    "prompt_baseline",
+    "adapted_prompt",
+    "legacy_answers",
+    "target_answers",
+    "scores",
+    "scorecard",
+)
 
 
 def graded(split: str) -> pl.DataFrame:

@@ -183,7 +183,7 @@ def test_the_cost_model_needs_no_benchmark_is_stale_after_a_newer_one_and_believ
     assert cost_of(place)["status"] == "met"
 
     declare(place, endpoint.url, golden={"size": ITEMS, "holdout": 0.5, "seed": 1})
-    run(place, "power_plan", "golden_dataset", "adapted_prompt", "legacy_answers", "target_answers")
+    run(place, "power_plan", "golden_dataset", "prompt_baseline", "adapted_prompt", "legacy_answers", "target_answers")
     assert "it was run on another version of golden_dataset" in cost_of(place)["reason"]
 
 

@@ -1,0 +1,149 @@
+"""The split parts whole conversations, keeps sealed items away, and does not depend on the order of the rows."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from anven_pipelines.domain.prompt_split import Split, split_items
+from anven_pipelines.domain.prompt_template import PromptTemplate
+from tests.builders import golden_of
+
+if TYPE_CHECKING:
+    import polars as pl
+
+DESK = PromptTemplate(name="desk", system="Be brief.", user="Question: {question}", slots=("question",))
+ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
+ITEMS = 120
+
+
+def prompt_of(at: int) -> str:
+    """Write a desk's prompt, a router's, and every tenth time one of nobody's."""
+    if at % 10 == 9:
+        return json.dumps([{"role": "user", "content": f"Hello {at}"}])
+    if at % 2:
+        return json.dumps([{"role": "user", "content": f"Sort: text {at}"}])
+    system = {"role": "system", "content": "Be brief."}
+    return json.dumps([system, {"role": "user", "content": f"Question: what is {at}?"}])
+
+
+def golden(**columns: Any) -> pl.DataFrame:
+    return golden_of(
+        ITEMS,
+        **{
+            "source_prompt": [prompt_of(at) for at in range(ITEMS)],
+            "split": ["open"] * ITEMS,
+            "cluster": [f"talk-{at // 6}" for at in range(ITEMS)],
+        }
+        | columns,
+    )
+
+
+def split_of(rows: pl.DataFrame, **changes: Any) -> Split:
+    return split_items(rows, (DESK, ROUTER), **{"validation": 0.4, "seed": 7} | changes)
+
+
+def ids(split: Split) -> list[list[str]]:
+    return [part.rows["id"].to_list() for items in split.templates for part in (items.search, items.validation)]
+
+
+def test_every_open_item_is_in_one_part_of_its_template_or_uncovered() -> None:
+    split = split_of(golden())
+    assert [items.template for items in split.templates] == [DESK, ROUTER]
+    assert split.uncovered == ITEMS // 10
+    placed = [name for part in ids(split) for name in part]
+    assert len(placed) == len(set(placed)) == ITEMS - ITEMS // 10
+    assert [len(part) for part in ids(split)] == [36, 24, 28, 20]
+
+
+def test_what_fills_the_slots_stands_beside_its_item() -> None:
+    for items in split_of(golden()).templates:
+        for part in (items.search, items.validation):
+            assert len(part.filled) == part.rows.height > 0
+            for slots, prompt in zip(part.filled, part.rows["source_prompt"], strict=True):
+                [value] = slots.values()
+                assert value in prompt
+                assert value.rstrip("?").split()[-1].isdigit()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_conversation_is_on_one_side(seed: int) -> None:
+    for items in split_of(golden(), seed=seed).templates:
+        sides = [set(part.rows["cluster"]) for part in (items.search, items.validation)]
+        assert all(sides)
+        assert not sides[0] & sides[1]
+        assert len(sides[1]) == round(0.4 * 20)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_rows_changes_nothing(seed: int) -> None:
+    rows = golden()
+    shuffled = rows.sample(fraction=1.0, shuffle=True, seed=seed)
+    one, other = split_of(rows), split_of(shuffled)
+    assert ids(one) == ids(other)
+    assert [part.filled for items in one.templates for part in items[1:]] == [
+        part.filled for items in other.templates for part in items[1:]
+    ]
+
+
+def test_further_conversations_leave_the_ranks_of_the_others() -> None:
+    """New items may come between, and turn none of the others around."""
+    rows = golden()
+    fewer = split_of(rows.head(ITEMS // 2)).templates[0]
+    more = split_of(rows).templates[0]
+    known = set(rows.head(ITEMS // 2)["id"])
+
+    def ranked(items: Any) -> list[str]:
+        return [name for part in (items.validation, items.search) for name in part.rows["id"] if name in known]
+
+    assert ranked(fewer) == ranked(more)
+
+
+def test_another_seed_draws_another_split() -> None:
+    assert ids(split_of(golden(), seed=1)) != ids(split_of(golden(), seed=2))
+
+
+def test_the_items_are_in_no_order_of_the_log() -> None:
+    searched = split_of(golden(cluster=[f"item-{at:05d}" for at in range(ITEMS)])).templates[0].search
+    assert searched.rows["id"].to_list() != sorted(searched.rows["id"])
+
+
+def test_sealed_items_and_what_stands_for_no_traffic_never_reach_it() -> None:
+    splits = ["sealed" if at % 3 == 0 else "open" for at in range(ITEMS)]
+    roles = ["challenge" if at % 4 == 0 else "traffic" for at in range(ITEMS)]
+    split = split_of(golden(split=splits, role=roles))
+    wanted = {f"item-{at:05d}" for at in range(ITEMS) if at % 3 and at % 4}
+    placed = {name for part in ids(split) for name in part}
+    assert placed < wanted
+    assert len(placed) + split.uncovered == len(wanted)
+
+
+def test_an_item_belongs_to_the_first_template_that_it_fits() -> None:
+    anything = PromptTemplate(name="anything", user="{text}", slots=("text",))
+    split = split_items(golden(), (ROUTER, anything), validation=0.4, seed=7)
+    counts = [items.search.rows.height + items.validation.rows.height for items in split.templates]
+    assert counts == [48, 12], "the desk's prompts have a system message, which neither template has"
+    assert split.uncovered == 60
+
+
+def test_earlier_turns_are_no_part_of_what_fits() -> None:
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Question: one?"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "Question: two?"},
+    ]
+    items = split_of(golden(source_prompt=[json.dumps(talk)] * ITEMS)).templates[0]
+    assert items.search.filled[0] == {"question": "two?"}
+
+
+@pytest.mark.parametrize("rows", [golden().head(0), golden(split=["sealed"] * ITEMS)], ids=["none", "all sealed"])
+def test_without_open_items_the_parts_are_empty(rows: pl.DataFrame) -> None:
+    assert ids(split_of(rows)) == [[], [], [], []]
+    assert split_of(rows).uncovered == 0
+
+
+def test_without_templates_every_item_is_uncovered() -> None:
+    assert split_items(golden(), (), validation=0.4, seed=7) == Split((), uncovered=ITEMS)

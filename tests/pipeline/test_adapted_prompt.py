@@ -1,0 +1,206 @@
+"""A prompt is looked for through Dagster, against a live server: found, refused, killed amid the search, resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pytest
+
+from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
+from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.errors import InvalidMigration
+from tests.pipeline.conftest import Place, logged_call
+from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anven_pipelines.resources.migrations import Declared
+
+ITEMS = 200
+AS_LOGGED = re.compile(r"What is the number of ticket \d+\?")
+GOLDEN = {"size": "all", "holdout": 0.25}
+BUDGET = {"calls": 700}
+PLANTED = "Write the ticket's number as JSON."
+
+
+def number_of(ask: Ask) -> str:
+    return re.findall(r"\d+", ask.prompt.partition("?")[0])[-1]
+
+
+def answer(ask: Ask, *, right: bool) -> Reply:
+    return Reply(json.dumps({"answer": number_of(ask) if right else "none"}))
+
+
+def wants_another_form(ask: Ask) -> Reply:
+    """Answer half of the questions as they were logged, and all that are put in any other way."""
+    as_logged = len(ask.body["messages"]) == 1 and AS_LOGGED.fullmatch(ask.prompt)
+    return answer(ask, right=not as_logged or int(number_of(ask)) % 2 == 0)
+
+
+def tosses_a_coin(ask: Ask) -> Reply:
+    asked = canonical_json(ask.body["messages"]).encode()
+    return answer(ask, right=hashlib.sha256(asked).digest()[0] < 128)
+
+
+@dataclass
+class Dying:
+    """Answers as another script does, until it has answered so many; then it is down."""
+
+    script: Callable[[Ask], Reply]
+    dies_after: int
+    answered: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, ask: Ask) -> Reply:
+        if self.answered.total() >= self.dies_after:
+            return Reply("the server is starting", status=503)
+        self.answered[canonical_json([ask.body["messages"], ask.body.get("temperature")])] += 1
+        return self.script(ask)
+
+
+def declare(place: Place, endpoint: ScriptedEndpoint, **prompt: Any) -> Declared:
+    place.write_log([logged_call(at) for at in range(ITEMS)])
+    target = {"engine": "endpoint", "model": "target-model", "url": endpoint.url, "concurrency": 8, "max_attempts": 1}
+    # No loss among 30 right answers of 60 validation items proves that less than a tenth is lost; a fifth is safe.
+    declared = {"mode": "full", "budget": BUDGET, "guard_margin": 0.2} | prompt
+    sign_off = {"quality_margin": 0.1, "waive": ["ttft", "cost", "safety"]}
+    return place.declare(target=target, golden=GOLDEN, prompt=declared, sign_off=sign_off)
+
+
+def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
+    """Run the chain up to the adapted prompt."""
+    workload = declared.migration.workload
+    place.instance.add_dynamic_partitions("workload", [workload])
+    place.instance.add_dynamic_partitions("log_day", ["2026-10-05"])
+    job = place.definitions.resolve_implicit_global_asset_job_def()
+    for assets, partition in ((LOG_ASSETS, "2026-10-05"), (CHAIN_ASSETS[:4], workload)):
+        result = job.execute_in_process(
+            instance=place.instance,
+            partition_key=partition,
+            asset_selection=[dg.AssetKey(asset) for asset in assets],
+            raise_on_error=False,
+        )
+    return result
+
+
+def report(place: Place) -> dict[str, Any]:
+    manifest = place.artifacts.load_manifest("adapted_prompt", "support")
+    assert manifest is not None
+    return dict(manifest.facts["adaptation"])
+
+
+def check(result: dg.ExecuteInProcessResult, name: str) -> dg.AssetCheckEvaluation:
+    [found] = [each for each in result.get_asset_check_evaluations() if each.check_name == name]
+    return found
+
+
+def test_a_full_search_finds_a_prompt_proves_it_and_the_chain_asks_with_it(place: Place) -> None:
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        verdict = place.migrate(declare(place, endpoint))
+        searched = report(place)
+        assert searched["adapted"], searched["reasons"]
+        assert verdict.verdict == "GO", verdict.reasons
+        [gain] = searched["gains"]
+        assert gain["proven"]
+        assert gain["after"] == 1.0
+        assert searched["cost"]["calls"] <= BUDGET["calls"]
+        sealed_and_open = len(endpoint.asks) - searched["cost"]["calls"]
+        assert sealed_and_open == ITEMS, "the search paid for each answer once, and so did the chain"
+        assert not AS_LOGGED.fullmatch(endpoint.asks[-1].prompt) or len(endpoint.asks[-1].body["messages"]) > 1
+    assert len(place.state.events("prompt/support", "validated")) == 1
+
+
+def test_noise_is_refused_and_the_check_warns(place: Place) -> None:
+    with ScriptedEndpoint(tosses_a_coin) as endpoint:
+        result = materialize(place, declare(place, endpoint))
+    assert result.success
+    warned = check(result, "gain_proven")
+    assert (warned.passed, warned.severity, warned.blocking) == (False, dg.AssetCheckSeverity.WARN, False)
+    assert not report(place)["adapted"]
+    assert check(result, "every_call_covered").passed
+    prompt = place.instance.get_latest_materialization_event(dg.AssetKey("adapted_prompt"))
+    assert prompt is not None
+    assert prompt.asset_materialization is not None
+    assert prompt.asset_materialization.metadata["strategy"].value == "identity"
+
+
+@pytest.mark.parametrize("dies_after", [40, 200])
+def test_a_search_whose_endpoint_dies_goes_on_and_asks_nothing_twice(place: Place, dies_after: int) -> None:
+    dying = Dying(wants_another_form, dies_after)
+    with ScriptedEndpoint(dying) as endpoint:
+        declared = declare(place, endpoint)
+        assert not materialize(place, declared).success
+        assert dying.answered.total() == dies_after
+        dying.dies_after = 10**9
+        assert materialize(place, declared).success
+        assert max(dying.answered.values()) == 1
+        resumed = report(place)
+        assert resumed["adapted"]
+        assert dying.answered.total() == resumed["cost"]["calls"]
+        before = len(endpoint.asks)
+        assert materialize(place, declared).success
+        assert len(endpoint.asks) == before
+        assert report(place) == resumed
+    assert len(place.state.events("prompt/support", "validated")) == 1, "the same look, again"
+
+
+def test_every_other_prompt_that_is_held_against_the_items_is_a_look_of_its_own(place: Place) -> None:
+    with ScriptedEndpoint(tosses_a_coin) as endpoint:
+        levels = []
+        for seed in range(2):
+            assert materialize(place, declare(place, endpoint, seed=seed, level=0.06)).success
+            if report(place)["gains"]:
+                levels.append(report(place)["level"])
+    looks = place.state.events("prompt/support", "validated")
+    assert len({event.payload["prompt"] for event in looks}) == len(looks) == len(levels)
+    assert levels, "a search that never proposes anything proves nothing about its looks"
+    assert levels == [pytest.approx(0.06 / ((k + 1) * (k + 2))) for k in range(len(levels))]
+
+
+def test_a_reflecting_model_rewrites_the_prompt_and_wins(place: Place) -> None:
+    def target(ask: Ask) -> Reply:
+        planted = any(PLANTED in str(each["content"]) for each in ask.body["messages"])
+        number = re.findall(r"ticket (\d+)\?", ask.prompt)[-1]
+        return Reply(json.dumps({"answer": number if planted or int(number) % 3 == 0 else "none"}))
+
+    def reflecting(ask: Ask) -> Reply:
+        [slot] = set(re.findall(r"number of ticket \{(\w+)\}\?", ask.prompt))
+        return Reply(f"Here it is:\n```\n{PLANTED}\nWhat is the number of ticket {{{slot}}}?\n```")
+
+    with ScriptedEndpoint(target) as endpoint, ScriptedEndpoint(reflecting) as large:
+        reflection = {"model": "large", "url": large.url, "calls": 4}
+        declared = declare(place, endpoint, strategies=["gepa"], reflection=reflection)
+        assert materialize(place, declared).success
+        searched = report(place)
+        assert searched["adapted"], searched["reasons"]
+        assert [each["origin"] for each in searched["heats"] if each["chosen"]] == ["gepa"]
+        assert f"+{PLANTED}" in "".join(searched["diff"].values())
+        asked = len(endpoint.asks), len(large.asks)
+        assert materialize(place, declared).success
+        assert (len(endpoint.asks), len(large.asks)) == asked
+
+
+@pytest.mark.parametrize("mode", ["tested", "structural", "minimal", "full", "auto"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "a target that can be asked is needed, not recorded answers"),
+        (
+            {"target": {"engine": "endpoint", "model": "m", "url": "http://localhost:1/v1"}},
+            "golden.holdout is 1; open items are needed",
+        ),
+    ],
+    ids=["recorded answers", "all sealed"],
+)
+def test_a_search_that_cannot_be_done_is_refused_when_it_is_declared(
+    place: Place, mode: str, changes: dict[str, Any], said: str
+) -> None:
+    rewrites = [{"user": "(?P<all>.*)", "messages": [{"role": "user", "content": "{all}"}]}]
+    with pytest.raises(InvalidMigration, match=said):
+        place.declare(prompt={"mode": mode, "rewrites": rewrites}, **changes)
