@@ -122,7 +122,9 @@ def test_its_servers_end_with_it_however_it_ends(number: signal.Signals, count: 
         code, told, stderr = demo(tmp_path, "--break", "cost", "--calls", "400")
         assert (code, told["verdict"]) == (1, "NO-GO"), stderr
         (verdict,) = told["verdicts"].values()
-        assert {each["name"] for each in verdict["criteria"] if each["status"] != "met" and not each["waived"]} == {"cost"}
+        assert {each["name"] for each in verdict["criteria"] if each["status"] != "met" and not each["waived"]} == {
+            "cost"
+        }
 
 
 @pytest.mark.timeout(300)

@@ -14,7 +14,8 @@ from anven_pipelines.migration_file import parse
 from anven_pipelines.nano.demo_world import Breakage, migration, rewrites, server_faults
 from anven_pipelines.nano.prompts import anven_messages, legacy_messages
 from anven_pipelines.nano.tasks import generate
-from anven_pipelines.spec import PromptAdaptation, SignOff
+from anven_pipelines.spec import SignOff
+from anven_pipelines.spec_prompt import PromptAdaptation
 
 URL = "http://127.0.0.1:8000/v1"
 
