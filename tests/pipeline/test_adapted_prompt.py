@@ -27,7 +27,6 @@ ITEMS = 200
 AS_LOGGED = re.compile(r"What is the number of ticket \d+\?")
 GOLDEN = {"size": "all", "holdout": 0.25}
 BUDGET = {"calls": 700}
-PLANTED = "Write the ticket's number as JSON."
 
 
 def number_of(ask: Ask) -> str:
@@ -161,29 +160,6 @@ def test_every_other_prompt_that_is_held_against_the_items_is_a_look_of_its_own(
     assert len({event.payload["prompt"] for event in looks}) == len(looks) == len(levels)
     assert levels, "a search that never proposes anything proves nothing about its looks"
     assert levels == [pytest.approx(0.06 / ((k + 1) * (k + 2))) for k in range(len(levels))]
-
-
-def test_a_reflecting_model_rewrites_the_prompt_and_wins(place: Place) -> None:
-    def target(ask: Ask) -> Reply:
-        planted = any(PLANTED in str(each["content"]) for each in ask.body["messages"])
-        number = re.findall(r"ticket (\d+)\?", ask.prompt)[-1]
-        return Reply(json.dumps({"answer": number if planted or int(number) % 3 == 0 else "none"}))
-
-    def reflecting(ask: Ask) -> Reply:
-        [slot] = set(re.findall(r"number of ticket \{(\w+)\}\?", ask.prompt))
-        return Reply(f"Here it is:\n```\n{PLANTED}\nWhat is the number of ticket {{{slot}}}?\n```")
-
-    with ScriptedEndpoint(target) as endpoint, ScriptedEndpoint(reflecting) as large:
-        reflection = {"model": "large", "url": large.url, "calls": 4}
-        declared = declare(place, endpoint, strategies=["gepa"], reflection=reflection)
-        assert materialize(place, declared).success
-        searched = report(place)
-        assert searched["adapted"], searched["reasons"]
-        assert [each["origin"] for each in searched["heats"] if each["chosen"]] == ["gepa"]
-        assert f"+{PLANTED}" in "".join(searched["diff"].values())
-        asked = len(endpoint.asks), len(large.asks)
-        assert materialize(place, declared).success
-        assert (len(endpoint.asks), len(large.asks)) == asked
 
 
 @pytest.mark.parametrize("mode", ["tested", "structural", "minimal", "full", "auto"])
