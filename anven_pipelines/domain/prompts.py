@@ -297,8 +297,6 @@ def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_b
         return _changed(prompt, logged, may_be_shown=may_be_shown)
     if prompt.strategy == "identity":
         return Preview(0, f"{len(logged)} prompts are carried over unchanged", [])
-    if prompt.strategy == "templates":
-        return _template_preview(prompt, logged, may_be_shown=may_be_shown)
     numbers = [fitting_rewrite(prompt.transformation, messages) for messages in logged]
     first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at]}
     unfit = numbers.count(None)
@@ -329,26 +327,5 @@ def _changed(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_
         [
             (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
             for number, at in sorted((number, at) for number, at in first.items() if number is not None)
-        ],
-    )
-
-
-def _template_preview(
-    prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_be_shown: Sequence[bool]
-) -> Preview:
-    """Count which templates the prompts fit; what fits none is asked as it was, and counts as known."""
-    templates = [_template(part["template"]) for part in prompt.transformation["templates"]]
-    numbers = [
-        next((number for number, each in enumerate(templates) if fit(each, messages) is not None), None)
-        for messages in logged
-    ]
-    first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at] and number is not None}
-    names = ", ".join(f"{numbers.count(number)} as {each.name}" for number, each in enumerate(templates))
-    return Preview(
-        0,
-        f"{len(logged)} golden prompts: {names}, {numbers.count(None)} as they were",
-        [
-            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
-            for number, at in sorted(first.items())
         ],
     )

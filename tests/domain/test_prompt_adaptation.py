@@ -423,7 +423,7 @@ def test_the_report_is_the_same_for_the_same_answers_and_survives_being_stored()
     for seconds in (1.0, 2.5):
         world = World(half_and("Good", 9))
         rows = golden() if seconds == 1.0 else golden().reverse()
-        strategies = {
+        strategies: dict[str, Strategy] = {
             "finds": Finds({"desk": GOOD}),
             "racing": Racing(mode="minimal", rounds=2, at_once=4, first_lap=12),
         }

@@ -81,7 +81,7 @@ def test_a_policy_that_stands_nowhere_is_refused(policies: list[str]) -> None:
 
 
 def test_policies_change_the_version_of_a_template_and_answers_do_not() -> None:
-    found, none = (baseline_of(golden(), policies=each).templates[0] for each in ("found", []))
+    found, none = baseline_of(golden(), policies="found").templates[0], baseline_of(golden(), policies=[]).templates[0]
     assert found.version != none.version
     other = golden().with_columns(source_output=golden()["source_output"].reverse())
     assert baseline_of(other, policies="found").to_json() == baseline_of(golden(), policies="found").to_json()

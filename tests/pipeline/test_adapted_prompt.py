@@ -30,7 +30,7 @@ BUDGET = {"calls": 700}
 
 
 def number_of(ask: Ask) -> str:
-    return re.findall(r"\d+", ask.prompt.partition("?")[0])[-1]
+    return str(re.findall(r"\d+", ask.prompt.partition("?")[0])[-1])
 
 
 def answer(ask: Ask, *, right: bool) -> Reply:
