@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -76,7 +77,7 @@ def test_its_shape_is_known_without_reading_the_weights(server: S3Server, model:
 
 def test_what_cannot_fit_or_is_not_there_is_refused_before_launch(model: str) -> None:
     settings_of(target(model, gpu_memory_gib=1), elsewhere=False, environment={})
-    with pytest.raises(InvalidInput, match=r"m does not fit: its weights take 0\.09 GiB"):
+    with pytest.raises(InvalidInput, match=r"m does not fit: its weights take 96\.00 MiB"):
         settings_of(target(model, gpu_memory_gib=0.1), elsewhere=False, environment={})
     with pytest.raises(InvalidInput, match="s3://models/none does not exist; name the folder"):
         settings_of(target("s3://models/none", gpu_memory_gib=1), elsewhere=False, environment={})
@@ -131,7 +132,7 @@ def test_a_worker_killed_while_it_fetches_leaves_nothing_that_counts(
     folder = fetched(model, cache, said)
     assert Weights.in_folder(folder).digest() == digest_of_parts(PARTS)
     assert [each.name for each in cache.iterdir() if each.is_dir()] == [folder.name]
-    assert said[0].startswith("fetching 0.01 GiB in ")  # what was whole was kept
+    assert said[0].startswith("fetching 12.00 MiB in ")  # what was whole was kept
     assert {each.name for each in folder.iterdir() if each.name.startswith(".")} == set()
     said.clear()
     assert fetched(model, cache, said) == folder
@@ -159,5 +160,5 @@ def test_a_worker_refuses_other_weights_before_an_engine_loads_them(
     done = worked(tmp_path, written(tmp_path, questions(1), settings=other))
     assert done.returncode == 2
     assert f"{model} holds weights with the digest" in done.stderr.splitlines()[-1]
-    assert "fetching 0.09 GiB in 12 files" in done.stderr
+    assert re.search(r"fetching 96\.\d\d MiB in 12 files", done.stderr)
     assert not [each for each in (tmp_path / "cache").iterdir() if each.is_dir()]
