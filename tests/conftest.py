@@ -99,6 +99,17 @@ def unmet_requirements() -> dict[str, str]:
     return {name: needed for name, (is_met, needed) in REQUIREMENTS.items() if not is_met()}
 
 
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make MLflow's database once: its migrations take 3 s, a copy of the file takes none."""
+    from anven_pipelines.resources.mlflow_tracking import MlflowTracking  # noqa: PLC0415 - not at each collection
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    tracking = MlflowTracking(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", outbox=str(folder / "outbox"))
+    assert tracking.problem() is None
+    return folder / "mlflow.db"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give the session an empty home and none of the user's settings."""

@@ -26,8 +26,8 @@ from anven_pipelines.assets.materialization import (
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest, require_same
-from anven_pipelines.domain.prompt_adaptation import Adaptation, candidate_prompts
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
+from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
 from anven_pipelines.domain.prompts import declared_prompt, preview
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations

@@ -14,7 +14,8 @@ import polars as pl
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.inference import ANSWERS, work_key
-from anven_pipelines.domain.prompt_adaptation import Adaptation, Search
+from anven_pipelines.domain.prompt_adaptation import Search
+from anven_pipelines.domain.prompt_report import Adaptation
 from anven_pipelines.domain.prompt_search import Racing, RandomSearch
 from anven_pipelines.domain.prompt_split import split_items
 from anven_pipelines.domain.prompt_strategy import Strategy

@@ -15,9 +15,9 @@ from rich.console import Console
 from anven_pipelines.assets.materialization import declared_input, publish_document
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.golden import GOLDEN, opened
-from anven_pipelines.domain.prompt_adaptation import Adaptation
 from anven_pipelines.domain.prompt_baseline import baseline_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard
+from anven_pipelines.domain.prompt_report import Adaptation
 from anven_pipelines.domain.prompt_rewrites import rewrites_of
 from anven_pipelines.domain.prompt_safety import Outcome, compare
 from anven_pipelines.domain.prompt_target import TargetProfile

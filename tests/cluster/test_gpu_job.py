@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -136,7 +135,8 @@ def test_an_image_that_may_still_come_is_waited_for_and_told(double: Place) -> N
         waited(
             lambda: next((pod for pod in double.pods(work) if pod["status"].get("containerStatuses")), None), "no pod"
         )
-        time.sleep(1.0)  # for a look
+        before = double.asked("get", "jobs")
+        waited(lambda: double.asked("get", "jobs") > before + 1 or None, "nobody looks")
         cluster.image_problem = {}
 
     with meanwhile(heal):

@@ -53,18 +53,9 @@ class Outage(NamedTuple):
     seconds: float
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make one empty tracking database; tests start from a copy, which saves MLflow's migrations."""
-    folder = tmp_path_factory.mktemp("database")
-    first = MlflowTracking(tracking_uri=f"sqlite:///{folder}/mlflow.db", outbox=str(folder / "outbox"))
-    assert first.problem() is None
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def embedded(database: Path, tmp_path: Path) -> MlflowTracking:
-    shutil.copy(database, tmp_path / "mlflow.db")
+def embedded(empty_mlflow: Path, tmp_path: Path) -> MlflowTracking:
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     return MlflowTracking(
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         artifact_root=str(tmp_path / "artifacts"),
@@ -84,10 +75,10 @@ def outage(tmp_path_factory: pytest.TempPathFactory) -> Outage:
 
 
 @pytest.fixture(scope="module")
-def server(outage: Outage, database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(outage: Outage, empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a real MLflow server on the port where nothing listened."""
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(database, folder / "mlflow.db")
+    shutil.copy(empty_mlflow, folder / "mlflow.db")
     with mlflow_server(outage.tracking.tracking_uri, folder):
         yield outage.tracking.tracking_uri
 

@@ -58,18 +58,9 @@ def step(*prompts: RegisteredPrompt, key: str = "run-1/prompt_baseline/support")
     )
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make one empty tracking database; tests start from a copy, which saves MLflow's migrations."""
-    folder = tmp_path_factory.mktemp("database")
-    first = MlflowTracking(tracking_uri=f"sqlite:///{folder}/mlflow.db", outbox=str(folder / "outbox"))
-    assert first.problem() is None
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def tracking(database: Path, tmp_path: Path) -> MlflowTracking:
-    shutil.copy(database, tmp_path / "mlflow.db")
+def tracking(empty_mlflow: Path, tmp_path: Path) -> MlflowTracking:
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     return MlflowTracking(
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         artifact_root=str(tmp_path / "artifacts"),

@@ -13,7 +13,8 @@ import pytest
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.inference import ANSWERS
-from anven_pipelines.domain.prompt_adaptation import Adaptation, Search, candidate_prompts
+from anven_pipelines.domain.prompt_adaptation import Search
+from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
 from anven_pipelines.domain.prompt_safety import CODES
 from anven_pipelines.domain.prompt_search import Racing
 from anven_pipelines.domain.prompt_split import split_items

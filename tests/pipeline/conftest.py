@@ -16,7 +16,6 @@ from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import resources
 from anven_pipelines.resources.migrations import Declared, Migrations
-from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -70,15 +69,6 @@ class Place(NamedTuple):
         return Chain(self.definitions, self.instance, self.artifacts, "test", self.told.append).run(
             declared, epoch=epoch
         )
-
-
-@pytest.fixture(scope="session")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make MLflow's database once: its migrations take 3 s, a copy of the file takes none."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    tracking = MlflowTracking(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", outbox=str(folder / "outbox"))
-    assert tracking.problem() is None
-    return folder / "mlflow.db"
 
 
 @pytest.fixture

@@ -9,20 +9,14 @@ import polars as pl
 import pytest
 
 from anven_pipelines.assets.evaluation import reasons_told
+from anven_pipelines.chain import CHAIN_ASSETS
 from anven_pipelines.domain.sign_off import JUDGED
 from tests.builders import scores_of
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 
 WRONG, TIMED_OUT = "differs from the ground truth", "timeout"
-BEFORE_SIGN_OFF = (
-    "golden_dataset",
-    "prompt_baseline",
-    "adapted_prompt",
-    "legacy_answers",
-    "target_answers",
-    "scores",
-    "scorecard",
-)
+# The power plan is made before anything is sealed, and a price tells nothing of an answer's worth.
+BEFORE_SIGN_OFF = [asset for asset in CHAIN_ASSETS if asset not in {"power_plan", "cost_model", "sign_off"}]
 
 
 def graded(split: str) -> pl.DataFrame:
