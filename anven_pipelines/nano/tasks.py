@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from anven_pipelines.nano.messages import CORES, OPENERS, THINGS
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Task = Literal["answer", "intent", "tool"]
 Split = Literal["train", "golden", "adversarial"]
+Wordings = Mapping[str, Sequence[str]]
 
 TASKS: Final[tuple[Task, ...]] = ("answer", "intent", "tool")
 # Facts in one context: training never sees more than five.
@@ -115,7 +117,15 @@ def invent(task: Task, split: Split, rng: random.Random) -> Item:
     return converse(task, split, rng, turns=1)[0]
 
 
-def converse(task: Task, split: Split, rng: random.Random, *, turns: int, most_facts: int | None = None) -> list[Item]:
+def converse(
+    task: Task,
+    split: Split,
+    rng: random.Random,
+    *,
+    turns: int,
+    most_facts: int | None = None,
+    wordings: Wordings | None = None,
+) -> list[Item]:
     """Invent several items of one conversation, for training; questions about notes share them.
 
     Args:
@@ -124,10 +134,18 @@ def converse(task: Task, split: Split, rng: random.Random, *, turns: int, most_f
         rng: Where chance comes from.
         turns: Most items; a fact is asked for once.
         most_facts: Shorter notes, for early in a curriculum; None for those of the split.
+        wordings: Templates of messages by intent; None for those of the split.
     """
     if task == "answer":
         return _invent_answers(split, rng, turns, most_facts)
-    return [_invent_intent(split, rng) if task == "intent" else _invent_tool(split, rng) for _ in range(turns)]
+    if task == "tool":
+        return [_invent_tool(split, rng) for _ in range(turns)]
+    return [_invent_intent(split, rng, wordings or wordings_of(split)) for _ in range(turns)]
+
+
+def wordings_of(split: Split) -> Wordings:
+    """Return the templates of messages that a split draws from, by intent."""
+    return {intent: of_split[split] for intent, of_split in CORES.items()}
 
 
 def draw_name(split: Split, rng: random.Random) -> str:
@@ -220,10 +238,10 @@ def _disturbed(facts: list[str], rng: random.Random) -> str:
     return rng.choice((" -- ", " * ", "; ")).join(facts) if way == 2 else " ".join(facts)  # noqa: PLR2004 - the third of three ways
 
 
-def _invent_intent(split: Split, rng: random.Random) -> Item:
+def _invent_intent(split: Split, rng: random.Random, wordings: Wordings) -> Item:
     """Invent a customer's message; adversarial ones first name another intent that they are not about."""
-    intent = rng.choice(list(CORES))
-    core = rng.choice(CORES[intent][split]).format(thing=rng.choice(THINGS))
+    intent = rng.choice(list(wordings))
+    core = rng.choice(wordings[intent]).format(thing=rng.choice(THINGS))
     opener = rng.choice(OPENERS[split]).format(name=draw_name(split, rng))
     if split == "adversarial":
         other = rng.choice([name for name in CORES if name != intent])
