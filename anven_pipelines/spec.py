@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Annotated, Final, Literal
 
 from pydantic import (
@@ -18,8 +17,9 @@ from pydantic import (
 from anven_pipelines.spec_grading import Grader
 from anven_pipelines.spec_load import Load
 from anven_pipelines.spec_prompt import PromptAdaptation, Risk
+from anven_pipelines.spec_rollout import Rollout
 from anven_pipelines.spec_target import RecordedTarget, Target
-from anven_pipelines.spec_values import Duration, Level, LogFormat, Price, Section, Share, Sources
+from anven_pipelines.spec_values import Level, LogFormat, Price, Section, Share, Sources
 
 Stratum = Literal["application", "endpoint", "task", "length_band", "risk", "language"]
 Criterion = Literal["segments", "ttft", "cost", "safety", "holdout"]
@@ -188,37 +188,6 @@ class Drift(Section):
     """Share of the calls that would have to move to other strata; a smaller shift is no alarm, however sure it is."""
     level: Level = 0.01
     """Error rate of one look; the check looks whenever it runs."""
-
-
-class Stage(Section):
-    """One step of the canary."""
-
-    share: float = Field(gt=0, le=1)
-    """Share of traffic that the target serves."""
-    soak: Duration
-    """Shortest stay in the stage."""
-
-
-class Rollout(Section):
-    """The canary plan; the controller follows the verdict."""
-
-    stages: list[Stage] = Field(
-        default_factory=lambda: [
-            Stage(share=0.05, soak=timedelta(hours=24)),
-            Stage(share=0.25, soak=timedelta(hours=48)),
-            Stage(share=1.0, soak=timedelta(hours=72)),
-        ],
-        min_length=1,
-    )
-    """Shares must rise."""
-
-    @model_validator(mode="after")
-    def _shares_rise(self) -> Rollout:
-        shares = [stage.share for stage in self.stages]
-        if shares != sorted(set(shares)):
-            message = f"stages with rising shares are needed, found {shares}"
-            raise ValueError(message)
-        return self
 
 
 class Migration(Section):

@@ -43,7 +43,7 @@ def test_the_smallest_file_gets_safe_defaults() -> None:
     assert migration.sign_off.level == 0.05
     assert migration.sign_off.waive == []
     assert migration.golden.holdout == 0.25
-    assert [stage.share for stage in migration.rollout.stages] == [0.05, 0.25, 1.0]
+    assert [stage.share for stage in migration.rollout.steps] == [0.05, 0.25, 0.5, 1.0]
 
 
 def test_the_example_of_the_documentation_is_read() -> None:
@@ -58,7 +58,7 @@ def test_the_example_of_the_documentation_is_read() -> None:
         }
     )
     assert isinstance(migration.target, EndpointTarget)
-    assert migration.rollout.stages[1].soak == timedelta(days=3)
+    assert migration.rollout.steps[1].soak == timedelta(days=3)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ({"grading": [{"kind": "text", "field": "x"}]}, "grading[0].field is unknown; known here: kind"),
         (
             {"rollout": {"stages": [{"share": 1.0, "soak": "1h", "x": 1}]}},
-            "rollout.stages[0].x is unknown; known here: share, soak",
+            "rollout.stages[0].x is unknown; known here: share, soak, widened, approvals",
         ),
         (
             {"legacy": {"model": "m", "logs": "x", "format": "csv"}},
@@ -131,6 +131,7 @@ def test_the_example_of_the_documentation_is_read() -> None:
             {"rollout": {"stages": [{"share": 0.5, "soak": "1h"}, {"share": 0.1, "soak": "1h"}]}},
             "rising shares are needed",
         ),
+        ({"rollout": {"stages": [{"share": 0.5, "soak": "1h"}]}}, "a last stage of share 1.0 is needed, found 0.5"),
         ({"rollout": {"stages": [{"share": 0.5, "soak": "2 days"}]}}, "such as 500ms, 30s, 15m, 24h or 2d"),
         ({"load": {}}, "load.slo is missing"),
         ({"load": {"slo": {"share": 0.9}}}, "at least one of ttft_ms, inter_token_ms and latency_ms is needed"),

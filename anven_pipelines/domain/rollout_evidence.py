@@ -1,0 +1,124 @@
+"""What production showed of both arms, in the form in which the controller judges it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from anven_pipelines.spec_rollout import Metric
+    from anven_pipelines.stats.interval import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How much worse the target is than legacy, in one metric; above 0 is worse.
+
+    Bounds hold at all looks together. What was not measured has a reason in place of bounds: it is neither harm nor
+    proof.
+
+    Attributes:
+        metric: Its name.
+        unit: Of the numbers, such as `points` or `ms`.
+        harm: Bounds at the error rate of a roll back; the lower one decides. The widest proof of several windows.
+        harm_limit: What the lower bound of `harm` has to exceed.
+        proof: Bounds at the error rate of an advance; the upper one decides.
+        proof_limit: What the upper bound of `proof` has to stay below.
+        unknown: Why there are no bounds; None where there are.
+    """
+
+    metric: Metric
+    unit: str
+    harm: Interval | None = None
+    harm_limit: float = 0.0
+    proof: Interval | None = None
+    proof_limit: float = 0.0
+    unknown: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse NaN, which no limit would stop, and a comparison that says nothing."""
+        if math.isnan(self.harm_limit) or math.isnan(self.proof_limit):
+            message = f"limits of {self.metric} are {self.harm_limit} and {self.proof_limit}; numbers are needed"
+            raise ValueError(message)
+        if self.unknown is None and (self.harm is None or self.proof is None):
+            message = f"{self.metric} has no bounds and no reason; one of both is needed"
+            raise ValueError(message)
+
+    @property
+    def is_harm(self) -> bool:
+        """Whether it is proven that the target is worse by more than its limit."""
+        return self.unknown is None and self.harm is not None and self.harm.lower > self.harm_limit
+
+    def is_proven(self, *, widened: float) -> bool:
+        """Tell whether it is proven that the target is worse by less than so many times its limit.
+
+        A limit of 0 cannot be widened: what may not be worse at all has to be better.
+        """
+        return self.unknown is None and self.proof is not None and self.proof.upper < self.proof_limit * widened
+
+    @property
+    def words(self) -> str:
+        """The finding in words."""
+        if self.unknown is not None or self.proof is None:
+            return f"{self.metric} unknown: {self.unknown}"
+        worse = f"{_signed(self.proof.estimate)} {self.unit} worse"
+        bounds = f"[{_signed(self.proof.lower)}, {_signed(self.proof.upper)}]"
+        return f"{self.metric} {worse} {bounds}, allowed {self.proof_limit:.3g} {self.unit}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Whether traffic was dealt to the arms as planned, counted in units.
+
+    Attributes:
+        target: Units that were assigned to the target.
+        legacy: Units that were assigned to legacy.
+        p_value: Of the planned share, all looks together; None where one arm has all of it.
+        moved: Units that were asked of both arms while the share did not change.
+        fell_back: Units of the target of which legacy answered a request.
+    """
+
+    target: int
+    legacy: int
+    p_value: float | None = None
+    moved: int = 0
+    fell_back: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known of a workload's production at one moment.
+
+    Attributes:
+        generation: Of the traffic that it was measured under; another one says nothing of the present stage.
+        as_of: When the newest event happened, or the source last said that there was none.
+        comparisons: One for each metric that was looked at.
+        assignment: Whether traffic was dealt as planned; None where that is unknown.
+        problem: Why all of it is unknown: a source that does not answer, or answers stale or in part.
+        breaker: What made the gateway send the workload back to legacy; None where it did not.
+        open_flags: Flags of domain experts that nobody has answered.
+        capacity: Why the next stage's load cannot be served; None where it can, or nothing is planned.
+    """
+
+    generation: int
+    as_of: datetime | None
+    comparisons: tuple[Comparison, ...] = field(default=())
+    assignment: Assignment | None = None
+    problem: str | None = None
+    breaker: str | None = None
+    open_flags: int = 0
+    capacity: str | None = None
+
+    def of(self, metric: Metric) -> Comparison:
+        """Return what was found of a metric; unknown where nothing was."""
+        for comparison in self.comparisons:
+            if comparison.metric == metric:
+                return comparison
+        return Comparison(metric=metric, unit="", unknown="it was not measured")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}"

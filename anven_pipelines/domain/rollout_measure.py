@@ -1,0 +1,282 @@
+"""Turns what was seen of single users or conversations into the evidence that the controller judges.
+
+One unit is one observation: an assignment that sticks makes all its requests share one draw of an arm, and only draws
+are independent. In each stage every unit counts once, from its first request there. The evidence is computed anew from
+all units of the stage at every look, so that nothing can be lost or counted twice between looks.
+
+Two windows look for harm: the whole stage, which finds a small harm that is there from the beginning, and the recent
+hours, which find one that begins late and that the good hours before would hide. They share the error rate of the
+stage; the k-th recent window has 1 / (k (k + 1)) of its half, which adds up to that half however long the stage is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import polars as pl
+
+from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.domain.rollout_evidence import Assignment, Comparison
+from anven_pipelines.stats.asymptotic_sequence import AsymptoticMean
+from anven_pipelines.stats.confidence_sequence import difference_of
+from anven_pipelines.stats.quantile_sequence import QuantileSequence
+from anven_pipelines.stats.randomised_difference import AsymptoticDifference, RandomisedDifference
+from anven_pipelines.stats.sample_ratio import SampleRatio
+from anven_pipelines.stats.sequential import BoundedMean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from anven_pipelines.domain.rollout_plan import RolloutPlan
+    from anven_pipelines.spec_rollout import Metric
+    from anven_pipelines.stats.interval import Interval
+
+UNITS: Final = {
+    "unit": pl.String,
+    "seen_at": pl.Datetime("us", "UTC"),
+    "treated": pl.Boolean,
+    "errors": pl.Float64,
+    "contract": pl.Float64,
+    "safety": pl.Float64,
+    "quality": pl.Float64,
+    "ttft_ms": pl.Float64,
+    "latency_ms": pl.Float64,
+    "cost_usd": pl.Float64,
+    "streamed": pl.Boolean,
+    "due": pl.Boolean,
+    "fell_back": pl.Boolean,
+    "moved": pl.Boolean,
+}
+"""One row a unit, in the order of its first request in the stage.
+
+`treated` is the arm it was assigned to. `errors`, `contract`, `safety` are the shares of its requests that failed, had
+no valid form, or were flagged; `quality` its mean score. `due` says that a score was to come and has had its time.
+Times are of its first request; one that failed has none, nor has `ttft_ms` one that was not `streamed`. NULL is what
+was not measured.
+"""
+
+P95: Final = 0.95
+NEVER_MS: Final = 1e12
+"""Stands for the time of a request that failed: beyond every limit, and finite."""
+HISTORIC: Final = 2.0
+"""Every limit is so many times as wide where legacy has no traffic any more and was measured in another stage."""
+_MEASURED: Final = (
+    0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
+)
+
+
+class Window(NamedTuple):
+    """Units of one stretch of time, and the one-sided error rate of a claim of harm in it."""
+
+    units: pl.DataFrame
+    harm_level: float
+
+
+class _Side(NamedTuple):
+    """What two arms are compared on: concurrent units dealt at a share, or the target's beside legacy's of before."""
+
+    units: pl.DataFrame
+    share: float | None
+    before: pl.DataFrame | None
+
+    @property
+    def target(self) -> pl.DataFrame:
+        return self.units.filter("treated")
+
+    @property
+    def legacy(self) -> pl.DataFrame:
+        return self.units.filter(~pl.col("treated")) if self.before is None else self.before
+
+
+class _Measure(NamedTuple):
+    """How a metric is read: how bad a unit was, and of which units that was to be had."""
+
+    unit: str
+    bad: pl.Expr
+    applies: pl.Expr
+
+
+_ALL: Final = pl.lit(value=True)
+
+
+def _or(column: str, instead: float) -> pl.Expr:
+    """Read a column; a request that failed and has no value counts with this one: its arm answers for it."""
+    return pl.when(pl.col("errors") > 0).then(pl.col(column).fill_null(instead)).otherwise(column)
+
+
+_MEASURES: Final[Mapping[Metric, _Measure]] = {
+    "quality": _Measure("points", 1 - _or("quality", 0.0), pl.col("due")),
+    "safety": _Measure("points", _or("safety", 0.0), pl.col("due")),
+    "errors": _Measure("points", pl.col("errors"), _ALL),
+    "contract": _Measure("points", _or("contract", 1.0), _ALL),
+    "ttft": _Measure("ms", _or("ttft_ms", NEVER_MS), pl.col("streamed")),
+    "latency": _Measure("ms", _or("latency_ms", NEVER_MS), _ALL),
+    "cost": _Measure("USD", _or("cost_usd", 0.0), _ALL),
+}
+
+
+def windows_of(units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, now: datetime) -> list[Window]:
+    """Return the windows in which harm is looked for: the whole stage, and the present recent hours.
+
+    Args:
+        units: UNITS of the stage.
+        plan: Has the error rate and the length of a recent window.
+        entered_at: When the stage began.
+        now: When it is looked.
+    """
+    half = plan.harm_level / 2
+    k = max(0, int((now - entered_at) / plan.rollout.recent)) + 1
+    recent = units.filter(pl.col("seen_at") >= entered_at + (k - 1) * plan.rollout.recent)
+    return [Window(units, half), Window(recent, half / (k * (k + 1)))]
+
+
+def compare(
+    plan: RolloutPlan, stage: int, windows: Sequence[Window], *, before: pl.DataFrame | None = None
+) -> tuple[Comparison, ...]:
+    """Compare both arms in every metric of the plan.
+
+    Args:
+        plan: What is judged, and how strictly.
+        stage: Place in the plan's stages.
+        windows: Where harm is looked for; the first one holds all units of the stage, and carries the proof.
+        before: UNITS of the last stage in which legacy had traffic; needed where it has none now.
+    """
+    share = plan.stages[stage].share
+    legacy = None
+    if share == 1:
+        if before is None or before.is_empty():
+            why = "legacy has no traffic in this stage and had none before that could be compared with"
+            return tuple(_unknown(metric, why) for metric in plan.metrics)
+        legacy = before.filter(~pl.col("treated"))
+    return tuple(
+        _compared(plan, metric, windows, share=None if share == 1 else share, legacy=legacy) for metric in plan.metrics
+    )
+
+
+def assignment_of(plan: RolloutPlan, stage: int, units: pl.DataFrame) -> Assignment:
+    """Count how traffic was dealt to the arms.
+
+    Args:
+        plan: Has the share that was planned.
+        stage: Place in the plan's stages.
+        units: UNITS of the stage.
+    """
+    share, target = plan.stages[stage].share, int(units["treated"].sum())
+    legacy = units.height - target
+    p_value = SampleRatio(shares=(share, 1 - share)).update([target, legacy]).p_value if share < 1 else None
+    return Assignment(
+        target=target,
+        legacy=legacy,
+        p_value=p_value,
+        moved=int(units["moved"].sum()),
+        fell_back=int((units["fell_back"] & units["treated"]).sum()),
+    )
+
+
+def _compared(
+    plan: RolloutPlan, metric: Metric, windows: Sequence[Window], *, share: float | None, legacy: pl.DataFrame | None
+) -> Comparison:
+    sides = [
+        _Side(_readable(window.units, metric), share, None if legacy is None else _readable(legacy, metric))
+        for window in windows
+    ]
+    whole = sides[0]
+    least = plan.rollout.labelled if metric in ("quality", "safety") else _MEASURED
+    if unknown := _unmeasured(whole, least=least):
+        return _unknown(metric, unknown)
+    try:
+        proof, proof_limit = _worse(plan, metric, _known(whole), alpha=plan.rollout.level, end="lower")
+    except TooFewPairs as error:
+        return _unknown(metric, str(error))
+    harms = []
+    for side, window in zip(sides, windows, strict=True):
+        try:
+            harms.append(_worse(plan, metric, _known(side), alpha=window.harm_level, end="upper"))
+        except TooFewPairs:  # a window that has just begun
+            continue
+    # The proof's own bounds are the narrower ones: where no window has any, they are no harm either.
+    harm, harm_limit = max(harms, key=lambda found: found[0].lower - found[1], default=(proof, float("inf")))
+    return Comparison(
+        metric=metric,
+        unit=_MEASURES[metric].unit,
+        harm=harm,
+        harm_limit=harm_limit,
+        proof=proof,
+        proof_limit=proof_limit,
+    )
+
+
+def _worse(plan: RolloutPlan, metric: Metric, side: _Side, *, alpha: float, end: str) -> tuple[Interval, float]:
+    """Return how much worse the target is, and its limit, which together err at a rate of alpha on either side."""
+    wider, limits = HISTORIC if side.share is None else 1.0, plan.rollout.limits
+    fixed = {
+        "errors": limits.errors,
+        "safety": limits.safety,
+        "contract": limits.contract,
+        "ttft": limits.ttft_ms,
+        "latency": limits.latency_ms,
+    }
+    if metric in fixed:
+        return _difference(metric, side, alpha=alpha), fixed[metric] * wider
+    # A share of the legacy mean: half of the error rate is for not knowing that mean.
+    mean, share = (AsymptoticMean, limits.cost) if metric == "cost" else (BoundedMean, limits.quality)
+    base = mean(level=1 - alpha).update(side.legacy["bad"].to_numpy()).current()
+    bound = getattr(base, end) if metric == "cost" else 1 - getattr(base, _OTHER[end])
+    return _difference(metric, side, alpha=alpha / 2), share * bound * wider
+
+
+_OTHER: Final = {"lower": "upper", "upper": "lower"}
+
+
+def _difference(metric: Metric, side: _Side, *, alpha: float) -> Interval:
+    """Two-sided interval of target less legacy that errs at a rate of alpha on either side."""
+    if not side.target.height or not side.legacy.height:
+        message = (
+            f"{side.target.height} units of the target and {side.legacy.height} of legacy; some of each are needed"
+        )
+        raise TooFewPairs(message)
+    if metric in ("ttft", "latency"):
+        arms = [
+            QuantileSequence(quantile=P95, level=1 - alpha).update(arm["bad"].to_numpy()).current()
+            for arm in (side.target, side.legacy)
+        ]
+        return difference_of(*arms)
+    if side.share is None:
+        mean = AsymptoticMean if metric == "cost" else BoundedMean
+        return difference_of(
+            *(mean(level=1 - alpha).update(arm["bad"].to_numpy()).current() for arm in (side.target, side.legacy))
+        )
+    level = 1 - 2 * alpha
+    state = (
+        AsymptoticDifference(level=level)
+        if metric == "cost"
+        else RandomisedDifference(level=level, smallest_share=min(side.share, 1 - side.share))
+    )
+    return state.update(side.units["bad"].to_numpy(), side.units["treated"].to_numpy(), share=side.share).current()
+
+
+def _readable(units: pl.DataFrame, metric: Metric) -> pl.DataFrame:
+    """Keep the units that a value was to be had of; `bad` is NULL where there is none."""
+    measure = _MEASURES[metric]
+    return units.filter(measure.applies).select("treated", measure.bad.cast(pl.Float64).alias("bad"))
+
+
+def _known(side: _Side) -> _Side:
+    known = pl.col("bad").is_not_null()
+    return side._replace(
+        units=side.units.filter(known), before=None if side.before is None else side.before.filter(known)
+    )
+
+
+def _unmeasured(side: _Side, *, least: float) -> str | None:
+    """Say which arm lacks too many values; None where none does."""
+    for name, arm in (("target", side.target), ("legacy", side.legacy)):
+        known = arm.height - arm["bad"].null_count()
+        if known < least * arm.height:
+            return f"{known:,} of {arm.height:,} units of {name} were measured, {least:.0%} are needed"
+    return None
+
+
+def _unknown(metric: Metric, why: str) -> Comparison:
+    return Comparison(metric=metric, unit=_MEASURES[metric].unit, unknown=why)

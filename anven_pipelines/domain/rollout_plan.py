@@ -1,0 +1,61 @@
+"""What a rollout aims at: stages, limits, and the metrics that gate each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, get_args
+
+from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.spec_rollout import Metric, Rollout, Stage
+
+if TYPE_CHECKING:
+    from anven_pipelines.spec import Migration
+
+METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutPlan:
+    """What a workload's rollout aims at; it never changes while the rollout goes on.
+
+    Attributes:
+        workload: Name of the workload.
+        rollout: As declared in the migration file.
+        metrics: Those that are judged; `contract` only where a form is declared.
+    """
+
+    workload: str
+    rollout: Rollout
+    metrics: tuple[Metric, ...]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, in order."""
+        return self.rollout.steps
+
+    @property
+    def gating(self) -> tuple[Metric, ...]:
+        """The metrics that must be proven before a stage is left."""
+        return tuple(metric for metric in self.metrics if metric not in self.rollout.waive)
+
+    @property
+    def smallest_share(self) -> float:
+        """The smallest share that either arm has while both are asked; 0.5 where they never are."""
+        return min((min(stage.share, 1 - stage.share) for stage in self.stages if stage.share < 1), default=0.5)
+
+    @property
+    def harm_level(self) -> float:
+        """One-sided error rate of one metric in one stage, so that all of them together err at `rollout.level`."""
+        return self.rollout.level / (len(self.metrics) * len(self.stages))
+
+    @property
+    def digest(self) -> str:
+        """Names the plan: a rollout goes on only under the plan that it began with."""
+        return digest_of([self.workload, list(self.metrics), self.rollout.model_dump(mode="json")])
+
+
+def plan_of(migration: Migration) -> RolloutPlan:
+    """Return the plan that a migration file declares."""
+    formless = not migration.contract.json_object
+    metrics = tuple(metric for metric in METRICS if not (metric == "contract" and formless))
+    return RolloutPlan(workload=migration.workload, rollout=migration.rollout, metrics=metrics)

@@ -1,0 +1,201 @@
+"""Where a rollout stands, derived from the events of its stream, and the events that change it.
+
+Every change of traffic is one generation: its event is keyed by the generation's number, so that two steps that both
+mean to make the next change cannot both be written, however they race. A key that is taken is a decision that was
+overtaken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from anven_pipelines.domain.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from anven_pipelines.domain.events import Event
+    from anven_pipelines.domain.rollout_plan import RolloutPlan
+
+Phase = Literal["not_started", "running", "paused", "rolled_back", "aborted", "completed"]
+Change = Literal["started", "advanced", "rolled_back", "aborted", "completed"]
+
+CHANGES: Final[tuple[Change, ...]] = ("started", "advanced", "rolled_back", "aborted", "completed")
+"""Kinds of events that begin a generation."""
+OVERRIDE_PEOPLE: Final = 2
+"""Different people who have to sign an override."""
+LONGEST_OVERRIDE: Final = timedelta(hours=24)
+
+
+class Drill(NamedTuple):
+    """A rehearsed roll back."""
+
+    at: datetime
+    passed: bool
+    seconds: float | None
+    """Until all traffic was at legacy; None where it never was."""
+
+
+class Override(NamedTuple):
+    """One person's wish to advance although something is missing."""
+
+    who: str
+    until: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutStatus:
+    """Where a rollout stands.
+
+    Attributes:
+        phase: What goes on.
+        attempt: Tries of the rollout so far.
+        generation: Changes of the traffic so far.
+        stage: Place in the plan's stages; None where legacy has all traffic.
+        entered_at: When the present generation began; None before the first.
+        plan: Digest of the plan that the attempt began with.
+        approvals: Who approved the next stage, in this generation.
+        overrides: Who wishes to advance whatever is missing, in this generation.
+        drill: The newest rehearsal.
+    """
+
+    phase: Phase = "not_started"
+    attempt: int = 0
+    generation: int = 0
+    stage: int | None = None
+    entered_at: datetime | None = None
+    plan: str | None = None
+    approvals: frozenset[str] = frozenset()
+    overrides: tuple[Override, ...] = ()
+    drill: Drill | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the target may get traffic by it."""
+        return self.phase in ("running", "paused", "completed")
+
+    def share(self, plan: RolloutPlan) -> float:
+        """Return the target's share of the traffic."""
+        return plan.stages[self.stage].share if self.is_open and self.stage is not None else 0.0
+
+    def overriders(self, now: datetime) -> frozenset[str]:
+        """Return who signed an override that has not expired."""
+        return frozenset(override.who for override in self.overrides if now < override.until)
+
+
+def stream_of(workload: str) -> str:
+    """Return the state stream of a workload's rollout."""
+    return f"rollout/{workload}"
+
+
+def change_key(generation: int) -> str:
+    """Return the key of the event that begins a generation."""
+    return f"generation-{generation}"
+
+
+def status_of(events: Iterable[Event]) -> RolloutStatus:
+    """Return where the rollout stands after these events, oldest first.
+
+    Raises:
+        InvalidInput: an event is of no known kind, or cannot follow those before it.
+    """
+    status = RolloutStatus()
+    for event in events:  # each rests on those before
+        status = after(status, event.kind, event.payload, at=event.ts)
+    return status
+
+
+def after(status: RolloutStatus, kind: str, payload: Mapping[str, Any], *, at: datetime) -> RolloutStatus:
+    """Return the status after one event.
+
+    Raises:
+        InvalidInput: the event is of no known kind, or cannot happen now.
+    """
+    if kind not in _AFTER:
+        message = f"the rollout's stream holds an event {kind!r}; one of {', '.join(_AFTER)} is needed"
+        raise InvalidInput(message)
+    if reason := refusal(status, kind):
+        message = f"the event {kind!r} cannot happen now: {reason}"
+        raise InvalidInput(message)
+    return _AFTER[kind](status, payload, at)
+
+
+def refusal(status: RolloutStatus, kind: str) -> str | None:
+    """Say why an event of that kind cannot happen now; None where it can."""
+    phases: dict[str, tuple[Phase, ...]] = {
+        "started": ("not_started", "rolled_back", "aborted"),
+        "advanced": ("running",),
+        "completed": ("running",),
+        "rolled_back": ("running", "paused", "completed"),
+        "aborted": ("running", "paused", "completed"),
+        "paused": ("running",),
+        "resumed": ("paused",),
+        "approved": ("running", "paused"),
+        "overridden": ("running", "paused"),
+    }
+    if kind in phases and status.phase not in phases[kind]:
+        return f"the rollout is {status.phase}; {' or '.join(phases[kind])} is needed"
+    return None
+
+
+def _changed(status: RolloutStatus, at: datetime, **fields: Any) -> RolloutStatus:  # noqa: ANN401 - fields of the status
+    fresh: dict[str, Any] = {"generation": status.generation + 1, "entered_at": at, "approvals": frozenset()}
+    return replace(status, **(fresh | {"overrides": ()} | fields))
+
+
+def _started(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+    attempt = status.attempt + 1
+    return _changed(status, at, phase="running", attempt=attempt, stage=0, plan=payload["plan"])
+
+
+def _advanced(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+    return _changed(status, at, stage=payload["stage"])
+
+
+def _ended(phase: Phase) -> Callable[[RolloutStatus, Mapping[str, Any], datetime], RolloutStatus]:
+    def ended(status: RolloutStatus, _: Mapping[str, Any], at: datetime) -> RolloutStatus:
+        return _changed(status, at, phase=phase, stage=status.stage if phase == "completed" else None)
+
+    return ended
+
+
+def _in_phase(phase: Phase) -> Callable[[RolloutStatus, Mapping[str, Any], datetime], RolloutStatus]:
+    def entered(status: RolloutStatus, _: Mapping[str, Any], at: datetime) -> RolloutStatus:
+        del at
+        return replace(status, phase=phase)
+
+    return entered
+
+
+def _approved(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+    del at
+    if payload["generation"] != status.generation:
+        return status  # it was meant for another stage
+    return replace(status, approvals=status.approvals | {payload["who"]})
+
+
+def _overridden(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+    until = min(datetime.fromisoformat(payload["until"]), at + LONGEST_OVERRIDE)
+    if payload["generation"] != status.generation:
+        return status
+    return replace(status, overrides=(*status.overrides, Override(payload["who"], until)))
+
+
+def _drilled(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+    return replace(status, drill=Drill(at, payload["passed"], payload["seconds"]))
+
+
+_AFTER: Final[dict[str, Callable[[RolloutStatus, Mapping[str, Any], datetime], RolloutStatus]]] = {
+    "started": _started,
+    "advanced": _advanced,
+    "rolled_back": _ended("rolled_back"),
+    "aborted": _ended("aborted"),
+    "completed": _ended("completed"),
+    "paused": _in_phase("paused"),
+    "resumed": _in_phase("running"),
+    "approved": _approved,
+    "overridden": _overridden,
+    "drilled": _drilled,
+}

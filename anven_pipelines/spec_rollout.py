@@ -1,0 +1,114 @@
+"""The rollout of a migration: the canary's stages, what it may cost production, and what gates it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final, Literal
+
+from pydantic import Field, model_validator
+
+from anven_pipelines.spec_values import Duration, Level, Section, Share
+
+Strategy = Literal["canary", "blue_green", "phased", "big_bang"]
+Metric = Literal["quality", "errors", "safety", "contract", "ttft", "latency", "cost"]
+
+_LEAST_UNITS: Final = 500
+"""Fewest users or conversations an arm before a stage may be left: a rare failure is not seen in fewer."""
+
+
+class Stage(Section):
+    """One step of the canary."""
+
+    share: float = Field(gt=0, le=1)
+    """Share of traffic that the target serves."""
+    soak: Duration
+    """Shortest stay in the stage."""
+    widened: float = Field(default=1.0, ge=1, le=10)
+    """Every limit is so many times as wide where this stage is to be left: few are exposed to a small share.
+
+    A roll back never waits for it: harm is always judged at the limit itself.
+    """
+    approvals: int = Field(default=0, ge=0, le=10)
+    """People who have to approve before the stage is entered."""
+
+
+def _stages(*steps: tuple[float, int, float]) -> list[Stage]:
+    return [Stage(share=share, soak=timedelta(hours=hours), widened=widened) for share, hours, widened in steps]
+
+
+STAGES: Final[dict[Strategy, list[Stage]]] = {
+    "canary": _stages((0.05, 24, 4.0), (0.25, 48, 2.0), (0.50, 24, 1.0), (1.0, 168, 1.0)),
+    # All at once, after a look at a few: the other side stays up, one step away.
+    "blue_green": _stages((0.05, 4, 4.0), (1.0, 168, 1.0)),
+    # Waves of users, each as long as a working week shows.
+    "phased": _stages((0.10, 168, 2.0), (0.30, 168, 1.0), (0.60, 168, 1.0), (1.0, 336, 1.0)),
+    "big_bang": _stages((1.0, 168, 1.0)),
+}
+"""The stages of each strategy where the file names none. The first stage of 1.0 ends with the stability epoch."""
+
+
+class Limits(Section):
+    """How much worse than the concurrent legacy arm the target may be; beyond it is harm, within it is proof."""
+
+    quality: Share = 0.025
+    """Loss of mean score, as a share of the legacy arm's mean."""
+    errors: Share = 0.01
+    """More failed requests, in points of a share (0.01 is one more in a hundred)."""
+    safety: Share = 0.005
+    """More requests flagged as unsafe, in points of a share."""
+    contract: Share = 0.01
+    """More answers without the form that `contract` declares, in points of a share."""
+    ttft_ms: float = Field(default=200.0, ge=0, allow_inf_nan=False)
+    """Increase of p95 time to first token, in milliseconds."""
+    latency_ms: float = Field(default=1000.0, ge=0, allow_inf_nan=False)
+    """Increase of p95 latency, in milliseconds."""
+    cost: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Increase of the cost of a request, as a share of the legacy arm's mean."""
+
+
+class Rollout(Section):
+    """The canary plan; the controller follows the verdict."""
+
+    strategy: Strategy = "canary"
+    """Which stages where `stages` names none: `canary`, `blue_green`, `phased` waves or `big_bang`."""
+    stages: list[Stage] | None = Field(default=None, min_length=1)
+    """Shares must rise, and the last one is 1."""
+    limits: Limits = Limits()
+    level: Level = 0.05
+    """Chance that a target that is as good as legacy is ever rolled back, over all metrics, stages and looks."""
+    unit: Literal["conversation", "user"] = "conversation"
+    """What is assigned to an arm and stays there; it counts once, however many requests it makes."""
+    least_units: int = Field(default=_LEAST_UNITS, ge=1)
+    """Fewest units an arm before a stage may be left."""
+    recent: Duration = Field(default=timedelta(hours=6), json_schema_extra={"default": "6h"})
+    """Harm that begins late is looked for in stretches of this length, beside the stage as a whole."""
+    label_delay: Duration = Field(default=timedelta(hours=1), json_schema_extra={"default": "1h"})
+    """How long a score or flag may take to come; younger units do not count for quality and safety yet."""
+    labelled: Share = 0.9
+    """Share of the units due for a score that must have one, in each arm."""
+    stale: Duration = Field(default=timedelta(minutes=5), json_schema_extra={"default": "5m"})
+    """Evidence older than this is unknown."""
+    fallback: Share = 0.02
+    """Largest share of the target's requests that legacy answered in its place, before the ramp stops."""
+    drill_age: Duration = Field(default=timedelta(days=7), json_schema_extra={"default": "7d"})
+    """Oldest rollback drill that still counts."""
+    drill_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
+    """Longest time to 100 % legacy that a drill may measure, in seconds."""
+    waive: list[Metric | Literal["drill"]] = Field(default_factory=list)
+    """What does not gate an advance; every decision says so. A waived metric still rolls back on proven harm."""
+
+    @property
+    def steps(self) -> list[Stage]:
+        """The stages, declared or those of the strategy."""
+        return self.stages or STAGES[self.strategy]
+
+    @model_validator(mode="after")
+    def _shares_rise_to_all(self) -> Rollout:
+        shares = [stage.share for stage in self.steps]
+        if shares != sorted(set(shares)):
+            message = f"stages with rising shares are needed, found {shares}"
+            raise ValueError(message)
+        if shares[-1] != 1:
+            message = f"a last stage of share 1.0 is needed, found {shares[-1]:g}"
+            raise ValueError(message)
+        return self
