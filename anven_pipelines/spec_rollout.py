@@ -82,8 +82,12 @@ class Rollout(Section):
     """Fewest units an arm before a stage may be left."""
     recent: Duration = Field(default=timedelta(hours=6), json_schema_extra={"default": "6h"})
     """Harm that begins late is looked for in stretches of this length, beside the stage as a whole."""
+    settle: Duration = Field(default=timedelta(minutes=10), json_schema_extra={"default": "10m"})
+    """A unit counts with the requests that it makes within this time after its first one, and only then."""
+    judged: float = Field(default=1.0, gt=0, le=1)
+    """Share of the units, drawn by hash, that are due for a score."""
     label_delay: Duration = Field(default=timedelta(hours=1), json_schema_extra={"default": "1h"})
-    """How long a score or flag may take to come; younger units do not count for quality and safety yet."""
+    """How long a score or flag may take after a unit has settled; quality and safety wait for it."""
     labelled: Share = 0.9
     """Share of the units due for a score that must have one, in each arm."""
     stale: Duration = Field(default=timedelta(minutes=5), json_schema_extra={"default": "5m"})

@@ -1,7 +1,7 @@
 """Turns what was seen of single users or conversations into the evidence that the controller judges.
 
 One unit is one observation: an assignment that sticks makes all its requests share one draw of an arm, and only draws
-are independent. In each stage every unit counts once, from its first request there. The evidence is computed anew from
+are independent. In each stage every unit counts once (`rollout_units.py`). The evidence is computed anew from
 all units of the stage at every look, so that nothing can be lost or counted twice between looks.
 
 Two windows look for harm: the whole stage, which finds a small harm that is there from the beginning, and the recent
@@ -17,6 +17,7 @@ import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Assignment, Comparison
+from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
 from anven_pipelines.stats.asymptotic_sequence import AsymptoticMean
 from anven_pipelines.stats.confidence_sequence import difference_of
 from anven_pipelines.stats.quantile_sequence import QuantileSequence
@@ -32,29 +33,29 @@ if TYPE_CHECKING:
     from anven_pipelines.spec_rollout import Metric
     from anven_pipelines.stats.interval import Interval
 
-UNITS: Final = {
-    "unit": pl.String,
-    "seen_at": pl.Datetime("us", "UTC"),
-    "treated": pl.Boolean,
-    "errors": pl.Float64,
-    "contract": pl.Float64,
-    "safety": pl.Float64,
-    "quality": pl.Float64,
-    "ttft_ms": pl.Float64,
-    "latency_ms": pl.Float64,
-    "cost_usd": pl.Float64,
-    "streamed": pl.Boolean,
-    "due": pl.Boolean,
-    "fell_back": pl.Boolean,
-    "moved": pl.Boolean,
-}
-"""One row a unit, in the order of its first request in the stage.
-
-`treated` is the arm it was assigned to. `errors`, `contract`, `safety` are the shares of its requests that failed, had
-no valid form, or were flagged; `quality` its mean score. `due` says that a score was to come and has had its time.
-Times are of its first request; one that failed has none, nor has `ttft_ms` one that was not `streamed`. NULL is what
-was not measured.
-"""
+UNITS: Final = Table(
+    "rollout_units",
+    (
+        Column("unit", pl.String, "Keyed hash of the user or conversation."),
+        Column("seen_at", UTC_TIMESTAMP, "When its first request of the stage ended."),
+        Column("treated", pl.Boolean, "Whether it was assigned to the target."),
+        Column("errors", pl.Float64, "Share of its requests that failed, in [0, 1]."),
+        Column("contract", pl.Float64, "Share of its answers without the declared form; NULL where none is declared."),
+        Column("safety", pl.Float64, "Share of its judged answers that were flagged as unsafe."),
+        Column("quality", pl.Float64, "Mean score of its judged answers, in [0, 1]."),
+        Column(
+            "ttft_ms", pl.Float64, "Time to first token of its first request that is timed; NULL where that failed."
+        ),
+        Column("latency_ms", pl.Float64, "Latency of that request; NULL where it failed."),
+        Column("cost_usd", pl.Float64, "Cost of that request; NULL where it failed or no price is known."),
+        Column("streamed", pl.Boolean, "Whether a time to first token was to be had."),
+        Column("timed", pl.Boolean, "Whether it made a request that no cache answered and no client cut off."),
+        Column("due", pl.Boolean, "Whether a score was to come, and has had its time."),
+        Column("fell_back", pl.Boolean, "Whether legacy answered for the target."),
+        Column("moved", pl.Boolean, "Whether it was assigned to both arms under one share."),
+    ),
+)
+"""One row a unit, in the order of the first requests; NULL is what was not measured."""
 
 P95: Final = 0.95
 NEVER_MS: Final = 1e12
@@ -111,8 +112,8 @@ _MEASURES: Final[Mapping[Metric, _Measure]] = {
     "errors": _Measure("points", pl.col("errors"), _ALL),
     "contract": _Measure("points", _or("contract", 1.0), _ALL),
     "ttft": _Measure("ms", _or("ttft_ms", NEVER_MS), pl.col("streamed")),
-    "latency": _Measure("ms", _or("latency_ms", NEVER_MS), _ALL),
-    "cost": _Measure("USD", _or("cost_usd", 0.0), _ALL),
+    "latency": _Measure("ms", _or("latency_ms", NEVER_MS), pl.col("timed")),
+    "cost": _Measure("USD", _or("cost_usd", 0.0), pl.col("timed")),
 }
 
 

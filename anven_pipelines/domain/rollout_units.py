@@ -1,0 +1,86 @@
+"""Folds the gateway's events into one row per user or conversation of a stage, which is what was assigned to an arm.
+
+A unit counts with the requests that end within `settle` of its first one, and only once that time is over: an outcome
+that still changed between two looks would be counted more than once, and the error rates would not hold. What it does
+later in the stage is not counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import polars as pl
+
+from anven_pipelines.domain.rollout_measure import UNITS
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from anven_pipelines.domain.rollout_plan import RolloutPlan
+
+UNSAFE: Final = "unsafe"
+"""Flag of a feedback, by a judge or a person, on an answer that must not be given."""
+_HASH_DIGITS: Final = 8
+
+
+def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: datetime) -> pl.DataFrame:
+    """Return one row per unit of a generation, in the order of their first requests.
+
+    Args:
+        events: GATEWAY_EVENTS of the workload, in any order, each once; requests and feedback are read.
+        plan: Says how long a unit takes to settle and when its score is due.
+        generation: Of the traffic.
+        now: When it is looked.
+
+    Returns:
+        UNITS. Arms are those that were intended: a request that the target failed and legacy answered in its place is
+        an error of the target.
+    """
+    rollout = plan.rollout
+    requests = _scored(_requests(events, generation), events)
+    first = pl.col("ts").min().over("unit")
+    settled = requests.filter(pl.col("ts") <= first + rollout.settle, first + rollout.settle <= now)
+    timed = ~pl.col("cached").fill_null(value=False) & (pl.col("status") != "disconnected")
+    drawn = pl.col("unit").str.slice(0, _HASH_DIGITS).str.to_integer(base=16) / 16**_HASH_DIGITS < rollout.judged
+    rescued = (pl.col("why") == "fallback").fill_null(value=False) & (pl.col("intended") == "target")
+    at_legacy = (pl.col("served") == "legacy") & (pl.col("intended") == "target")
+    folded = (
+        settled.sort("ts", "event_id")
+        .group_by("unit", maintain_order=True)
+        .agg(
+            pl.col("ts").first().alias("seen_at"),
+            (pl.col("intended").first() == "target").alias("treated"),
+            ((pl.col("status") == "error") | rescued).mean().alias("errors"),
+            (~pl.col("contract_ok")).cast(pl.Float64).mean().alias("contract"),
+            pl.col("unsafe").mean().alias("safety"),
+            pl.col("score").mean().alias("quality"),
+            pl.col("ttft_ms").filter(timed & pl.col("stream")).first(),
+            pl.col("latency_ms").filter(timed).first(),
+            pl.col("cost_usd").filter(timed).first(),
+            (timed & pl.col("stream").fill_null(value=False)).any().alias("streamed"),
+            timed.any().alias("timed"),
+            at_legacy.any().alias("fell_back"),
+            (pl.col("intended").n_unique() > 1).alias("moved"),
+        )
+        .with_columns((drawn & (pl.col("seen_at") + rollout.settle + rollout.label_delay <= now)).alias("due"))
+    )
+    return UNITS.conform(folded)
+
+
+def _requests(events: pl.DataFrame, generation: int) -> pl.DataFrame:
+    return events.filter(
+        pl.col("kind") == "request",
+        pl.col("generation") == generation,
+        pl.col("unit").is_not_null(),
+        pl.col("intended").is_not_null(),
+    )
+
+
+def _scored(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Add each request's newest score, and whether anybody flagged its answer; NULL where nobody judged it."""
+    told = events.filter(pl.col("kind") == "feedback", pl.col("request_id").is_not_null()).sort("ts", "event_id")
+    flagged = pl.col("flags").list.contains(UNSAFE)
+    judged = told.group_by("request_id").agg(
+        pl.col("score").drop_nulls().last(), flagged.any().cast(pl.Float64).alias("unsafe")
+    )
+    return requests.drop("score").join(judged, on="request_id", how="left")

@@ -1,0 +1,209 @@
+"""What the controller is told of simulated production: harm that is there is found, harm that is not there is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from anven_pipelines.domain.rollout_measure import UNITS, Window, assignment_of, compare, windows_of
+from anven_pipelines.domain.rollout_plan import RolloutPlan
+from anven_pipelines.spec_rollout import Metric, Rollout
+from anven_pipelines.stats.sequential import BoundedMean
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anven_pipelines.domain.rollout_evidence import Comparison
+
+T0 = datetime(2026, 3, 4, 12, tzinfo=UTC)
+METRICS: tuple[Metric, ...] = ("quality", "errors", "safety", "contract", "ttft", "latency", "cost")
+PLAN = RolloutPlan(workload="support", rollout=Rollout(), metrics=METRICS)
+QUARTER, LAST = 1, 3
+HARMS: Mapping[Metric, Mapping[str, float]] = {
+    "quality": {"quality": -0.10},
+    "errors": {"errors": 0.06},
+    "safety": {"safety": 0.04},
+    "contract": {"contract": 0.06},
+    "ttft": {"ttft_ms": 600.0},
+    "latency": {"latency_ms": 2500.0},
+    "cost": {"cost_usd": 0.02},
+}
+
+
+def production(n: int, *, share: float, seed: int = 1, **worse: float) -> pl.DataFrame:
+    """Simulate a day of units; `worse` is added to the target's chance or value of a column."""
+    rng = np.random.default_rng(seed)
+    treated = rng.random(n) < share
+
+    def chance(column: str, usual: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return (rng.random(n) < usual + worse.get(column, 0.0) * treated).astype(np.float64)
+
+    ttft = rng.lognormal(5.5, 0.5, n)
+    return pl.DataFrame(
+        {
+            "unit": [f"{number:08x}" for number in range(n)],
+            "seen_at": [T0 + timedelta(days=1) * (number / n) for number in range(n)],
+            "treated": treated,
+            "errors": chance("errors", 0.01),
+            "contract": chance("contract", 0.01),
+            "safety": chance("safety", 0.001),
+            "quality": chance("quality", 0.9),
+            "ttft_ms": ttft + worse.get("ttft_ms", 0.0) * treated,
+            "latency_ms": 3 * ttft + worse.get("latency_ms", 0.0) * treated,
+            "cost_usd": rng.lognormal(-5, 0.4, n) * np.where(treated, 0.5, 1) + worse.get("cost_usd", 0.0) * treated,
+            "streamed": True,
+            "timed": True,
+            "due": True,
+            "fell_back": False,
+            "moved": False,
+        },
+        schema=UNITS.schema,
+        strict=False,
+    )
+
+
+GOOD = production(20_000, share=0.25)
+
+
+def found(units: pl.DataFrame, *, stage: int = QUARTER, before: pl.DataFrame | None = None) -> dict[str, Comparison]:
+    windows = windows_of(units, PLAN, entered_at=T0, now=T0 + timedelta(days=1))
+    return {each.metric: each for each in compare(PLAN, stage, windows, before=before)}
+
+
+def test_a_good_target_is_proven_in_every_metric_and_harmful_in_none() -> None:
+    comparisons = found(GOOD)
+
+    assert list(comparisons) == list(METRICS)
+    assert all(each.is_proven(widened=2.0) and not each.is_harm for each in comparisons.values())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_harm_is_found_in_the_metric_that_it_is_in(metric: Metric) -> None:
+    comparisons = found(production(20_000, share=0.25, **HARMS[metric]))
+
+    assert [each.metric for each in comparisons.values() if each.is_harm] == [metric]
+    assert not comparisons[metric].is_proven(widened=1.0)
+
+
+def test_a_request_that_failed_is_late_and_worthless_and_has_no_form() -> None:
+    failed = (pl.col("errors") > 0) & pl.col("treated")
+    no_value = [
+        pl.when(failed).then(None).otherwise(column).alias(column)
+        for column in ("contract", "quality", "ttft_ms", "latency_ms")
+    ]
+    comparisons = found(production(20_000, share=0.25, errors=0.15).with_columns(no_value))
+
+    assert {each.metric for each in comparisons.values() if each.is_harm} == {
+        "quality",
+        "errors",
+        "contract",
+        "ttft",
+        "latency",
+    }
+
+
+@pytest.mark.parametrize(
+    ("metric", "column", "share", "words"),
+    [
+        ("quality", "quality", 0.12, "of target were measured, 90% are needed"),
+        ("safety", "safety", 0.12, "of target were measured, 90% are needed"),
+        ("latency", "latency_ms", 0.02, "of target were measured, 99% are needed"),
+        ("cost", "cost_usd", 0.02, "of target were measured, 99% are needed"),
+        ("contract", "contract", 0.02, "of target were measured, 99% are needed"),
+    ],
+)
+def test_a_metric_of_which_one_arm_lacks_values_is_unknown(
+    metric: Metric, column: str, share: float, words: str
+) -> None:
+    lost = pl.col("treated") & (pl.int_range(pl.len()).over("treated") < share * pl.col("treated").sum())
+    comparison = found(GOOD.with_columns(pl.when(lost).then(None).otherwise(column).alias(column)))[metric]
+
+    assert comparison.unknown is not None
+    assert words in comparison.unknown
+    assert (comparison.harm, comparison.proof) == (None, None)
+
+
+def test_what_was_never_measured_is_unknown() -> None:
+    comparisons = found(GOOD.with_columns(quality=pl.lit(None, dtype=pl.Float64), due=pl.lit(value=False)))
+
+    assert comparisons["quality"].unknown == "0 observations; at least one is needed: wait for traffic"
+
+
+def test_without_units_all_is_unknown() -> None:
+    assert all(each.unknown for each in found(UNITS.empty()).values())
+
+
+def test_harm_that_begins_late_is_found_in_the_recent_window_while_the_stage_hides_it() -> None:
+    day = production(60_000, share=0.25)
+    late = day.with_columns(
+        errors=pl.when(pl.col("treated") & (pl.col("seen_at") > T0 + timedelta(hours=22)))
+        .then((pl.int_range(pl.len()) % 8 == 0).cast(pl.Float64))
+        .otherwise("errors")
+    )
+    now = T0 + timedelta(hours=24)
+    whole, recent = windows_of(late, PLAN, entered_at=T0, now=now - timedelta(seconds=1))
+
+    def harm(windows: list[Window]) -> bool:
+        return {each.metric: each for each in compare(PLAN, QUARTER, windows)}["errors"].is_harm
+
+    assert not harm([whole])
+    assert harm([whole, recent])
+
+
+def test_the_windows_spend_no_more_than_the_error_rate_of_the_stage() -> None:
+    spent = sum(
+        windows_of(GOOD, PLAN, entered_at=T0, now=T0 + hours * timedelta(hours=6))[1].harm_level
+        for hours in range(2000)
+    )
+    whole = windows_of(GOOD, PLAN, entered_at=T0, now=T0)[0].harm_level
+
+    assert 0.999 * PLAN.harm_level < spent + whole <= PLAN.harm_level
+    assert PLAN.harm_level * len(PLAN.metrics) * len(PLAN.stages) == pytest.approx(PLAN.rollout.level)
+
+
+def test_after_legacy_has_no_traffic_the_target_is_held_against_it_as_it_was() -> None:
+    alone = production(20_000, share=1.0)
+
+    assert all(each.is_proven(widened=1.0) for each in found(alone, stage=LAST, before=GOOD).values())
+    for metric, harm in HARMS.items():
+        comparisons = found(production(20_000, share=1.0, **harm), stage=LAST, before=GOOD)
+        assert [each.metric for each in comparisons.values() if each.is_harm] == [metric]
+
+
+def test_with_nothing_to_compare_with_all_is_unknown() -> None:
+    why = "legacy has no traffic in this stage and had none before that could be compared with"
+
+    assert {each.unknown for each in found(production(500, share=1.0), stage=LAST).values()} == {why}
+
+
+def test_units_that_one_arm_lost_are_a_mismatch() -> None:
+    dealt = assignment_of(PLAN, QUARTER, GOOD)
+    assert (dealt.target + dealt.legacy, dealt.p_value) == (20_000, 1.0)
+    lost = GOOD.filter(~pl.col("treated") | (pl.int_range(pl.len()) % 5 > 0))
+    found_p = assignment_of(PLAN, QUARTER, lost).p_value
+    assert found_p is not None
+    assert found_p < 1e-6
+    assert assignment_of(PLAN, LAST, production(50, share=1.0)).p_value is None
+
+
+def test_by_hand_a_quality_limit_is_a_share_of_the_legacy_mean_whose_uncertainty_is_paid_for() -> None:
+    """Of three parts of the error rate one is the difference's and one the mean's, each one half."""
+    comparison = found(GOOD)["quality"]
+    legacy = GOOD.filter(~pl.col("treated"))["quality"].to_numpy()
+    mean = BoundedMean(level=1 - PLAN.rollout.level).update(1 - legacy).current()
+
+    assert comparison.proof_limit == pytest.approx(0.025 * (1 - mean.upper))
+    assert comparison.proof is not None
+    assert comparison.proof.level == pytest.approx(1 - PLAN.rollout.level)
+
+
+def test_the_plan_refuses_nothing_that_the_file_allows() -> None:
+    """Every strategy's stages can be measured: the smallest share of an arm is above 0."""
+    for strategy in ("canary", "blue_green", "phased", "big_bang"):
+        plan = replace(PLAN, rollout=Rollout(strategy=strategy))
+        assert 0 < plan.smallest_share <= 0.5
