@@ -11,11 +11,10 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from anven_pipelines.gateway.exchange import Exchange
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from anven_pipelines.gateway.exchange import Exchange
     from anven_pipelines.gateway.service import GatewayService
 
     Message = MutableMapping[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.errors import InvalidInput
@@ -16,6 +15,7 @@ from anven_pipelines.spec_target import EndpointTarget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from anven_pipelines.spec import Migration
 
@@ -116,7 +116,7 @@ def _declared(files: Sequence[Path]) -> dict[str, Migration]:
         found[migration.workload] = migration
     if not found:
         message = (
-            f"none of {', '.join(map(str, files)) or 'no files'} has a section `gateway`, which says where the two arms "
+            f"none of {', '.join(map(str, files)) or 'no files'} has a section `gateway`, which says where the arms "
             "are reached; add `gateway: {legacy: {model: openai/NAME, api_key_env: NAME}}` (docs/gateway.md)"
         )
         raise InvalidInput(message)

@@ -72,7 +72,7 @@ class AnvenGateway(CustomLogger):
         try:
             self.service.deal(data, _headers(data), exchange)
             data.setdefault("metadata", {})[_MARK] = exchange.id
-        except Exception:
+        except Exception:  # noqa: BLE001 - a mistake of ours must not fail the request
             self.service.internal_errors += 1
             _log.exception("a request for %s was not dealt; legacy answers it", model)
         return data
@@ -80,8 +80,8 @@ class AnvenGateway(CustomLogger):
     async def async_post_call_success_hook(
         self,
         data: dict[str, Any],
-        user_api_key_dict: object,
-        response: Any,  # noqa: ANN401, ARG002 - LiteLLM's interface
+        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM\'s interface
+        response: Any,  # noqa: ANN401 - LiteLLM\'s interface
     ) -> None:
         """Hide which model answered; streams are seen to at the connection."""
         exchange = self._of(data.get("metadata"))
@@ -131,7 +131,7 @@ class AnvenGateway(CustomLogger):
         end_time: object,  # noqa: ARG002 - LiteLLM's interface
     ) -> None:
         """Learn tokens, cost and the form of the answer; comes after the answer, or before its end."""
-        metadata = (kwargs.get("litellm_params") or {}).get("metadata")
+        metadata = (kwargs.get("litellm_params") or {}).get("metadata") or {}
         exchange = self._of(metadata)
         if exchange is None or exchange.assignment is None:
             return
@@ -144,7 +144,7 @@ class AnvenGateway(CustomLogger):
             text = answer_of(response_obj)
             if text is None or len(text) <= _TEXT_BYTES:
                 usage.contract_ok = check_contract(workload.contract, text, answered=True).kept
-        except Exception:
+        except Exception:  # noqa: BLE001 - the event is written without what was not understood
             self.service.internal_errors += 1
             _log.exception("what LiteLLM told of an answer was not understood")
             usage = Usage()
@@ -152,8 +152,8 @@ class AnvenGateway(CustomLogger):
 
     async def async_filter_listed_models(
         self,
-        user_api_key_dict: object,
-        model_names: Sequence[str],  # noqa: ARG002 - LiteLLM's interface
+        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM\'s interface
+        model_names: Sequence[str],
     ) -> Sequence[str]:
         """Leave the arms out of the list of models."""
         arms = {f"{name}--{arm}" for name in self.service.workloads for arm in ("legacy", "target")}
@@ -184,7 +184,7 @@ def _gateway() -> AnvenGateway:
     service.after = plugin.shadows.mirror
     add_routes(app, service)
     if app.middleware_stack is None:
-        app.add_middleware(ClientSide, service=service)  # type: ignore[arg-type] # keyword-compatible
+        app.add_middleware(ClientSide, service=service)
     else:  # the proxy reads its configuration while it starts: its connections stand already
         app.middleware_stack = ClientSide(app.middleware_stack, service)
     collect_aside()
