@@ -168,6 +168,47 @@ def dev(
 
 
 @app.command()
+def gateway(
+    files: Annotated[
+        list[Path], typer.Argument(help="Migration files (YAML); those with a section `gateway` are served.")
+    ],
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 4000,
+    traffic: Annotated[
+        Path | None, typer.Option(help="Traffic file with the shares; made where it is missing.", show_default=False)
+    ] = None,
+    events: Annotated[Path | None, typer.Option(help="Folder of the request event log.", show_default=False)] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of adapted prompts, WORKLOAD.json each; else the files' rewrites.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve workloads through a LiteLLM proxy that deals each user to the legacy or the target model; Ctrl-C stops it.
+
+    Applications ask for the model WORKLOAD with their own prompts, with the key in ANVEN_GATEWAY_KEY. Who is served by
+    which arm stands in the traffic file, whose changes act within a second.
+    """
+    with _reported(as_json=as_json, interrupted="the gateway has stopped") as output:
+        from anven_pipelines.gateway_run import GatewayPlan, Started, how_to_call, serve  # noqa: PLC0415
+
+        folder = _home() / "gateway"
+        plan = GatewayPlan(
+            files, folder, traffic or folder / "traffic.json", events or folder / "events", prompts, port
+        )
+
+        def announce(started: Started) -> None:
+            told = {"url": started.url, "workloads": started.workloads, "traffic": str(started.traffic)}
+            if not output.tell(json.dumps({**told, "events": str(started.events)})):
+                typer.echo(how_to_call(started))
+                stderr.print("Ctrl-C stops it.")
+
+        serve(plan, announce=announce)
+
+
+@app.command()
 def doctor(*, as_json: AsJson = False) -> None:
     """Say what is missing for a migration to run here, and how to mend it."""
     with _reported(as_json=as_json) as output:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -20,6 +18,7 @@ from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import polars as pl
 
@@ -48,6 +47,14 @@ class Arms:
 
     legacy: Callable[[Ask], Reply] = lambda _: Reply('{"answer": "legacy"}')
     target: Callable[[Ask], Reply] = lambda _: Reply('{"answer": "target"}')
+
+    def answer_legacy(self, ask: Ask) -> Reply:
+        """Answer as legacy does now."""
+        return self.legacy(ask)
+
+    def answer_target(self, ask: Ask) -> Reply:
+        """Answer as the target does now."""
+        return self.target(ask)
 
 
 @dataclass
@@ -127,8 +134,8 @@ def gateway(folder: Path, workloads: dict[str, dict[str, Any]]) -> Iterator[Gate
     """Run a gateway for workloads, each with its changes of `MIGRATION`."""
     arms = Arms()
     with (
-        ScriptedEndpoint(lambda ask: arms.legacy(ask)) as legacy,
-        ScriptedEndpoint(lambda ask: arms.target(ask)) as target,
+        ScriptedEndpoint(arms.answer_legacy) as legacy,
+        ScriptedEndpoint(arms.answer_target) as target,
     ):
         files = []
         for name, changes in workloads.items():
@@ -160,18 +167,3 @@ def gateway(folder: Path, workloads: dict[str, dict[str, Any]]) -> Iterator[Gate
             ) as client,
         ):
             yield Gateway(started, arms, legacy, target, client)
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place, gateway(Path(place), {"support": {}}) as running_gateway:
-        running_gateway.routed("support", 0.5)
-        for number in range(6):
-            answer = running_gateway.ask("support", f"user {number}")
-            print(answer.status_code, answer.text[:300], dict(answer.headers))
-        stream = running_gateway.ask("support", "user 0", stream=True)
-        print(stream.status_code, stream.text[:1500], dict(stream.headers))
-        time.sleep(4)
-        print(running_gateway.status())
-        for line in sorted(running_gateway.started.events.glob("*.jsonl*")):
-            print(line, line.read_text())
-        print((Path(place) / "run" / "proxy.log").read_text()[-6000:])

@@ -53,6 +53,7 @@ class ClientSide:
         try:
             await self._app({**scope, "headers": headers}, receive, response.send)
         finally:
+            response.look_at_connection()  # a stream that nobody reads is cancelled, without a last part
             exchange.ended(
                 time.perf_counter(), is_complete=response.is_complete, is_disconnected=response.is_disconnected
             )
@@ -83,10 +84,14 @@ class _Response:
             message = await self._body(message)
         await self._send(message)
 
+    def look_at_connection(self) -> None:
+        """Notice that the client hung up before it had its answer."""
+        if not self.is_complete and getattr(self._connection, "disconnected", False):
+            self.is_disconnected = True
+
     async def _body(self, message: Message) -> Message:
         exchange, body = self._exchange, message.get("body", b"")
-        if getattr(self._connection, "disconnected", False):
-            self.is_disconnected = True
+        self.look_at_connection()
         if exchange.assignment is not None and body:
             workload = exchange.assignment.route.workload
             if self._held is not None:

@@ -24,7 +24,20 @@ pytestmark = pytest.mark.timeout(400)
 
 WORKLOADS: dict[str, dict[str, Any]] = {
     name: {}
-    for name in ("sticky", "live", "file", "kill", "rescue", "burst", "slow", "hang", "stream", "told", "hidden", "lost")
+    for name in (
+        "sticky",
+        "live",
+        "file",
+        "kill",
+        "rescue",
+        "burst",
+        "slow",
+        "hang",
+        "stream",
+        "told",
+        "hidden",
+        "lost",
+    )
 } | {
     "shadow": {"gateway": {"shadow": {"calls_per_day": 5}}},
     "talks": {"gateway": {"unit": "conversation"}},
@@ -85,14 +98,12 @@ def test_each_event_says_who_was_meant_and_who_answered(gate: Gateway) -> None:
     for answer in answers:
         [choice] = answer.json()["choices"]
         assert json.loads(choice["message"]["content"])["answer"] == served[answer.headers["x-litellm-call-id"]]
-    assert events.select("workload", "attempt", "stage", "share", "status", "contract_ok", "finish_reason").unique().rows() == [
-        ("told", 3, 2, 0.5, "ok", True, "stop")
-    ]
+    assert events.select(
+        "workload", "attempt", "stage", "share", "status", "contract_ok", "finish_reason"
+    ).unique().rows() == [("told", 3, 2, 0.5, "ok", True, "stop")]
     assert (events["intended"] == events["served"]).all()
     assert ((events["bucket"] < 0.5) == (events["intended"] == "target")).all()
     assert events["unit"].str.len_chars().unique().to_list() == [32]
-    cost = dict(events.group_by("served").agg(events["cost_usd"].min()).iter_rows()) if False else None
-    assert cost is None
     by_arm = {row["served"]: row for row in events.iter_rows(named=True)}
     assert by_arm["legacy"]["cost_usd"] == pytest.approx((2 * 10 + 2 * 30) / 1e6)
     assert by_arm["target"]["cost_usd"] == pytest.approx((2 * 1 + 2 * 2) / 1e6)
@@ -232,9 +243,12 @@ def test_a_client_that_hangs_up_is_no_error(gate: Gateway, *, stream: bool) -> N
     body = {"model": "lost", "user": "ada", "messages": [{"role": "user", "content": "Q: x"}], "stream": stream}
     before = len(gate.target.asks)
     headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=gate.started.url, headers=headers, trust_env=False) as client, suppress(httpx.HTTPError):
-        with client.stream("POST", "/v1/chat/completions", json=body, timeout=0.6) as answer:
-            next(answer.iter_bytes())
+    with (
+        suppress(httpx.HTTPError),
+        httpx.Client(base_url=gate.started.url, headers=headers, trust_env=False) as client,
+        client.stream("POST", "/v1/chat/completions", json=body, timeout=0.6) as answer,
+    ):
+        next(answer.iter_bytes())
     gate.until(lambda: len(gate.target.asks) > before)
     gate.until(lambda: gate.status()["in_flight"] == 0)
     store = EventStore(gate.started.traffic.parent / f"lost-{stream}")
@@ -271,7 +285,7 @@ def test_a_burst_of_errors_trips_the_breaker_within_a_second_and_no_client_sees_
     gate.arms.target = lambda _: Reply("boom", status=500)
     asked_before = len(gate.target.asks)
     start = time.monotonic()
-    answers = []
+    answers: list[httpx.Response] = []
     while gate.status()["breakers"]["burst"] is None and time.monotonic() - start < 10:
         answers.append(gate.ask("burst", f"user {len(answers)}"))
     took = time.monotonic() - start
@@ -295,7 +309,7 @@ def test_a_slow_target_trips_the_breaker_though_it_answers(gate: Gateway) -> Non
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: gate.ask("slow", f"user {number}"), range(60)))
     gate.arms.target = lambda _: Reply('{"answer": "target"}', delay_s=3.0)
-    users = [user for user in (f"user {number}" for number in range(40))]
+    users = [f"user {number}" for number in range(40)]
     start = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
         asked = [pool.submit(gate.ask, "slow", user) for user in users]
@@ -355,10 +369,13 @@ def test_a_feedback_that_is_none_is_refused(gate: Gateway, body: dict[str, Any])
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/anven/feedback"), ("GET", "/anven/status")])
-def test_the_gateways_own_routes_need_the_key(gate: Gateway, method: str, path: str) -> None:
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-another-key"}], ids=["none", "wrong"])
+def test_the_gateways_own_routes_need_the_key(gate: Gateway, method: str, path: str, headers: dict[str, str]) -> None:
     body = {"request_id": "x", "score": 1}
-    answer = httpx.request(method, gate.started.url + path, json=body, trust_env=False)
-    assert answer.status_code in {400, 401, 403}  # a proxy without a database says 400 to a wrong key
+    answer = httpx.request(method, gate.started.url + path, json=body, headers=headers, trust_env=False)
+    proxys_own = httpx.get(f"{gate.started.url}/v1/models", headers=headers, trust_env=False)
+    # LiteLLM 1.106.2 without a database says 400 to a wrong key, and 500 to none where prisma is not installed.
+    assert answer.status_code == proxys_own.status_code >= 400
 
 
 def test_a_conversation_stays_on_its_arm_whoever_speaks(gate: Gateway) -> None:
