@@ -1,4 +1,5 @@
-"""The command line `anven`: `demo`, `migrate`, `prompt`, `load`, `dev`, `doctor`, `weights`, `fill-mlflow`, `golden`.
+"""The command line `anven`: `demo`, `migrate`, `prompt`, `load`, `gateway`, `rollout`, `dev`, `doctor`, `weights`,
+`fill-mlflow`, `golden`.
 
 Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
 its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done, 130 interrupted.
@@ -165,6 +166,76 @@ def dev(
         home = _home()
         register_partitions(home, stderr)
         serve(home, port=port, mlflow_port=mlflow_port, announce=announce, console=stderr)
+
+
+@app.command()
+def gateway(
+    files: Annotated[
+        list[Path], typer.Argument(help="Migration files (YAML); those with a section `gateway` are served.")
+    ],
+    *,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 4000,
+    traffic: Annotated[
+        Path | None, typer.Option(help="Traffic file with the shares; made where it is missing.", show_default=False)
+    ] = None,
+    events: Annotated[Path | None, typer.Option(help="Folder of the request event log.", show_default=False)] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of adapted prompts, WORKLOAD.json each; else the files' rewrites.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve workloads through a LiteLLM proxy that deals each user to the legacy or the target model; Ctrl-C stops it.
+
+    Applications ask for the model WORKLOAD with their own prompts, with the key in ANVEN_GATEWAY_KEY. Who is served by
+    which arm stands in the traffic file, whose changes act within a second.
+    """
+    with _reported(as_json=as_json, interrupted="the gateway has stopped") as output:
+        from anven_pipelines.gateway_run import GatewayPlan, Started, how_to_call, serve  # noqa: PLC0415
+
+        folder = _home() / "gateway"
+        plan = GatewayPlan(
+            files, folder, traffic or folder / "traffic.json", events or folder / "events", prompts, port
+        )
+
+        def announce(started: Started) -> None:
+            told = {"url": started.url, "workloads": started.workloads, "traffic": str(started.traffic)}
+            if not output.tell(json.dumps({**told, "events": str(started.events)})):
+                typer.echo(how_to_call(started))
+                stderr.print("Ctrl-C stops it.")
+
+        serve(plan, announce=announce)
+
+
+@app.command()
+def rollout(
+    action: Annotated[
+        Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override"],
+        typer.Argument(help="What to do.", show_default=False),
+    ],
+    workload: Annotated[str, typer.Argument(help="Workload whose rollout it is.", show_default=False)],
+    *,
+    who: Annotated[
+        str | None, typer.Option(help="Who does it; this machine's user where absent.", show_default=False)
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the audit log.", show_default=False)] = "",
+    hours: Annotated[float, typer.Option(help="How long an override counts.")] = 4.0,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a workload's canary, or act on it: every act is in the audit log, every look says what is missing.
+
+    `start` needs a verdict that is GO. `step` decides anew and acts: proven harm rolls back, missing proof holds, only
+    proof advances; the Dagster sensor `rollout` does the same every few seconds. `abort` gives all traffic back to
+    legacy at once. An `override` counts once two people have signed it, and never over proven harm.
+    """
+    with _reported(as_json=as_json) as output:
+        from anven_pipelines.rollout_run import act, show_rollout  # noqa: PLC0415 - loads Dagster: not for --help
+
+        report = act(workload, action, home=_home(), who=who, hours=hours, reason=reason)
+        if not output.tell(json.dumps(report)):
+            show_rollout(report, Console())
 
 
 @app.command()

@@ -14,11 +14,14 @@ from anven_pipelines.assets import (
     prompts,
     regression,
     request_log,
+    rollout,
     sign_off,
 )
 from anven_pipelines.resources.deployments import deployment_name, resources, step_executor
 from anven_pipelines.schedules import daily_drift, drift_job, nightly_regression, nightly_regression_job
 from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival, request_log_job
+from anven_pipelines.sensors.rollout import rollout as rollout_sensor
+from anven_pipelines.sensors.rollout import rollout_step_job
 
 MODULES = [
     request_log,
@@ -33,12 +36,13 @@ MODULES = [
     sign_off,
     regression,
     drift,
+    rollout,
 ]
 
 migration_job = dg.define_asset_job(
     "migration",
     selection=dg.AssetSelection.assets("power_plan").downstream()
-    - dg.AssetSelection.assets("load_benchmark", "production_regression", "traffic_drift"),
+    - dg.AssetSelection.assets("load_benchmark", "production_regression", "traffic_drift", "rollout_status"),
     description="A workload's chain from the power plan to the verdict.",
 )
 
@@ -49,9 +53,9 @@ def definitions() -> dg.Definitions:
     deployment = deployment_name()
     return dg.Definitions(
         assets=dg.load_assets_from_modules(MODULES),
-        jobs=[migration_job, nightly_regression_job, request_log_job, drift_job],
+        jobs=[migration_job, nightly_regression_job, request_log_job, drift_job, rollout_step_job],
         schedules=[nightly_regression, daily_drift],
-        sensors=[declared_partitions, log_arrival],
+        sensors=[declared_partitions, log_arrival, rollout_sensor],
         resources=resources(deployment),
         executor=step_executor(deployment),
     )

@@ -14,11 +14,12 @@ from pydantic import (
     model_validator,
 )
 
+from anven_pipelines.spec_gateway import Gateway
 from anven_pipelines.spec_grading import Grader
 from anven_pipelines.spec_load import Load
 from anven_pipelines.spec_prompt import PromptAdaptation, Risk
 from anven_pipelines.spec_rollout import Rollout
-from anven_pipelines.spec_target import RecordedTarget, Target
+from anven_pipelines.spec_target import EndpointTarget, RecordedTarget, Target
 from anven_pipelines.spec_values import Level, LogFormat, Price, Section, Share, Sources
 
 Stratum = Literal["application", "endpoint", "task", "length_band", "risk", "language"]
@@ -212,11 +213,20 @@ class Migration(Section):
     drift: Drift = Drift()
     load: Load | None = None
     rollout: Rollout = Rollout()
+    gateway: Gateway | None = None
+    """Where the gateway reaches the two arms; a workload without this section is not served by it."""
 
     @model_validator(mode="after")
     def _contract_is_possible(self) -> Migration:
         if (self.contract.required or self.contract.bare) and not self.contract.json_object:
             message = "contract.json_object: true is needed where contract.required or contract.bare is set"
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _the_gateway_finds_the_target(self) -> Migration:
+        if self.gateway is not None and self.gateway.target is None and not isinstance(self.target, EndpointTarget):
+            message = f"gateway.target is needed: where the target is served, as target.engine is {self.target.engine}"
             raise ValueError(message)
         return self
 

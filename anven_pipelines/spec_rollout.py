@@ -13,7 +13,7 @@ Strategy = Literal["canary", "blue_green", "phased", "big_bang"]
 Metric = Literal["quality", "errors", "safety", "contract", "ttft", "latency", "cost"]
 
 _LEAST_UNITS: Final = 500
-"""Fewest users or conversations an arm before a stage may be left: a rare failure is not seen in fewer."""
+"""Fewest units (`gateway.unit`) an arm before a stage may be left: a rare failure is not seen in fewer."""
 
 
 class Stage(Section):
@@ -76,10 +76,8 @@ class Rollout(Section):
     limits: Limits = Limits()
     level: Level = 0.05
     """Chance that a target that is as good as legacy is ever rolled back, over all metrics, stages and looks."""
-    unit: Literal["conversation", "user"] = "conversation"
-    """What is assigned to an arm and stays there; it counts once, however many requests it makes."""
     least_units: int = Field(default=_LEAST_UNITS, ge=1)
-    """Fewest units an arm before a stage may be left."""
+    """Fewest units (`gateway.unit`: users or conversations) an arm before a stage may be left."""
     recent: Duration = Field(default=timedelta(hours=6), json_schema_extra={"default": "6h"})
     """Harm that begins late is looked for in stretches of this length, beside the stage as a whole."""
     settle: Duration = Field(default=timedelta(minutes=10), json_schema_extra={"default": "10m"})

@@ -18,6 +18,7 @@
 | ANVEN_PROMPT_OPS_PYTHON | python of an environment with llama-prompt-ops, for the strategy `prompt_ops` | the same |
 | ANVEN_MODEL_CACHE | folder of fetched weights, `~/.cache/anven_pipelines/models` where absent | the same |
 | HF_HUB_CACHE, HF_HOME | Hugging Face's cache, for weights at hf:// | the same |
+| ANVEN_GATEWAY | folder shared with the gateway, `$ANVEN_HOME/gateway` where absent | the same |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
 """
 
@@ -33,13 +34,16 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.environment import keep_private
+from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.llm_client import LlmClient
 from anven_pipelines.resources.load_driver import LoadDriver
 from anven_pipelines.resources.manifest_io import ManifestIOManager
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.resources.prompt_search import PromptSearch
+from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -138,10 +142,16 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         worker_python=environment.get("ANVEN_WORKER_PYTHON", ""),
         gpu_job=environment.get("ANVEN_GPU_JOB", ""),
     )
+    state = StateStore(url=dg.EnvVar("ANVEN_STATE_URL") if shared else f"sqlite:///{folder / 'state.db'}")
+    migrations = Migrations(
+        folder=environment.get("ANVEN_MIGRATIONS", "migrations"),
+        registry="" if shared else str(folder / "registered"),
+    )
+    gateway = Path(environment.get("ANVEN_GATEWAY") or folder / "gateway")
     return {
         "artifacts": artifacts,
         "io_manager": ManifestIOManager(artifacts=artifacts),
-        "state": StateStore(url=dg.EnvVar("ANVEN_STATE_URL") if shared else f"sqlite:///{folder / 'state.db'}"),
+        "state": state,
         "tracking": MlflowTracking(
             tracking_uri=dg.EnvVar("MLFLOW_TRACKING_URI") if shared else f"sqlite:///{mlflow / 'mlflow.db'}",
             artifact_root=None if shared else str(mlflow / "artifacts"),
@@ -154,9 +164,12 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         "prompt_search": PromptSearch(artifacts=artifacts, batch_inference=batch_inference, judge=judge),
         "load_driver": LoadDriver(),
         "judge": judge,
-        "migrations": Migrations(
-            folder=environment.get("ANVEN_MIGRATIONS", "migrations"),
-            registry="" if shared else str(folder / "registered"),
+        "migrations": migrations,
+        "rollouts": Rollouts(
+            migrations=migrations,
+            state=state,
+            gateway=Gateway(traffic=str(gateway / "traffic.json")),
+            metrics=ProductionMetrics(events=str(gateway / "events"), store=str(gateway / "ingested")),
         ),
     }
 

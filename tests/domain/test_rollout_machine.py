@@ -1,4 +1,4 @@
-"""Whatever production shows and people do, in any order: a rollout never moves without proof and never skips a stage."""
+"""Whatever production shows and people do: a rollout never moves without proof and never skips a stage."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Rollouts(RuleBasedStateMachine):
         age=st.sampled_from((0, 0, 0, 0, 10, -10)),
         flags=st.sampled_from((0, 0, 0, 0, 1)),
     )
-    def the_controller_looks(  # noqa: PLR0913 - all that evidence has
+    def the_controller_looks(
         self,
         comparisons: tuple[Comparison, ...],
         assignment: Assignment | None,
@@ -176,7 +176,7 @@ class Rollouts(RuleBasedStateMachine):
         assert all(evidence.of(metric).is_proven(widened=stage.widened) for metric in METRICS)
         assert evidence.assignment is not None
         assert evidence.assignment.target >= PLAN.rollout.least_units
-        assert not (evidence.problem or evidence.capacity or evidence.open_flags)
+        assert (evidence.problem, evidence.capacity, evidence.open_flags) == (None, None, 0)
         assert evidence.generation == before.generation
         assert before.drill is not None
         assert before.drill.passed

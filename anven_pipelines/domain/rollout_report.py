@@ -1,0 +1,54 @@
+"""A look at a rollout as plain JSON, for the command line, the UI and the log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anven_pipelines.domain.rollout import Decision
+    from anven_pipelines.domain.rollout_evidence import Evidence
+    from anven_pipelines.domain.rollout_plan import RolloutPlan
+    from anven_pipelines.domain.rollout_status import RolloutStatus
+
+_WORDS = {"Advance": "advance", "Hold": "hold", "RollBack": "roll back", "Complete": "complete"}
+
+
+def report_of(
+    plan: RolloutPlan, before: RolloutStatus, evidence: Evidence, decision: Decision, status: RolloutStatus
+) -> dict[str, Any]:
+    """Return what was seen, decided and done.
+
+    Args:
+        plan: What the rollout aims at.
+        before: Where it stood when it was looked at.
+        evidence: What production showed.
+        decision: What follows.
+        status: Where it stands after that.
+    """
+    widened = plan.stages[before.stage].widened if before.stage is not None else 1.0
+    dealt = evidence.assignment
+    return {
+        "workload": plan.workload,
+        "decision": _WORDS[type(decision).__name__],
+        "reasons": list(decision.reasons),
+        "phase": status.phase,
+        "attempt": status.attempt,
+        "generation": status.generation,
+        "stage": status.stage,
+        "stages": [stage.share for stage in plan.stages],
+        "share": status.share(plan),
+        "entered_at": status.entered_at.isoformat() if status.entered_at else None,
+        "as_of": evidence.as_of.isoformat() if evidence.as_of else None,
+        "problem": evidence.problem,
+        "breaker": evidence.breaker,
+        "units": None if dealt is None else {"target": dealt.target, "legacy": dealt.legacy, "p_value": dealt.p_value},
+        "evidence": [
+            {
+                "metric": found.metric,
+                "found": found.words,
+                "harm": found.is_harm,
+                "proven": found.is_proven(widened=widened),
+            }
+            for found in map(evidence.of, plan.metrics)
+        ],
+    }

@@ -1,0 +1,1 @@
+"""The LiteLLM proxy plugin: sticky assignment, breaker, shadow, event log; imports no orchestrator."""

@@ -1,0 +1,109 @@
+"""The breakers of this worker's workloads, and how one that tripped elsewhere trips here too.
+
+Each worker counts for itself. The one that trips writes `breaker-<workload>.json`; the others read it within a fifth of
+a second. It outlives a restart: the workload stays with legacy until its route gets a new generation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from anven_pipelines.domain.breaker import BreakerState, Observation, observe, renewed, slow_above_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from anven_pipelines.domain.breaker import BreakerLimits
+    from anven_pipelines.domain.traffic import Route
+
+_log = logging.getLogger("anven.gateway")
+
+
+class Breakers:
+    """State of each workload's breaker."""
+
+    def __init__(
+        self,
+        folder: Path,
+        limits: Mapping[str, BreakerLimits],
+        *,
+        changed: Callable[[str, BreakerState], None] = lambda _name, _state: None,
+    ) -> None:
+        """Start closed, but for what the folder says of earlier trips.
+
+        Args:
+            folder: Shared by all workers of the gateway; made where it is missing.
+            limits: Workload to what a burst is.
+            changed: Gets a workload and its state when its breaker trips by what this worker saw.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._limits = dict(limits)
+        self._changed = changed
+        self._lock = threading.Lock()  # the event loop observes, the traffic thread reads the files
+        self._states = {name: BreakerState(generation=0) for name in limits}
+        self.refresh()
+
+    def is_open(self, route: Route) -> bool:
+        """Return whether the target must not be asked under this route."""
+        with self._lock:
+            state = renewed(self._states[route.workload], generation=route.generation)
+            self._states[route.workload] = state
+        return state.tripped is not None
+
+    def observe(self, route: Route, seen: Observation) -> None:
+        """Take a request into account, unless its route is no longer in force."""
+        with self._lock:
+            before = self._states[route.workload]
+            if route.generation < before.generation:
+                return
+            after = observe(renewed(before, generation=route.generation), seen, self._limits[route.workload])
+            self._states[route.workload] = after
+        if after.tripped and not before.tripped:
+            self._trip(route.workload, after)
+
+    def slow_above_ms(self, workload: str, *, stream: bool) -> float | None:
+        """Return what the target may take before it is slow; None where too little is known of legacy."""
+        return slow_above_ms(self._states[workload], self._limits[workload], stream=stream)
+
+    def reason(self, workload: str) -> str | None:
+        """Return why the breaker is open; None where it is closed."""
+        return self._states[workload].tripped
+
+    def refresh(self) -> None:
+        """Read what other workers, or this one before a restart, have written."""
+        for name in self._limits:
+            found = self._written(name)
+            if found is None:
+                continue
+            generation, reason = found
+            with self._lock:
+                state = self._states[name]
+                if not state.tripped and generation >= state.generation:
+                    self._states[name] = replace(state, generation=generation, tripped=reason)
+
+    def _trip(self, workload: str, state: BreakerState) -> None:
+        _log.error("breaker of %s tripped: %s; legacy serves all of it", workload, state.tripped)
+        path = self._path(workload)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with suppress(OSError):  # a full disk: this worker knows it all the same
+            temporary.write_text(json.dumps({"generation": state.generation, "reason": state.tripped}))
+            temporary.replace(path)
+        self._changed(workload, state)
+
+    def _written(self, workload: str) -> tuple[int, str] | None:
+        try:
+            found = json.loads(self._path(workload).read_text(encoding="utf-8"))
+            return int(found["generation"]), str(found["reason"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _path(self, workload: str) -> Path:
+        return self._folder / f"breaker-{workload}.json"

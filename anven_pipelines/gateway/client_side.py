@@ -1,0 +1,133 @@
+"""The connection to the client, as ASGI middleware round the whole proxy: what it waited for, and what it may see.
+
+LiteLLM's own times cover the serving attempt only, and its log says nothing of a client that hung up on an answer that
+was not streamed. Here both are seen. And here the arm is hidden: headers, model names of streams and error texts
+would tell which one answered, and an evaluation whose users know is none.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from anven_pipelines.gateway.exchange import Exchange
+    from anven_pipelines.gateway.service import GatewayService
+
+    Message = MutableMapping[str, Any]
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+EXCHANGE_HEADER: Final = "x-anven-exchange"
+_HEADER: Final = EXCHANGE_HEADER.encode()
+
+_TOKEN: Final = re.compile(rb'"(?:content|reasoning_content|arguments|name)":\s*"[^"]')
+_FAILED: Final = re.compile(rb'(?:^|\n)data:\s*\{"error"')
+_MODEL: Final = re.compile(rb'"model":\s*"[^"]*"')
+_TELLING: Final = (b"x-litellm-model-", b"x-litellm-attempted-", b"x-litellm-response-cost", b"llm_provider-")
+_BAD: Final = 400
+
+
+class ClientSide:
+    """Gives every POST an exchange and follows it to its end."""
+
+    def __init__(self, app: App, service: GatewayService) -> None:
+        """Wrap the proxy."""
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a connection."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        exchange = self._service.begin(time.perf_counter())
+        headers = [(name, value) for name, value in scope["headers"] if name != _HEADER]
+        headers.append((_HEADER, exchange.id.encode()))
+        response = _Response(exchange, send)
+        try:
+            await self._app({**scope, "headers": headers}, receive, response.send)
+        finally:
+            response.look_at_connection()  # a stream that nobody reads is cancelled, without a last part
+            exchange.ended(
+                time.perf_counter(), is_complete=response.is_complete, is_disconnected=response.is_disconnected
+            )
+            self._service.ended(exchange)
+
+
+class _Response:
+    """Follows one response and hides the arm in it."""
+
+    def __init__(self, exchange: Exchange, send: Send) -> None:
+        self.is_complete = False
+        self.is_disconnected = False
+        self._exchange = exchange
+        self._send = send
+        # uvicorn's connection knows when the client hung up, also where nobody asks it.
+        self._connection = getattr(send, "__self__", None)
+        self._held: Message | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._exchange.http_status = message["status"]
+            if self._exchange.assignment is not None:
+                message = _discreet(message)
+                if message["status"] >= _BAD:  # its length changes with its text
+                    self._held = message
+                    return
+        elif message["type"] == "http.response.body":
+            message = await self._body(message)
+        await self._send(message)
+
+    def look_at_connection(self) -> None:
+        """Notice that the client hung up before it had its answer."""
+        if not self.is_complete and getattr(self._connection, "disconnected", False):
+            self.is_disconnected = True
+
+    async def _body(self, message: Message) -> Message:
+        exchange, body = self._exchange, message.get("body", b"")
+        self.look_at_connection()
+        if exchange.assignment is not None and body:
+            workload = exchange.assignment.route.workload
+            if self._held is not None:
+                body = _without_arms(body, workload)
+                message = {**message, "body": body}
+            elif exchange.stream:
+                self._look_at(body)
+                body = _MODEL.sub(b'"model":"' + workload.encode() + b'"', body, count=body.count(b"data:") or 1)
+                message = {**message, "body": body}
+        if self._held is not None:
+            await self._send(_with_length(self._held, None if message.get("more_body") else len(body)))
+            self._held = None
+        if not message.get("more_body", False):
+            self.is_complete = True
+        return message
+
+    def _look_at(self, body: bytes) -> None:
+        exchange = self._exchange
+        if exchange.first_token_s is None and _TOKEN.search(body):
+            exchange.first_token_s = time.perf_counter()
+        if _FAILED.search(body):
+            exchange.stream_failed = True
+
+
+def _discreet(message: Message) -> Message:
+    headers = [(name, value) for name, value in message.get("headers", ()) if not name.lower().startswith(_TELLING)]
+    return {**message, "headers": headers}
+
+
+def _with_length(message: Message, length: int | None) -> Message:
+    headers = [(name, value) for name, value in message["headers"] if name.lower() != b"content-length"]
+    if length is not None:
+        headers.append((b"content-length", str(length).encode()))
+    return {**message, "headers": headers}
+
+
+def _without_arms(body: bytes, workload: str) -> bytes:
+    name = workload.encode()
+    return body.replace(name + b"--target", name).replace(name + b"--legacy", name)

@@ -1,0 +1,175 @@
+"""The proxy's configuration and the gateway's settings, made from the migration files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompts import AdaptedPrompt, carry_over, declared_prompt
+from anven_pipelines.gateway.service import group
+from anven_pipelines.gateway.settings import KEY_ENV, ArmSettings, GatewaySettings, WorkloadSettings
+from anven_pipelines.migration_file import parse
+from anven_pipelines.spec_gateway import Upstream
+from anven_pipelines.spec_target import EndpointTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from anven_pipelines.spec import Migration
+
+PLUGIN: Final = "anven_pipelines.gateway.plugin.gateway"
+
+
+class Prepared(NamedTuple):
+    """The two files a gateway starts with."""
+
+    config: Path
+    settings: Path
+    workloads: tuple[str, ...]
+
+
+def prepare(
+    migrations: Sequence[Path], folder: Path, *, traffic: Path, events: Path, prompts: Path | None = None
+) -> Prepared:
+    """Write the proxy's configuration and the gateway's settings.
+
+    Args:
+        migrations: Migration files; those without a section `gateway` are left out.
+        folder: Where the two files are written; no key stands in them.
+        traffic: The traffic file that will be followed.
+        events: Folder of the event log.
+        prompts: Folder of `<workload>.json`, the adapted prompts that were found; a workload without one is asked
+            with the rewrites of its migration file.
+
+    Raises:
+        InvalidInput: no file has the section, or one of them asks for what cannot be.
+    """
+    declared = _declared(migrations)
+    settings = GatewaySettings(
+        workloads={name: workload_settings(each, prompt=_prompt(each, prompts)) for name, each in declared.items()},
+        traffic=str(traffic.absolute()),
+        events=str(events.absolute()),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = Prepared(folder / "proxy.yaml", folder / "gateway.json", tuple(sorted(declared)))
+    prepared.config.write_text(json.dumps(proxy_config(declared), indent=1), encoding="utf-8")  # JSON is YAML
+    prepared.settings.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
+    return prepared
+
+
+def proxy_config(migrations: Mapping[str, Migration]) -> dict[str, Any]:
+    """Return LiteLLM's configuration: three model groups for each workload, and our plugin.
+
+    The group `<workload>` is legacy's, so that a request which the plugin did not deal is answered as it always was.
+    Retries and cooldowns of the router are off: the target's failures have to show, and legacy rescues them.
+    """
+    return {
+        "model_list": [each for migration in migrations.values() for each in _groups(migration)],
+        "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+        "litellm_settings": {"num_retries": 0, "callbacks": [PLUGIN], "drop_params": False},
+        "general_settings": {"master_key": f"os.environ/{KEY_ENV}"},
+    }
+
+
+def workload_settings(migration: Migration, *, prompt: AdaptedPrompt) -> WorkloadSettings:
+    """Return what a worker has to know of a workload.
+
+    Raises:
+        InvalidInput: it has no section `gateway`, wants text to be kept, or a spending cap without a price.
+    """
+    gateway = _section(migration)
+    if gateway.store_text:
+        message = (
+            f"{migration.workload}: gateway.store_text is true, but no redactor is installed, and text that was not "
+            "redacted is never kept; set it to false"
+        )
+        raise InvalidInput(message)
+    if gateway.shadow.usd_per_day is not None and migration.target.price is None:
+        message = f"{migration.workload}: gateway.shadow.usd_per_day needs target.price, to know what a request costs"
+        raise InvalidInput(message)
+    target = migration.target
+    return WorkloadSettings(
+        legacy=ArmSettings(model=gateway.legacy.model, prompt=carry_over(), price=migration.legacy.price),
+        target=ArmSettings(
+            model=_target(migration).model, prompt=prompt, params=getattr(target, "params", {}), price=target.price
+        ),
+        gateway=gateway,
+        contract=migration.contract,
+    )
+
+
+def _declared(files: Sequence[Path]) -> dict[str, Migration]:
+    found: dict[str, Migration] = {}
+    for file in files:
+        try:
+            migration = parse(file.read_text(encoding="utf-8"), file=str(file))
+        except (OSError, UnicodeDecodeError) as error:
+            message = f"{file} cannot be read ({error}); a migration file is needed"
+            raise InvalidInput(message) from error
+        if migration.gateway is None:
+            continue
+        if migration.workload in found:
+            message = f"{file}: the workload {migration.workload!r} is declared twice; one file for each is needed"
+            raise InvalidInput(message)
+        found[migration.workload] = migration
+    if not found:
+        message = (
+            f"none of {', '.join(map(str, files)) or 'no files'} has a section `gateway`, which says where the arms "
+            "are reached; add `gateway: {legacy: {model: openai/NAME, api_key_env: NAME}}` (docs/gateway.md)"
+        )
+        raise InvalidInput(message)
+    return found
+
+
+def _section(migration: Migration) -> Any:  # noqa: ANN401 - Gateway; callers have chosen those that have one
+    if migration.gateway is None:
+        message = f"{migration.workload} has no section `gateway`"
+        raise InvalidInput(message)
+    return migration.gateway
+
+
+def _target(migration: Migration) -> Upstream:
+    gateway = _section(migration)
+    if gateway.target is not None:
+        return Upstream.model_validate(gateway.target)
+    target = migration.target
+    if not isinstance(target, EndpointTarget):  # the file's own check has seen to it
+        message = f"{migration.workload}: gateway.target is needed"
+        raise InvalidInput(message)
+    return Upstream(
+        model=f"openai/{target.model}", url=target.url, api_key_env=target.api_key_env, timeout=target.timeout
+    )
+
+
+def _groups(migration: Migration) -> list[dict[str, Any]]:
+    name = migration.workload
+    legacy, target = _params(_section(migration).legacy), _params(_target(migration))
+    groups = {name: legacy, group(name, "legacy"): legacy, group(name, "target"): target}
+    return [
+        {"model_name": each, "litellm_params": params, "model_info": {"id": f"{each}-1"}}
+        for each, params in groups.items()
+    ]
+
+
+def _params(upstream: Upstream) -> dict[str, Any]:
+    params: dict[str, Any] = {"model": upstream.model, "timeout": upstream.timeout.total_seconds()}
+    if upstream.url is not None:
+        params["api_base"] = upstream.url
+    if upstream.api_key_env is not None:
+        params["api_key"] = f"os.environ/{upstream.api_key_env}"
+    elif upstream.url is not None:
+        params["api_key"] = "none"  # LiteLLM asks for one; a server without keys ignores it
+    return params
+
+
+def _prompt(migration: Migration, folder: Path | None) -> AdaptedPrompt:
+    path = None if folder is None else folder / f"{migration.workload}.json"
+    if path is None or not path.exists():
+        return declared_prompt(migration.prompt)
+    try:
+        return AdaptedPrompt.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{path} is no adapted prompt: {error}; write what the asset adapted_prompt holds"
+        raise InvalidInput(message) from error

@@ -1,0 +1,61 @@
+"""What the gateway adds to the proxy's API: feedback, and its own state; authenticated as the proxy's routes are."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Depends
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+
+from anven_pipelines.domain.traffic import print_traffic
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from anven_pipelines.gateway.service import GatewayService
+
+
+class Feedback(BaseModel):
+    """What a user or a program says of an answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    request_id: Annotated[str, Field(min_length=1, max_length=200)]
+    """`x-litellm-call-id` of the answer."""
+    score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """0 is worst, 1 is best; a thumb is 0 or 1."""
+    outcome: Annotated[str, Field(max_length=200)] | None = None
+    """What became of the answer, such as `resolved`."""
+
+
+def add_routes(app: FastAPI, service: GatewayService) -> None:
+    """Put the routes before the proxy's own, which end with one that takes every path."""
+    from litellm.proxy.auth.user_api_key_auth import user_api_key_auth  # noqa: PLC0415 - loads the whole proxy
+
+    async def give_feedback(feedback: Feedback) -> dict[str, Any]:
+        known = service.feedback(feedback.request_id, score=feedback.score, outcome=feedback.outcome)
+        return {"recorded": True, "known_request": known}
+
+    async def tell_status() -> dict[str, Any]:
+        return status(service)
+
+    guarded = [Depends(user_api_key_auth)]
+    app.router.routes[:0] = [
+        APIRoute("/anven/feedback", give_feedback, methods=["POST"], dependencies=guarded, status_code=202),
+        APIRoute("/anven/status", tell_status, methods=["GET"], dependencies=guarded),
+    ]
+
+
+def status(service: GatewayService) -> dict[str, Any]:
+    """Return what this worker does: routes in force, open breakers, the event log, and what is wrong."""
+    return {
+        "worker": service.worker,
+        "routes": json.loads(print_traffic(service.traffic.traffic))["routes"],
+        "breakers": {name: service.breakers.reason(name) for name in service.workloads},
+        "in_flight": len(service.requests),
+        "events": service.log.status._asdict(),
+        "traffic_problem": service.traffic.problem,
+        "internal_errors": service.internal_errors,
+    }

@@ -1,0 +1,106 @@
+"""What a gateway worker is told: a JSON file that `gateway.config` writes from the migration files."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from anven_pipelines.domain.breaker import BreakerLimits
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompts import AdaptedPrompt
+from anven_pipelines.domain.traffic import LEAST_KEY_BYTES
+from anven_pipelines.spec import Contract
+from anven_pipelines.spec_gateway import Gateway
+from anven_pipelines.spec_values import Price
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SETTINGS_ENV: Final = "ANVEN_GATEWAY_SETTINGS"
+KEY_ENV: Final = "ANVEN_GATEWAY_KEY"
+ASSIGNMENT_KEY_ENV: Final = "ANVEN_ASSIGNMENT_KEY"
+
+
+class ArmSettings(BaseModel):
+    """How one arm is asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    prompt: AdaptedPrompt
+    params: dict[str, object] = Field(default_factory=dict)
+    price: Price | None = None
+
+
+class WorkloadSettings(BaseModel):
+    """One workload that the gateway serves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    legacy: ArmSettings
+    target: ArmSettings
+    gateway: Gateway
+    contract: Contract
+
+    @property
+    def limits(self) -> BreakerLimits:
+        """When its breaker trips."""
+        breaker = self.gateway.breaker
+        return BreakerLimits(
+            error_burst=breaker.error_burst,
+            slow_factor=breaker.slow_factor,
+            slow_margin_ms=breaker.slow_margin_ms,
+        )
+
+
+class GatewaySettings(BaseModel):
+    """A gateway's settings, the same for all its workers; keys never stand in them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workloads: dict[str, WorkloadSettings]
+    traffic: str = Field(description="Path of the traffic file.")
+    events: str = Field(description="Folder of the event log.")
+    events_bytes: int = Field(default=2**30, ge=2**20, description="Largest size of the event log.")
+
+
+def read_settings(environ: Mapping[str, str]) -> GatewaySettings:
+    """Read the file that the environment names.
+
+    Raises:
+        InvalidInput: it is not named, not readable, or not what `anven gateway` writes.
+    """
+    path = environ.get(SETTINGS_ENV)
+    if not path:
+        message = f"{SETTINGS_ENV} is not set; it names the settings file of the gateway: start it with `anven gateway`"
+        raise InvalidInput(message)
+    try:
+        return GatewaySettings.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        message = f"{path} ({SETTINGS_ENV}) cannot be used: {error}; start the gateway with `anven gateway`"
+        raise InvalidInput(message) from error
+
+
+def assignment_key(environ: Mapping[str, str]) -> bytes:
+    """Return the secret that deals units to arms: its own variable, else derived from the gateway's key.
+
+    A new key deals everybody anew, so a rollout that is under way needs one that stays.
+
+    Raises:
+        InvalidInput: neither is set, or the key is too short.
+    """
+    own = environ.get(ASSIGNMENT_KEY_ENV)
+    if own:
+        if len(own.encode()) < LEAST_KEY_BYTES:
+            message = f"{ASSIGNMENT_KEY_ENV} is shorter than {LEAST_KEY_BYTES} bytes; use a random one"
+            raise InvalidInput(message)
+        return own.encode()
+    shared = environ.get(KEY_ENV)
+    if not shared:
+        message = f"neither {ASSIGNMENT_KEY_ENV} nor {KEY_ENV} is set; a secret is needed to deal users to arms"
+        raise InvalidInput(message)
+    return hmac.digest(shared.encode(), b"anven assignment", hashlib.sha256)

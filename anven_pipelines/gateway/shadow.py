@@ -1,0 +1,117 @@
+"""Mirrored requests: the target answers beside legacy, the client never sees it, and a cap bounds what it spends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+from anven_pipelines.domain.grading import check_contract
+from anven_pipelines.gateway.answers import answer_of, usage_of
+from anven_pipelines.gateway.service import group
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anven_pipelines.gateway.exchange import Exchange
+    from anven_pipelines.gateway.service import GatewayService
+    from anven_pipelines.spec_gateway import Shadow
+
+_log = logging.getLogger("anven.gateway")
+
+
+class Purse:
+    """What a workload's mirrored requests have spent today (UTC)."""
+
+    def __init__(self, limits: Shadow) -> None:
+        """Start with nothing spent."""
+        self._limits = limits
+        self._day: date | None = None
+        self._calls = 0
+        self._usd = 0.0
+        self.in_flight = 0
+
+    def take(self, today: date) -> bool:
+        """Take the right to one more request; False where a cap is reached."""
+        if today != self._day:
+            self._day, self._calls, self._usd = today, 0, 0.0
+        limits = self._limits
+        if self._calls >= limits.calls_per_day or self.in_flight >= limits.at_once:
+            return False
+        if limits.usd_per_day is not None and self._usd >= limits.usd_per_day:
+            return False
+        self._calls += 1
+        self.in_flight += 1
+        return True
+
+    def give_back(self, usd: float | None) -> None:
+        """Take down that a request has ended, and what it cost."""
+        self.in_flight -= 1
+        self._usd += usd or 0.0
+
+
+class Shadows:
+    """Asks the target what legacy was asked, in tasks of their own."""
+
+    def __init__(self, service: GatewayService, limits: Mapping[str, Shadow]) -> None:
+        """Prepare a purse for each workload."""
+        self._service = service
+        self._purses = {name: Purse(each) for name, each in limits.items()}
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
+
+    def mirror(self, exchange: Exchange) -> None:
+        """Ask the target in a task of its own, once the client has its answer, where a cap allows it."""
+        if exchange.shadow is None or exchange.assignment is None:
+            return
+        purse = self._purses[exchange.assignment.route.workload]
+        if purse.take(datetime.now(UTC).date()):
+            task = asyncio.get_running_loop().create_task(self._ask(exchange, purse))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _ask(self, exchange: Exchange, purse: Purse) -> None:
+        facts: dict[str, Any] = {"stream": False}
+        started = time.perf_counter()
+        try:
+            response = await self._answer(exchange)
+            facts.update(self._outcome(exchange, response), latency_ms=(time.perf_counter() - started) * 1e3)
+        except Exception as error:  # noqa: BLE001 - whatever the target does, the gateway goes on
+            facts.update(status="error", error_class=type(error).__name__)
+        finally:
+            purse.give_back(facts.get("cost_usd"))
+        self._service.shadowed(exchange, facts)
+
+    async def _answer(self, exchange: Exchange) -> Any:  # noqa: ANN401 - LiteLLM's response
+        from litellm.proxy.proxy_server import llm_router  # noqa: PLC0415 - it is set when the proxy has started
+
+        if exchange.assignment is None or exchange.shadow is None or llm_router is None:
+            message = "the proxy has no router"
+            raise RuntimeError(message)
+        target = group(exchange.assignment.route.workload, "target")
+        return await llm_router.acompletion(
+            model=target,
+            **exchange.shadow,
+            stream=False,
+            disable_fallbacks=True,
+            num_retries=0,
+            cache={"no-cache": True},
+        )
+
+    def _outcome(self, exchange: Exchange, response: Any) -> dict[str, Any]:  # noqa: ANN401 - LiteLLM's response
+        if exchange.assignment is None:
+            return {}
+        workload = self._service.workloads[exchange.assignment.route.workload]
+        usage = usage_of(response, workload.target.price)
+        kept = check_contract(workload.contract, answer_of(response), answered=True).kept
+        return {
+            "status": "ok",
+            "served": "target",
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cost_usd": usage.cost_usd,
+            "finish_reason": usage.finish_reason,
+            "contract_ok": kept,
+            "cached": False,
+        }

@@ -1,0 +1,173 @@
+"""Starts the gateway: a LiteLLM proxy with our plugin, on loopback, for the workloads of the migration files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.traffic import Traffic, print_traffic
+from anven_pipelines.gateway.config import prepare
+from anven_pipelines.gateway.settings import ASSIGNMENT_KEY_ENV, KEY_ENV, SETTINGS_ENV, assignment_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+ENVIRONMENT: Final[Mapping[str, str]] = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it is downloaded at each start
+    "LITELLM_MODE": "PRODUCTION",
+    "PYTHONFAULTHANDLER": "1",
+    "PYTHON_GC_THRESHOLD": "0,0,0",  # see gateway/collection.py
+}
+_START_S: Final = 200.0  # 10 s on an idle machine
+_STOP_S: Final = 30.0  # streams in flight are served to their end
+_POLL_S: Final = 0.1
+
+
+class Started(NamedTuple):
+    """A gateway that answers."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    workloads: tuple[str, ...]
+    traffic: Path
+    events: Path
+
+
+class GatewayPlan(NamedTuple):
+    """What a gateway is started with.
+
+    Attributes:
+        migrations: Migration files.
+        folder: Of its configuration and its log.
+        traffic: Traffic file; one that is not there is made, without routes: everything is legacy's.
+        events: Folder of the event log.
+        prompts: Folder of adapted prompts by workload; None asks with the migration files' rewrites.
+        port: Loopback port; 0 takes a free one.
+    """
+
+    migrations: Sequence[Path]
+    folder: Path
+    traffic: Path
+    events: Path
+    prompts: Path | None = None
+    port: int = 0
+
+
+@contextmanager
+def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
+    """Run a gateway until the block ends; requests in flight are then served to their end.
+
+    Raises:
+        InvalidInput: the key is missing, or the migration files have no gateway.
+        UnavailableService: it does not start; the message holds its own last words.
+    """
+    _require_key(environ)
+    if not plan.traffic.exists():
+        plan.traffic.parent.mkdir(parents=True, exist_ok=True)
+        plan.traffic.write_text(print_traffic(Traffic()), encoding="utf-8")
+    prepared = prepare(plan.migrations, plan.folder, traffic=plan.traffic, events=plan.events, prompts=plan.prompts)
+    port = plan.port or _free_port()
+    log = plan.folder / "proxy.log"
+    program = Path(sys.executable).parent / "litellm"
+    if not program.exists():
+        message = f"{program} is not installed; install anven-pipelines[gateway]"
+        raise UnavailableService(message)
+    command = [str(program), "--config", str(prepared.config), "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603 - the program that was found beside our own
+            command,
+            stdout=output,
+            stderr=output,
+            cwd=plan.folder,
+            env={**environ, **ENVIRONMENT, SETTINGS_ENV: str(prepared.settings)},
+            start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait(url, environ[KEY_ENV], process, log)
+        yield Started(url, process, prepared.workloads, plan.traffic, plan.events)
+    finally:
+        _stop(process)
+
+
+def serve(plan: GatewayPlan, *, announce: Callable[[Started], None]) -> None:
+    """Run a gateway until Ctrl-C, SIGTERM or its own end.
+
+    Raises:
+        UnavailableService: it ended by itself.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with running(plan, os.environ) as started:
+            announce(started)
+            started.process.wait()
+            message = f"the gateway ended by itself with {started.process.returncode}; see {plan.folder / 'proxy.log'}"
+            raise UnavailableService(message)
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def how_to_call(started: Started) -> str:
+    """Return lines that say how an application asks the gateway."""
+    name = started.workloads[0]
+    body = json.dumps({"model": name, "user": "ada", "messages": [{"role": "user", "content": "..."}]})
+    return (
+        f"the gateway serves {', '.join(started.workloads)} at {started.url}/v1\n"
+        f'  curl {started.url}/v1/chat/completions -H "Authorization: Bearer ${KEY_ENV}" '
+        f"-H 'Content-Type: application/json' -d '{body}'\n"
+        f"shares: {started.traffic} (acts within a second)\nevents: {started.events}"
+    )
+
+
+def _require_key(environ: Mapping[str, str]) -> None:
+    if not environ.get(KEY_ENV, "").startswith("sk-"):
+        message = (
+            f"{KEY_ENV} is not set, or does not start with `sk-`; it is the key that applications call the gateway "
+            f"with: export {KEY_ENV}=sk-$(openssl rand -hex 24), and {ASSIGNMENT_KEY_ENV} for a secret of its own"
+        )
+        raise InvalidInput(message)
+    assignment_key(environ)
+
+
+def _wait(url: str, key: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until it is this gateway, and not another server on its port, that answers."""
+    request = urllib.request.Request(f"{url}/anven/status", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - http
+    deadline = time.monotonic() + _START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310 - loopback
+                if "worker" in json.load(answer):
+                    return
+        except (OSError, ValueError):
+            time.sleep(_POLL_S)
+    said = log.read_text(encoding="utf-8", errors="replace")[-3000:]
+    message = f"the gateway did not start within {_START_S:g} s; its last words ({log}):\n{said}"
+    raise UnavailableService(message)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

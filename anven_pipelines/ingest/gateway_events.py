@@ -1,0 +1,213 @@
+"""Reads the gateway's event log incrementally: every whole line once, whatever is killed when.
+
+What was read lies as Parquet parts beside a manifest, which names the parts and, for each segment, the byte up to
+which it was read. The manifest is replaced in one step after a part is written, so rows and progress never disagree:
+a part that a killed ingestion left behind stands in no manifest, and its lines are read again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import polars as pl
+
+from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput
+from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, GatewayEvent, parse_event
+from anven_pipelines.gateway.event_log import ingested_bytes, mark_of, segments_in, stem_of
+from anven_pipelines.resources.durable_folder import DurableFolder, flush_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MANIFEST: Final = "gateway_events.json"
+_READ_BYTES: Final = 64 * 2**20  # of one segment at once
+
+
+class BadLine(NamedTuple):
+    """A whole line that is no event."""
+
+    file: str
+    line_at: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one look at the log found.
+
+    Attributes:
+        events: `GATEWAY_EVENTS`, in the order of the files; an id that stands there twice is kept once.
+        cursor: Segment to the byte up to which it is read.
+        duplicates: Events that were left out because their id was there before.
+        bad_lines: Whole lines that are no event; `line_at` is the byte at which the line starts.
+        torn: Segments whose last line has no end, with its bytes; of a live writer it will be read later.
+    """
+
+    events: pl.DataFrame
+    cursor: Mapping[str, int]
+    duplicates: int = 0
+    bad_lines: tuple[BadLine, ...] = ()
+    torn: Mapping[str, int] = field(default_factory=dict)
+
+
+def read_batch(folder: Path, cursor: Mapping[str, int]) -> Batch:
+    """Read the whole lines of all segments that lie behind the cursor.
+
+    Args:
+        folder: The gateway's event log.
+        cursor: What `Batch.cursor` said last; empty to read everything.
+    """
+    found: dict[str, GatewayEvent] = {}
+    bad: list[BadLine] = []
+    torn: dict[str, int] = {}
+    segments = segments_in(folder)
+    # A segment that the gateway removed needs no place in the cursor. Were one missed in the moment in which it is
+    # renamed, its lines would be read again and left out as duplicates.
+    now = {name: cursor[name] for name in map(stem_of, segments) if name in cursor}
+    count = 0
+    for path in segments:
+        name = stem_of(path)
+        lines, tail = _whole_lines(path, now.get(name, 0))
+        if tail:
+            torn[name] = tail
+        for start, line in lines:
+            try:
+                event = parse_event(line)
+            except InvalidInput as error:
+                bad.append(BadLine(path.name, start, str(error)))
+                continue
+            count += 1
+            found.setdefault(event.event_id, event)
+        if lines:
+            now[name] = lines[-1][0] + len(lines[-1][1])
+    rows = [event.to_row() for event in found.values()]
+    return Batch(pl.DataFrame(rows, schema=GATEWAY_EVENTS.schema), now, count - len(found), tuple(bad), torn)
+
+
+def _whole_lines(path: Path, start: int) -> tuple[list[tuple[int, bytes]], int]:
+    """Return each whole line behind a byte with where it starts, and the bytes of a tail without an end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(_READ_BYTES)
+            is_all = not file.read(1)
+    except FileNotFoundError:  # closed under its final name since it was listed: found there the next time
+        return [], 0
+    lines: list[tuple[int, bytes]] = []
+    end = data.rfind(b"\n") + 1
+    for line in data[:end].split(b"\n")[:-1]:  # bytes.splitlines would cut at a carriage return, too
+        lines.append((start, line + b"\n"))
+        start += len(line) + 1
+    return lines, len(data) - end if is_all else 0
+
+
+class Ingested(NamedTuple):
+    """What one ingestion took in."""
+
+    events: int
+    duplicates: int
+    bad_lines: tuple[BadLine, ...]
+    torn: Mapping[str, int]
+
+
+class EventStore:
+    """The events that were ingested: Parquet parts and the manifest that counts."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the store; it is made with the first ingestion."""
+        self._folder = folder
+        self._files = DurableFolder(str(folder), {})
+
+    def ingest(self, log: Path) -> Ingested:
+        """Take in what is new in the gateway's log, once, and let the gateway remove what is in.
+
+        One ingestion at a time; the caller sees to that.
+
+        Raises:
+            UnavailableService: nothing could be written; the same call takes it in later.
+        """
+        manifest = self._manifest()
+        batch = read_batch(log, manifest["cursor"])
+        fresh = self._unknown(batch.events, manifest["parts"])
+        if dict(batch.cursor) != manifest["cursor"]:
+            if not fresh.is_empty():
+                part = f"part-{len(manifest['parts']):06d}-{uuid.uuid4().hex[:8]}.parquet"
+                self._files.write(part, _parquet(fresh))
+                manifest["parts"].append(part)
+            manifest["cursor"] = dict(batch.cursor)
+            manifest["bad_lines"] += [each._asdict() for each in batch.bad_lines]
+            self._files.write(MANIFEST, json.dumps(manifest).encode())
+        _mark(log, batch.cursor)
+        known = batch.events.height - fresh.height
+        return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn)
+
+    def events(self) -> pl.DataFrame:
+        """Return every event that was ingested, as `GATEWAY_EVENTS`, each id once."""
+        parts = self._manifest()["parts"]
+        if not parts:
+            return GATEWAY_EVENTS.empty()
+        return pl.concat([pl.read_parquet(self._folder / part) for part in parts])
+
+    def _unknown(self, events: pl.DataFrame, parts: list[str]) -> pl.DataFrame:
+        """Leave out what is in: a feedback that was sent twice may come through two segments or workers."""
+        if events.is_empty() or not parts:
+            return events
+        known = pl.scan_parquet([self._folder / part for part in parts]).select("event_id")
+        return events.lazy().join(known, on="event_id", how="anti", maintain_order="left").collect()
+
+    def _manifest(self) -> dict[str, Any]:
+        found = self._files.read(MANIFEST)
+        if found is None:
+            return {"parts": [], "cursor": {}, "bad_lines": []}
+        try:
+            manifest: dict[str, Any] = json.loads(found)
+        except ValueError as error:
+            message = f"{self._folder / MANIFEST} is not JSON ({error}); restore it, or remove the folder to read anew"
+            raise CorruptArtifact(message) from error
+        return manifest
+
+
+def _parquet(events: pl.DataFrame) -> bytes:
+    from io import BytesIO  # noqa: PLC0415 - here alone
+
+    buffer = BytesIO()
+    events.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _mark(log: Path, cursor: Mapping[str, int]) -> None:
+    """Tell the gateway which segments it may remove."""
+    for path in segments_in(log):
+        read = cursor.get(stem_of(path), 0)
+        mark = mark_of(path)
+        if read == ingested_bytes(path):
+            continue
+        temporary = mark.with_name(f".{mark.name}.{os.getpid()}.tmp")
+        temporary.write_text(str(read))
+        temporary.replace(mark)
+    flush_folder(log)
+
+
+def attributed(events: pl.DataFrame) -> pl.DataFrame:
+    """Give each feedback the arms of its request, where that is known by now.
+
+    Args:
+        events: `GATEWAY_EVENTS`, all that may hold the requests.
+
+    Returns:
+        The same rows; a feedback whose request is there carries its workload, arms and stage and loses the flag
+        `unknown_request`, others keep their nulls.
+    """
+    taken = ("workload", "attempt", "generation", "stage", "share", "unit", "bucket", "intended", "served", "why")
+    requests = events.filter(pl.col("kind") == "request", pl.col("request_id").is_not_null())
+    requests = requests.unique("request_id", keep="first").select("request_id", *taken)
+    joined = events.join(requests, on="request_id", how="left", suffix="_of_request", maintain_order="left")
+    is_known = (pl.col("kind") == "feedback") & pl.col("intended_of_request").is_not_null()
+    filled = [pl.when(is_known).then(f"{name}_of_request").otherwise(name).alias(name) for name in taken]
+    flags = pl.when(is_known).then(pl.col("flags").list.set_difference(["unknown_request"])).otherwise("flags")
+    return joined.with_columns(*filled, flags.alias("flags")).select(events.columns)

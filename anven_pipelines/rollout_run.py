@@ -1,0 +1,84 @@
+"""What `anven rollout` does: shows where a rollout stands, takes its next step, and writes down what people decide."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from rich.table import Table
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.rollout_report import report_of
+from anven_pipelines.domain.rollout_status import LONGEST_OVERRIDE
+from anven_pipelines.migrate import of_kind, prepared
+from anven_pipelines.resources.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+Action = Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override"]
+
+_KINDS: Final = {
+    "approve": "approved",
+    "pause": "paused",
+    "resume": "resumed",
+    "abort": "aborted",
+    "override": "overridden",
+}
+_COLOURS: Final = {"advance": "green", "complete": "green", "hold": "yellow", "roll back": "red"}
+
+
+def act(workload: str, action: Action, *, home: Path, who: str | None, hours: float, reason: str) -> dict[str, Any]:
+    """Do what was asked of a rollout, then look at it.
+
+    Args:
+        workload: Whose rollout it is.
+        action: What to do.
+        home: Folder of local state.
+        who: Who does it; the user of this machine where None.
+        hours: How long an override counts.
+        reason: Why, for the audit log.
+
+    Returns:
+        The report of `rollout_report.report_of`, as plain JSON.
+
+    Raises:
+        InvalidInput: it cannot happen now, or the workload is unknown.
+        UnavailableService: the state store or the traffic file does not answer.
+    """
+    now, person = datetime.now(UTC), who or getpass.getuser()
+    if not timedelta(0) < timedelta(hours=hours) <= LONGEST_OVERRIDE:
+        message = f"--hours is {hours:g}; above 0 and at most {LONGEST_OVERRIDE / timedelta(hours=1):g} is needed"
+        raise InvalidInput(message)
+    with prepared(home) as definitions:
+        rollouts = of_kind(definitions, "rollouts", Rollouts)
+        if action == "start":
+            rollouts.start(workload, who=person, now=now)
+        elif action in _KINDS:
+            payload = {"who": person, "reason": reason, "generation": rollouts.status(workload).generation}
+            if action == "override":
+                payload["until"] = (now + timedelta(hours=hours)).isoformat()
+            rollouts.act(workload, _KINDS[action], payload, now=now)
+        found = rollouts.step(workload, now=now) if action == "step" else rollouts.look(workload, now=now)
+    return report_of(found.plan, found.before, found.evidence, found.decision, found.status)
+
+
+def show_rollout(report: dict[str, Any], console: Console) -> None:
+    """Print where a rollout stands, what was found, and what follows."""
+    place = "legacy has all traffic" if report["share"] == 0 else f"the target has {report['share']:.0%} of the traffic"
+    attempt = f", attempt {report['attempt']}, generation {report['generation']}" if report["generation"] else ""
+    console.print(f"[bold]{report['workload']}[/bold]  {report['phase'].replace('_', ' ')}: {place}{attempt}")
+    if units := report["units"]:
+        console.print(f"{units['target']:,} units of the target, {units['legacy']:,} of legacy", highlight=False)
+    if report["units"]:
+        table = Table("found", "harm", "proven", box=None, pad_edge=False)
+        for found in report["evidence"]:
+            table.add_row(found["found"], "yes" if found["harm"] else "no", "yes" if found["proven"] else "no")
+        console.print(table)
+    colour = _COLOURS[report["decision"]]
+    console.print(f"[{colour}]{report['decision']}[/{colour}]")
+    for reason in report["reasons"]:
+        console.print(f"  {reason}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,60 @@
+"""The section `gateway` of a migration file: where the two arms are reached and what the gateway may do."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+
+from pydantic import Field
+
+from anven_pipelines.spec_values import Duration, Section
+
+
+class Upstream(Section):
+    """Where the gateway reaches one arm."""
+
+    model: str = Field(pattern=r"^[^/\s]+/\S+$")
+    """Model as LiteLLM names it, `provider/model`, such as openai/gpt-4o or hosted_vllm/ANVEN-3b-instruct."""
+    url: str | None = Field(default=None, pattern=r"^https?://[^\s]+$")
+    """Base URL, such as http://127.0.0.1:8000/v1; the provider's own where absent."""
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key; the key itself never stands in a file."""
+    timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
+    """Longest wait for an answer; a target that takes longer is rescued by legacy."""
+
+
+class Shadow(Section):
+    """What mirrored requests may spend; the share that is mirrored stands in the route. Per gateway worker."""
+
+    calls_per_day: int = Field(default=10_000, ge=0)
+    """Mirrored requests in a day (UTC)."""
+    usd_per_day: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Cost of mirrored requests in a day (UTC), at the target's price; needs `target.price`."""
+    at_once: int = Field(default=16, ge=1)
+    """Mirrored requests in flight; one that finds as many is left out."""
+
+
+class Breaker(Section):
+    """When the gateway sends the workload back to legacy by itself, until the route gets a new generation."""
+
+    error_burst: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the requests that a burst fails."""
+    slow_factor: float = Field(default=3.0, ge=1, allow_inf_nan=False)
+    """An answer is slow above this multiple of the legacy arm's 95th percentile ..."""
+    slow_margin_ms: float = Field(default=1000.0, ge=0, allow_inf_nan=False)
+    """... if it is above it by this many milliseconds, too."""
+
+
+class Gateway(Section):
+    """How the gateway serves the workload; applications ask it for the model `<workload>`."""
+
+    legacy: Upstream
+    target: Upstream | None = None
+    """Needed unless the migration's target is an endpoint, which is asked where absent."""
+    unit: Literal["user", "conversation"] = "user"
+    """What stays on one arm: a user (header `x-anven-user`, else the request's `user`) or a conversation (header
+    `x-anven-conversation`, else `metadata.conversation_id`, else the user)."""
+    shadow: Shadow = Shadow()
+    breaker: Breaker = Breaker()
+    store_text: bool = False
+    """Keep the text of requests and answers; refused unless a redactor is installed."""
