@@ -1,5 +1,4 @@
-"""The command line `anven`: `demo`, `migrate`, `prompt`, `load`, `gateway`, `rollout`, `dev`, `doctor`, `weights`,
-`fill-mlflow`, `golden`.
+"""The command line `anven`: from `demo` and `migrate` to `gateway` and `rollout`.
 
 Every command takes `--json` and then prints one JSON object on stdout; all else goes to stderr. Exit codes: 0 it did
 its job, 1 the verdict or a check is negative, 2 bad input, 3 it could not be done, 130 interrupted.

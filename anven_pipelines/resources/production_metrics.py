@@ -39,7 +39,7 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
             return Evidence(generation=status.generation, as_of=None, problem=f"the event log cannot be read: {error}")
         present = events.filter(pl.col("generation") == status.generation)
         tripped = _tripped(present)
-        as_of = present["ts"].max()
+        as_of: datetime | None = present["ts"].max()  # type: ignore[assignment]  # a maximum of times
         if present.is_empty() or status.stage is None or status.entered_at is None:
             return Evidence(generation=status.generation, as_of=None, problem=lost, breaker=tripped)
         units = units_of(events, plan, generation=status.generation, now=now)
