@@ -53,7 +53,7 @@ class Rollouts(dg.ConfigurableResource[None]):
     """Looks, steps and people's acts, all through one append-only log."""
 
     migrations: Migrations
-    state: dg.ResourceDependency[StateStore]
+    state: StateStore
     gateway: Gateway
     metrics: ProductionMetrics
 

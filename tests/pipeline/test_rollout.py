@@ -1,0 +1,261 @@
+"""A rollout through Dagster: the gateway's log is read, the step decides anew, and the route follows once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.assets.rollout import rollout_status
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.gateway_event import GatewayEvent
+from anven_pipelines.domain.rollout import Advance, Hold, RollBack
+from anven_pipelines.domain.rollout_status import stream_of
+from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
+from anven_pipelines.migrate import of_kind
+from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.sensors.rollout import rollout
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.pipeline.conftest import Place
+
+START = datetime.now(UTC) - timedelta(hours=30)
+NOW = START + timedelta(hours=25)
+LIMITS = {"errors": 0.05, "safety": 0.05, "quality": 0.1}
+ROLLOUT = {
+    "stages": [{"share": 0.5, "soak": "24h"}, {"share": 1.0, "soak": "24h"}],
+    "limits": LIMITS,
+    "stale": "2d",
+    "waive": ["drill"],
+}
+
+
+@pytest.fixture
+def rollouts(place: Place) -> Rollouts:
+    """Give the rollouts of a place in which `support` is signed off and has begun its first stage."""
+    place.declare(rollout=ROLLOUT)
+    found = of_kind(place.definitions, "rollouts", Rollouts)
+    state = place.state
+    state.append(stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v1", payload={"verdict": "GO"}, now=START)
+    found.start("support", who="ada", now=START)
+    return found
+
+
+def event_log(place: Place) -> Path:
+    folder = place.folder / "home" / "gateway" / "events"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def serve(place: Place, units: int = 6_000, *, errors: float = 0.0, seed: int = 1, **change: Any) -> None:
+    """Write what a gateway writes of so many users in the first 24 hours, one request and one score each."""
+    rng = np.random.default_rng(seed)
+    lines = []
+    for number in range(units):
+        at = START + timedelta(hours=24) * number / units
+        target = bool(rng.random() < 0.5)
+        fails = target and bool(rng.random() < errors)
+        arm = "target" if target else "legacy"
+        request = {
+            "event_id": f"{seed}-r{number}",
+            "kind": "request",
+            "ts": at,
+            "worker": f"w{seed}",
+            "seq": 2 * number,
+            "workload": "support",
+            "attempt": 1,
+            "generation": 1,
+            "stage": 0,
+            "share": 0.5,
+            "unit": f"{number:032x}",
+            "bucket": 0.1,
+            "intended": arm,
+            "served": None if fails else arm,
+            "request_id": f"q{seed}-{number}",
+            "status": "error" if fails else "ok",
+            "error_class": "Timeout" if fails else None,
+            "stream": True,
+            "cached": False,
+        }
+        if not fails:
+            speed = float(rng.lognormal(5, 0.3))
+            request |= {"ttft_ms": speed, "latency_ms": 2 * speed, "cost_usd": 0.001 if target else 0.01 * speed}
+        score = {
+            "event_id": f"{seed}-f{number}",
+            "kind": "feedback",
+            "ts": at + timedelta(seconds=30),
+            "worker": f"w{seed}",
+            "seq": 2 * number + 1,
+            "request_id": f"q{seed}-{number}",
+            "score": float(rng.random() < 0.9),
+        }
+        lines += [GatewayEvent(**(request | change)).to_line(), GatewayEvent(**score).to_line()]
+    (event_log(place) / f"w{seed}-000000.jsonl").write_bytes(b"".join(lines))
+
+
+def share_in_force(rollouts: Rollouts) -> float:
+    return rollouts.gateway.read().of("support").share
+
+
+def test_a_start_puts_the_first_stage_in_force_and_needs_a_verdict(place: Place, rollouts: Rollouts) -> None:
+    assert share_in_force(rollouts) == 0.5
+    with pytest.raises(InvalidInput, match=r"cannot start: attempt 1 is running: abort it first"):
+        rollouts.start("support", who="ada", now=NOW)
+    place.declare(workload="other", rollout=ROLLOUT)
+    with pytest.raises(InvalidInput, match="the workload has no verdict"):
+        rollouts.start("other", who="ada", now=NOW)
+
+
+def test_a_good_target_advances_on_proof_and_the_route_follows(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+
+    found = rollouts.step("support", now=NOW)
+
+    assert isinstance(found.decision, Advance), found.decision
+    assert (found.status.stage, found.status.generation, share_in_force(rollouts)) == (1, 2, 1.0)
+    written = place.state.events(stream_of("support"))[-1]
+    assert (written.kind, written.key) == ("advanced", "generation-2")
+    assert written.payload["evidence"][0].startswith("quality ")
+    # The new generation has no evidence yet.
+    assert isinstance(rollouts.step("support", now=NOW).decision, Hold)
+    assert share_in_force(rollouts) == 1.0
+
+
+def test_a_failing_target_is_rolled_back_before_the_soak_is_over(place: Place, rollouts: Rollouts) -> None:
+    serve(place, errors=0.3)
+
+    found = rollouts.step("support", now=START + timedelta(hours=6))
+
+    assert isinstance(found.decision, RollBack)
+    assert "errors is proven to be more than 0.05 points worse" in found.decision.reasons[0]
+    assert (found.status.phase, share_in_force(rollouts)) == ("rolled_back", 0.0)
+
+
+def test_without_traffic_nothing_moves(rollouts: Rollouts) -> None:
+    found = rollouts.step("support", now=NOW)
+
+    assert isinstance(found.decision, Hold)
+    assert "no event has come yet" in found.decision.reasons
+    assert share_in_force(rollouts) == 0.5
+
+
+def test_events_that_were_lost_are_evidence_of_nothing(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    log = event_log(place) / "w1-000000.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:100] + lines[103:]))
+
+    found = rollouts.step("support", now=NOW)
+
+    assert isinstance(found.decision, Hold)
+    assert "3 events of the gateway are lost: its disk was full, or its log was cut" in found.decision.reasons
+
+
+def test_a_decision_whose_step_was_killed_is_put_in_force_by_the_next(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    advanced = {"stage": 1, "reasons": [], "evidence": [], "as_of": None}
+    state = place.state
+    state.append(stream=stream_of("support"), kind="advanced", key="generation-2", payload=advanced, now=NOW)
+    assert share_in_force(rollouts) == 0.5
+
+    assert rollouts.is_behind(rollouts.look("support", now=NOW).plan, rollouts.status("support"))
+    rollouts.step("support", now=NOW)
+
+    assert (share_in_force(rollouts), rollouts.status("support").generation) == (1.0, 2)
+
+
+def test_a_step_that_was_overtaken_changes_nothing(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another step rolls back between this one's look and its event."""
+    serve(place)
+    look = Rollouts.look
+
+    def look_and_be_overtaken(self: Rollouts, workload: str, *, now: datetime) -> Any:
+        found = look(self, workload, now=now)
+        rolled_back = {"from_stage": 0, "reasons": ["harm"], "evidence": [], "as_of": None}
+        place.state.append(
+            stream=stream_of(workload), kind="rolled_back", key="generation-2", payload=rolled_back, now=now
+        )
+        return found
+
+    monkeypatch.setattr(Rollouts, "look", look_and_be_overtaken)
+    found = rollouts.step("support", now=NOW)
+
+    assert isinstance(found.decision, Hold)
+    assert found.decision.reasons == ("another step began generation 2 first; this one changed nothing",)
+    assert (rollouts.status("support").phase, share_in_force(rollouts)) == ("rolled_back", 0.0)
+
+
+def test_people_pause_resume_and_abort_and_all_of_it_is_in_the_log(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    rollouts.act("support", "paused", {"who": "ada", "reason": "a holiday"}, now=NOW)
+    assert "the rollout is paused" in rollouts.step("support", now=NOW).decision.reasons[0]
+    rollouts.act("support", "resumed", {"who": "ada", "reason": ""}, now=NOW)
+    aborted = rollouts.act("support", "aborted", {"who": "bo", "reason": "enough"}, now=NOW)
+
+    assert (aborted.phase, share_in_force(rollouts)) == ("aborted", 0.0)
+    kinds = [event.kind for event in place.state.events(stream_of("support"))]
+    assert kinds == ["started", "paused", "resumed", "aborted"]
+    with pytest.raises(InvalidInput, match="paused is not possible: the rollout is aborted"):
+        rollouts.act("support", "paused", {"who": "ada", "reason": ""}, now=NOW)
+    again = rollouts.start("support", who="ada", now=NOW)
+    assert (again.attempt, again.generation, share_in_force(rollouts)) == (2, 3, 0.5)
+
+
+def test_an_edit_of_the_plan_stops_the_ramp(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    place.declare(rollout=ROLLOUT | {"limits": LIMITS | {"quality": 0.5}})
+
+    decision = rollouts.step("support", now=NOW).decision
+
+    assert isinstance(decision, Hold)
+    assert "the migration file's rollout changed since this attempt began" in decision.reasons[0]
+
+
+def test_the_sensor_asks_for_a_step_once_and_again_when_it_failed(place: Place, rollouts: Rollouts) -> None:
+    serve(place, errors=0.3)
+    place.declare(workload="broken", rollout=ROLLOUT)
+    place.state.append(stream=stream_of("broken"), kind="nonsense", key="x", payload={}, now=NOW)
+
+    def ticked() -> dg.SensorResult:
+        resources = {"migrations": place.migrations, "rollouts": rollouts}
+        with dg.build_sensor_context(place.instance, resources=resources) as context:
+            result = rollout(context)
+        assert isinstance(result, dg.SensorResult)
+        return result
+
+    (request,) = ticked().run_requests or []
+    assert (request.run_key, request.partition_key) == ("support/1/1/0", "support")
+    place.instance.create_run_for_job(
+        dg.Definitions(jobs=[dg.GraphDefinition("rollout_step").to_job()]).get_job_def("rollout_step"),
+        tags=request.tags,
+        status=dg.DagsterRunStatus.FAILURE,
+    )
+    (request,) = ticked().run_requests or []
+    assert request.run_key == "support/1/1/1"
+
+
+def test_materialised_in_the_ui_it_tells_what_it_found_and_did(place: Place, rollouts: Rollouts) -> None:
+    serve(place, errors=0.3)
+    place.instance.add_dynamic_partitions(str(workloads.name), ["support"])
+    done = dg.materialize(
+        [rollout_status],
+        partition_key="support",
+        instance=place.instance,
+        resources=place.definitions.resources,
+    )
+
+    assert done.success
+    (materialised,) = done.asset_materializations_for_node("rollout_status")
+    assert materialised.metadata["decision"].value == "roll back"
+    assert "errors is proven to be more than 0.05 points worse" in str(materialised.metadata["reasons"].value)
+    (check,) = done.get_asset_check_evaluations()
+    assert (check.check_name, check.passed) == ("no_proven_harm", False)
+    assert share_in_force(rollouts) == 0.0
