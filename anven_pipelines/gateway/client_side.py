@@ -27,7 +27,7 @@ EXCHANGE_HEADER: Final = "x-anven-exchange"
 _HEADER: Final = EXCHANGE_HEADER.encode()
 
 _TOKEN: Final = re.compile(rb'"(?:content|reasoning_content|arguments|name)":\s*"[^"]')
-_FAILED: Final = re.compile(rb'(?:^|\n)data:\s*\{"error"')
+_FAILED: Final = b'data: {"error"'
 _MODEL: Final = re.compile(rb'"model":\s*"[^"]*"')
 _TELLING: Final = (b"x-litellm-model-", b"x-litellm-attempted-", b"x-litellm-response-cost", b"llm_provider-")
 _BAD: Final = 400
@@ -112,7 +112,7 @@ class _Response:
         exchange = self._exchange
         if exchange.first_token_s is None and _TOKEN.search(body):
             exchange.first_token_s = time.perf_counter()
-        if _FAILED.search(body):
+        if _FAILED in body:
             exchange.stream_failed = True
 
 

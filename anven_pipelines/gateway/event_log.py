@@ -236,7 +236,11 @@ class _Segments:
             return
         with suppress(OSError):
             os.ftruncate(self._file, self._size)
+        path, is_empty = self._path, self._size == 0
         self.close()
+        if is_empty:  # each try makes one
+            with suppress(OSError):
+                path.with_name(stem_of(path) + CLOSED).unlink()
 
     def _has_room(self, more: int) -> bool:
         if self._file is not None and self._size + more <= self._limits.segment_bytes:

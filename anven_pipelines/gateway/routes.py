@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import Depends
+from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from anven_pipelines.domain.traffic import print_traffic
+from anven_pipelines.gateway.metrics import exposition
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from anven_pipelines.gateway.service import GatewayService
+
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Feedback(BaseModel):
@@ -41,9 +46,14 @@ def add_routes(app: FastAPI, service: GatewayService) -> None:
     async def tell_status() -> dict[str, Any]:
         return status(service)
 
+    async def tell_metrics() -> PlainTextResponse:
+        lines = service.metric_lines()
+        return PlainTextResponse(exposition(service.metrics_folder, service.worker, lines), media_type=METRICS_TYPE)
+
     guarded = [Depends(user_api_key_auth)]
     app.router.routes[:0] = [
         APIRoute("/anven/feedback", give_feedback, methods=["POST"], dependencies=guarded, status_code=202),
+        APIRoute("/anven/metrics", tell_metrics, methods=["GET"], dependencies=guarded),
         APIRoute("/anven/status", tell_status, methods=["GET"], dependencies=guarded),
     ]
 

@@ -22,6 +22,7 @@ from anven_pipelines.gateway.assignment import Assignment, assign, unit_of
 from anven_pipelines.gateway.breakers import Breakers
 from anven_pipelines.gateway.event_log import EventLog, LogLimits
 from anven_pipelines.gateway.exchange import Exchange, Usage
+from anven_pipelines.gateway.metrics import GatewayMetrics, write_metrics
 from anven_pipelines.gateway.traffic_source import TrafficSource
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.breaker import BreakerState
     from anven_pipelines.domain.traffic import Arm
     from anven_pipelines.gateway.settings import ArmSettings, GatewaySettings, WorkloadSettings
+
+METRICS_S: Final = 1.0
 
 GRACE_S: Final = 3.0
 """How long an event waits for the log callback, which knows tokens; then it is written without them."""
@@ -71,6 +74,9 @@ class GatewayService:
         self._numbers = itertools.count(1)
         self._served: OrderedDict[str, _Served] = OrderedDict()
         events = Path(settings.events)
+        self.metrics = GatewayMetrics(self.worker)
+        self.metrics_folder = events / "metrics"
+        self._metrics_at = 0.0
         self.log = EventLog(events, worker=self.worker, limits=LogLimits(total_bytes=settings.events_bytes))
         self.traffic = TrafficSource(Path(settings.traffic))
         limits = {name: each.limits for name, each in settings.workloads.items()}
@@ -188,6 +194,15 @@ class GatewayService:
                 **{**request, "prompt_version": version, "request_id": exchange.request_id, **facts}, kind="shadow"
             )
 
+    def metric_lines(self) -> list[str]:
+        """Return this worker's samples as they are now."""
+        for name in self.workloads:
+            route = self.traffic.traffic.of(name)
+            self.metrics.gauge("anven_target_share", name, 0.0 if route.killed else route.share)
+            self.metrics.gauge("anven_breaker_open", name, float(self.breakers.reason(name) is not None))
+        self.metrics.total("anven_events_dropped_total", self.log.status.dropped)
+        return self.metrics.lines()
+
     def _ask_target(self, data: dict[str, Any], workload: WorkloadSettings, assignment: Assignment) -> bool:
         """Rewrite a request for the target, and say how legacy is asked should it fail; False where no prompt fits."""
         name = assignment.route.workload
@@ -232,6 +247,9 @@ class GatewayService:
             now_s = time.perf_counter()
             for exchange in list(self.requests.values()):
                 self._watch(exchange, now_s)
+            if now_s - self._metrics_at >= METRICS_S:
+                self._metrics_at = now_s
+                write_metrics(self.metrics_folder, self.worker, self.metric_lines())
         except Exception:  # noqa: BLE001 - the thread that follows the traffic file must not end
             self.internal_errors += 1
             _log.exception("the gateway's tick failed")
@@ -272,7 +290,9 @@ class GatewayService:
     def _append(self, **facts: Any) -> None:  # noqa: ANN401 - the fields of an event
         seq = next(self._seq)
         facts.setdefault("event_id", f"{self.worker}-{seq}")
-        self.log.append(GatewayEvent(**facts, ts=datetime.now(UTC), worker=self.worker, seq=seq))
+        event = GatewayEvent(**facts, ts=datetime.now(UTC), worker=self.worker, seq=seq)
+        self.metrics.observe(event)
+        self.log.append(event)
 
 
 def group(workload: str, arm: Arm) -> str:

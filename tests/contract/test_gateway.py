@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -361,6 +362,19 @@ def test_feedback_is_tied_to_its_request_and_taken_once(gate: Gateway, tmp_path:
     assert (rows[known]["workload"], rows[known]["intended"], rows[known]["score"]) == ("told", "target", 1.0)
     assert (rows[known]["outcome"], rows[known]["flags"]) == ("resolved", [])
     assert (rows["never-seen"]["workload"], rows["never-seen"]["flags"]) == (None, ["unknown_request"])
+
+
+def test_metrics_count_by_the_arm_that_was_meant(gate: Gateway) -> None:
+    gate.routed("counted", 1.0)
+    gate.arms.target = lambda _: Reply("boom", status=500)
+    answers = [gate.ask("counted", f"user {number}") for number in range(2)]
+    gate.events(*ids(*answers))
+    text = gate.client.get("/anven/metrics").raise_for_status().text
+    [line] = [each for each in text.splitlines() if each.startswith("anven_errors_total") and '"counted"' in each]
+    assert 'intended="target"' in line
+    assert 'error_class="InternalServerError"' in line
+    assert line.endswith(" 2")
+    assert re.search(r'anven_target_share\{workload="counted",worker="[^"]+"\} 1\n', text)
 
 
 @pytest.mark.parametrize("body", [{}, {"request_id": "x", "score": 2}, {"request_id": "x", "scores": 1}])
