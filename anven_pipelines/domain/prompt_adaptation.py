@@ -110,7 +110,8 @@ class Search:
             UnavailableService: the target does not answer; answers are kept.
         """
         declared = self.migration.prompt
-        self._spending = Spending(declared.budget, self._price(), self.clock)
+        priced = declared.reflection is not None and declared.reflection.price is not None
+        self._spending = Spending(declared.budget, self._price(), self.clock, rewriting_priced=priced)
         heats: list[Heat] = []
         best: list[tuple[TemplateItems, Entry]] = []
         notes: list[str] = []
@@ -323,6 +324,7 @@ class Search:
             spending=self._spending,
             refuse=lambda candidate: broken(candidate, template, most_characters=most),
             few_shot=adaptation.examples,
+            stratified=self.migration.golden.strata,
         )
 
     def _price(self) -> Callable[[int, int], float] | None:

@@ -93,6 +93,8 @@ class Adaptation:
             "search_tokens": float(self.cost.tokens),
             "search_usd": self.cost.usd,
             "search_seconds": self.cost.seconds,
+            "rewriting_calls": float(self.cost.rewriting_calls),
+            "rewriting_usd": self.cost.rewriting_usd,
             **{f"gain.{gain.template}": gain.interval.estimate for gain in proven if gain.interval},
         }
 

@@ -42,6 +42,20 @@ class BudgetSpent(Exception):  # noqa: N818 - no error: a strategy returns its b
     """The trial's budget does not allow what was asked; nothing of it was."""
 
 
+class Account(Protocol):
+    """Where answers are counted that a strategy gets from a model by itself."""
+
+    def require(self, calls: int) -> None:
+        """Refuse what the budget does not allow.
+
+        Raises:
+            BudgetSpent: so many more calls are too many.
+        """
+
+    def count(self, *, tokens: int, usd: float) -> None:
+        """Count one answer, its prompt and answer tokens, and its price (0 where none is declared)."""
+
+
 class Trial(Protocol):
     """A template, its items, and the target to ask."""
 
@@ -74,8 +88,19 @@ class Trial(Protocol):
     def grade_answer(self, item: int, output: str) -> float:
         """Return the score in [0, 1] of an answer that a strategy got by itself; 0 where it cannot be graded."""
 
+    def strata(self) -> Mapping[int, str]:
+        """Return the stratum of each item in words, by which failures are told apart; empty where all are alike."""
+
     def spent(self) -> int:
         """Return how many answers of the target were asked for, kept ones of an earlier run included."""
+
+    @property
+    def account(self) -> Account:
+        """Where answers of the target are counted that a strategy gets by itself."""
+
+    @property
+    def rewriting(self) -> Account:
+        """Where answers of a model are counted that writes prompts."""
 
     def refusal(self, candidate: Candidate) -> str | None:
         """Say which hard constraint a candidate breaks; None where it may be asked. `scores` asks none that breaks."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from anven_pipelines.domain.inference import CompletionRequest
+    from anven_pipelines.domain.prompt_strategy import Account
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
     from anven_pipelines.spec_prompt import SearchBudget
     from anven_pipelines.spec_target import AskedTarget
@@ -40,12 +41,43 @@ class Grade(Protocol):
 
 
 class Cost(NamedTuple):
-    """What was spent: answers of the target, their tokens, their price where it is known, seconds."""
+    """What was spent.
+
+    Attributes:
+        calls: Answers of the target.
+        tokens: Their prompt and answer tokens.
+        usd: Their price; None where none is declared.
+        seconds: Time of the search; what was kept from an earlier run took none.
+        rewriting_calls: Answers of a model that writes prompts.
+        rewriting_tokens: Their prompt and answer tokens.
+        rewriting_usd: Their price; None where none is declared.
+    """
 
     calls: int
     tokens: int
     usd: float | None
     seconds: float
+    rewriting_calls: int = 0
+    rewriting_tokens: int = 0
+    rewriting_usd: float | None = None
+
+
+@dataclass
+class Rewriting:
+    """What models that write prompts have answered; each of them has a budget of its own."""
+
+    calls: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+    def require(self, calls: int) -> None:
+        """Allow everything."""
+
+    def count(self, *, tokens: int, usd: float) -> None:
+        """Count one answer."""
+        self.calls += 1
+        self.tokens += tokens
+        self.usd += usd
 
 
 @dataclass
@@ -62,6 +94,8 @@ class Spending:
         calls: Answers so far.
         tokens: Their tokens.
         usd: Their price.
+        rewriting: What models that write prompts have answered.
+        rewriting_priced: Whether their price is declared.
         until: Calls that may be spent by the end of what goes on now: a share of the budget. The other limits are
             reached at the same share of theirs, so that a strategy leaves what the proof needs.
         began: When the search began, on the clock.
@@ -73,6 +107,8 @@ class Spending:
     calls: int = 0
     tokens: int = 0
     usd: float = 0.0
+    rewriting: Rewriting = field(default_factory=Rewriting)
+    rewriting_priced: bool = False
     until: int = 0
     began: float = field(init=False)
 
@@ -108,9 +144,20 @@ class Spending:
         self.tokens += sent + written
         self.usd += self.price(sent, written) if self.price else 0.0
 
+    def count(self, *, tokens: int, usd: float) -> None:
+        """Count one answer of the target that a strategy got by itself."""
+        self.calls += 1
+        self.tokens += tokens
+        self.usd += usd
+
     def cost(self) -> Cost:
         """Return what was spent until now."""
-        return Cost(self.calls, self.tokens, self.usd if self.price else None, self.clock() - self.began)
+        usd = self.usd if self.price else None
+        rewriting = self.rewriting
+        rewriting_usd = rewriting.usd if self.rewriting_priced else None
+        return Cost(
+            self.calls, self.tokens, usd, self.clock() - self.began, rewriting.calls, rewriting.tokens, rewriting_usd
+        )
 
 
 Way = Callable[[int], Call]
@@ -132,6 +179,7 @@ class TargetTrial:
         spending: The budget, shared with the other trials.
         refuse: Says which hard constraint a candidate breaks.
         few_shot: Whether items may be shown in a prompt with their right answers.
+        stratified: Columns of the rows by which failures are told apart.
     """
 
     template: PromptTemplate
@@ -144,6 +192,7 @@ class TargetTrial:
     spending: Spending
     refuse: Callable[[Candidate], str | None]
     few_shot: bool = True
+    stratified: Sequence[str] = ()
     _known: dict[str, Shown] = field(default_factory=dict)
 
     @property
@@ -226,9 +275,28 @@ class TargetTrial:
         graded = self.grade(ANSWERS.conform(pl.DataFrame([answered])), self.rows[[item]])
         return graded["score"][0] or 0.0
 
+    def strata(self) -> Mapping[int, str]:
+        """Return the stratum of each item, of the columns in which items differ."""
+        told = [name for name in self.stratified if self.rows[name].n_unique() > 1]
+        rows = self.rows.select(told).iter_rows() if told else ()
+        return {
+            item: ", ".join(f"{name} {value}" for name, value in zip(told, row, strict=True))
+            for item, row in enumerate(rows)
+        }
+
     def spent(self) -> int:
         """Return how many answers were asked for, over all trials of the workload."""
         return self.spending.calls
+
+    @property
+    def account(self) -> Account:
+        """Where answers of the target are counted that a strategy gets by itself: the workload's budget."""
+        return self.spending
+
+    @property
+    def rewriting(self) -> Account:
+        """Where answers of a model are counted that writes prompts; it has a budget of its own."""
+        return self.spending.rewriting
 
     def refusal(self, candidate: Candidate) -> str | None:
         """Say which hard constraint a candidate breaks; None where it may be asked."""

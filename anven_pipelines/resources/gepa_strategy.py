@@ -65,7 +65,6 @@ class GepaStrategy:
         minibatch: Items that are shown in one step, and on which a child must beat its parent.
         frontier_items: At most so many items score a candidate that did; the others serve as minibatches.
         examples: Answers that are shown of each kind of failure.
-        strata: Item to stratum, by which failures are told apart.
     """
 
     reflector: Callable[[], Reflector]
@@ -73,7 +72,6 @@ class GepaStrategy:
     minibatch: int = 8
     frontier_items: int = 64
     examples: int = 3
-    strata: Mapping[int, str] = field(default_factory=dict)
     name: str = "gepa"
 
     def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:
@@ -87,7 +85,9 @@ class GepaStrategy:
             return unchanged(trial.template)
         gepa = _load_gepa()
         seed = int(rng.integers(2**32))
-        search = _Search(self, trial, self.reflector())
+        reflector = self.reflector()
+        reflector.account = trial.rewriting
+        search = _Search(self, trial, reflector)
         tried, shown = _split(trial.items, self.frontier_items, self.minibatch)
         try:
             gepa.optimize(
@@ -168,7 +168,7 @@ class _Search:
     ) -> dict[str, list[dict[str, object]]]:
         """Tell what went wrong, how often and where, and what earlier proposals broke."""
         feedback = feedback_on(
-            eval_batch.trajectories or [], strata=self.strategy.strata, examples=self.strategy.examples
+            eval_batch.trajectories or [], strata=self.trial.strata(), examples=self.strategy.examples
         )
         return {part: records_of(feedback, refused=self._refused[part]) for part in components_to_update}
 

@@ -130,10 +130,11 @@ class PromptOpsStrategy:
         return candidate
 
     def _run(self, trial: Trial, questions: Mapping[str, int], seed: int) -> Optimised:
-        target = self.target()
+        target, proposer = self.target(), self.proposer()
         target.asks_anew = False
+        target.account, proposer.account = trial.account, trial.rewriting
         desk = _Desk(
-            {"target": target, "proposer": self.proposer()},
+            {"target": target, "proposer": proposer},
             lambda asked, said: trial.grade_answer(questions[asked], said),
         )
         with TemporaryDirectory(prefix="anven-prompt-ops-") as scratch, _open_door(desk) as door:

@@ -114,7 +114,8 @@ class PromptSearch(dg.ConfigurableResource[None]):
                 f"the strategy prompt_ops asks the target by itself and needs `engine: endpoint`, found {target.engine}"
             )
             raise InvalidInput(message)
-        budget = ReflectionBudget(calls=migration.prompt.budget.calls // max(1, len(migration.prompt.strategies)))
+        # What it may really ask is the trial's to say, which counts its calls with all others.
+        budget = ReflectionBudget(calls=migration.prompt.budget.calls)
         return PromptOpsStrategy(
             command=command_of(os.environ),
             target=lambda: self._client(target, budget, asks_anew=False),

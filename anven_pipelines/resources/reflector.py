@@ -21,6 +21,7 @@ from anven_pipelines.resources.endpoint import Pace, ask_endpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from anven_pipelines.domain.prompt_strategy import Account
     from anven_pipelines.resources.answer_batch import Checkpoint, Progress
     from anven_pipelines.spec_target import EndpointTarget
 
@@ -86,6 +87,7 @@ class Reflector:
         pace: Clock, sleep and chance; the real ones where absent.
         asks_anew: Whether a question that is asked once more wants another answer; else it gets the same one for
             nothing.
+        account: Where answers are counted beside `spent`, and where they may be refused too; nowhere where absent.
         spent: What was used so far.
     """
 
@@ -95,6 +97,7 @@ class Reflector:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     pace: Pace | None = None
     asks_anew: bool = True
+    account: Account | None = None
     spent: Spent = field(default_factory=Spent, init=False)
     _times: Counter[str] = field(default_factory=Counter, init=False)
     _earlier: list[CompletionRequest] = field(default_factory=list, init=False)
@@ -131,6 +134,8 @@ class Reflector:
         new = list({each.item_id: each for each in requests if each.item_id not in self._replies}.values())
         if new and (spent_out := self.exhausted(len(new))):
             raise BudgetSpent(spent_out)
+        if new and self.account:
+            self.account.require(len(new))
         # What it has answered before goes along, though it is not asked again: it shows that the endpoint is well, so
         # that one question which it cannot take does not count against key or model.
         answers = ask_endpoint(
@@ -182,11 +187,15 @@ class Reflector:
         return Reply(text if is_answered else None, row["reason"], is_whole, *tokens)
 
     def _count(self, input_tokens: int, output_tokens: int) -> None:
-        self.spent.calls += 1
-        self.spent.tokens += input_tokens + output_tokens
+        tokens, usd = input_tokens + output_tokens, 0.0
         if price := self.endpoint.price:
             cost = input_tokens * price.input_usd_per_million + output_tokens * price.output_usd_per_million
-            self.spent.usd += cost / _MILLION
+            usd = cost / _MILLION
+        self.spent.calls += 1
+        self.spent.tokens += tokens
+        self.spent.usd += usd
+        if self.account:
+            self.account.count(tokens=tokens, usd=usd)
 
 
 def reflection_key(endpoint: EndpointTarget) -> str:

@@ -14,7 +14,7 @@ import pytest
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
-from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
+from anven_pipelines.domain.prompt_trial import Cost, Spending, TargetTrial
 from anven_pipelines.domain.prompts import Call
 from anven_pipelines.spec_prompt import SearchBudget
 from anven_pipelines.spec_target import EndpointTarget
@@ -264,7 +264,7 @@ def test_time_is_looked_at_between_two_rounds() -> None:
 def test_failures_count_as_calls_without_tokens_and_without_a_price_the_cost_is_unknown() -> None:
     trial = trial_of(Target(silent=frozenset({0})))
     trial.scores([(ONE, [0, 1])])
-    assert trial.spending.cost() == (2, 10, None, 0.0)
+    assert trial.spending.cost() == Cost(2, 10, None, 0.0)
 
 
 def test_trials_of_one_workload_share_a_budget() -> None:
@@ -286,6 +286,30 @@ def test_an_answer_from_elsewhere_is_graded_and_costs_nothing() -> None:
     trial = trial_of(Target(ungraded=frozenset({5})))
     assert [trial.grade_answer(4, "4"), trial.grade_answer(4, "3"), trial.grade_answer(5, "5")] == [1.0, 0.0, 0.0]
     assert trial.spent() == 0
+
+
+def test_what_a_strategy_asks_by_itself_counts_against_the_same_budget() -> None:
+    trial = trial_of(Target(), {"calls": 5}, price=lambda sent, written: float(sent + written))
+    trial.scores([(ONE, [0, 1])])
+    trial.account.require(3)
+    for _ in range(3):
+        trial.account.count(tokens=4, usd=0.5)
+    with pytest.raises(BudgetSpent, match="5 calls are spent, 1 more"):
+        trial.account.require(1)
+    with pytest.raises(BudgetSpent):
+        trial.scores([(ONE, [2])])
+    trial.rewriting.require(10**6)
+    trial.rewriting.count(tokens=100, usd=0.25)
+    assert trial.spending.cost() == Cost(5, 2 * 10 + 3 * 4, 2 * 10 + 3 * 0.5, 0.0, 1, 100, None)
+    trial.spending.rewriting_priced = True
+    assert trial.spending.cost().rewriting_usd == 0.25
+
+
+def test_strata_are_told_by_the_columns_in_which_items_differ() -> None:
+    rows = golden_of(ITEMS, task=["total" if at % 2 else "count" for at in range(ITEMS)])
+    told = trial_of(Target(), rows=rows, stratified=["application", "task"]).strata()
+    assert (told[0], told[1], len(told)) == ("task count", "task total", ITEMS)
+    assert trial_of(Target(), stratified=["application"]).strata() == {}
 
 
 def test_the_unchanged_template_is_what_was_logged() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
+from anven_pipelines.domain.prompt_trial import Rewriting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,9 @@ class AnsweredTrial:
         must_hold: Words that every candidate must hold; one that does not is refused.
         budget: Answers that may be asked for.
         grader: Scores an answer to an item; equality with the right answer where absent.
+        stratum: Item to stratum.
+        account: Counts answers of the target that a strategy gets by itself.
+        rewriting: Counts answers of a model that writes prompts.
     """
 
     template: PromptTemplate
@@ -39,6 +43,9 @@ class AnsweredTrial:
     must_hold: Sequence[str] = ()
     budget: int = 10_000
     grader: Callable[[int, str], float] | None = None
+    stratum: Mapping[int, str] = field(default_factory=dict)
+    account: Rewriting = field(default_factory=Rewriting)
+    rewriting: Rewriting = field(default_factory=Rewriting)
     asked: Counter[tuple[str, int]] = field(default_factory=Counter)
     _kept: dict[tuple[str, int], Shown] = field(default_factory=dict)
 
@@ -69,6 +76,9 @@ class AnsweredTrial:
 
     def grade_answer(self, item: int, output: str) -> float:
         return self.grader(item, output) if self.grader else float(output == self.right[item])
+
+    def strata(self) -> Mapping[int, str]:
+        return self.stratum
 
     def spent(self) -> int:
         return len(self._kept)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
+from anven_pipelines.domain.prompt_trial import Rewriting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ class ScoredTrial:
         kept: Answers by candidate's version and item; give them to another trial to go on from there.
         asked: Each new answer that was asked for, in order.
         batches: New answers of each call of `scores`.
+        account: Counts answers of the target that a strategy gets by itself.
+        rewriting: Counts answers of a model that writes prompts.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class ScoredTrial:
         self.kept = {} if kept is None else kept
         self.asked: list[tuple[str, int]] = []
         self.batches: list[int] = []
+        self.account, self.rewriting = Rewriting(), Rewriting()
         self._probability, self._budget, self._seed = probability, budget, seed
         self._dies_after, self._refuses = dies_after, refuses
         self._paid: set[tuple[str, int]] = set()
@@ -95,6 +99,9 @@ class ScoredTrial:
 
     def grade_answer(self, item: int, output: str) -> float:
         return float(output == self.right_answer(item))
+
+    def strata(self) -> Mapping[int, str]:
+        return {}
 
     def spent(self) -> int:
         return len(self._paid)

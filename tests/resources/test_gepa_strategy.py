@@ -102,10 +102,12 @@ def planting(ask: Ask) -> Reply:
 
 
 def test_the_planted_instruction_is_found(bench: Bench, capfd: pytest.CaptureFixture[str]) -> None:
-    asked = trial()
+    asked = trial(stratum=dict.fromkeys(range(24), "task capitals"))
     with ScriptedEndpoint(planting, api_key=KEY) as endpoint:
         found = bench.search(endpoint, asked)
     assert [message.content for message in found.messages] == [PLANTED, TEMPLATE.user]
+    assert asked.rewriting.calls == len(endpoint.asks) == bench.reflectors[0].spent.calls
+    assert "task capitals" in endpoint.asks[0].prompt
     assert (found.origin, found.moves) == ("gepa", {"rewritten": "the system message"})
     assert "found 'I think it is city" in endpoint.asks[0].prompt
     assert "4 of 4 answers" in endpoint.asks[0].prompt

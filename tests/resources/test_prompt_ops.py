@@ -105,7 +105,8 @@ def test_its_result_becomes_a_candidate(bench: Bench, capfd: pytest.CaptureFixtu
         graded.append((item, answer))
         return 1.0
 
-    found = bench.search(trial(grader=grade))
+    asked = trial(grader=grade)
+    found = bench.search(asked)
     assert found.asked({"question": "capital of X?"}) == [
         {"role": "system", "content": BETTER},
         {"role": "user", "content": "capital of C0?"},
@@ -115,14 +116,18 @@ def test_its_result_becomes_a_candidate(bench: Bench, capfd: pytest.CaptureFixtu
     assert (found.origin, found.moves) == ("prompt-ops", {"rewritten": "the system message", "examples": "1"})
     assert sorted(graded) == [(item, f"CITY{item}") for item in range(12)]
     assert [ask.prompt for ask in bench.proposer] == ["improve: You are helpful."]
-    assert len(bench.target) == 12
+    assert len(bench.target) == asked.account.calls == 12
+    assert asked.rewriting.calls == 1
+    assert asked.account.tokens > 12
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_second_run_pays_for_nothing(bench: Bench) -> None:
     first = bench.search(trial())
     # The endpoints have other ports now, so what is kept is found by what was asked.
-    assert bench.search(trial()) == first
+    again = trial()
+    assert bench.search(again) == first
+    assert (again.account.calls, again.rewriting.calls) == (12, 1), "what was kept counts as it did"
     assert (len(bench.target), len(bench.proposer)) == (12, 1)
 
 

@@ -1,0 +1,128 @@
+"""Prompts that a model rewrites, through Dagster: the target and the model that rewrites are scripted HTTP servers."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from tests.pipeline.test_adapted_prompt import check, declare, materialize, report
+from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.pipeline.conftest import Place
+
+PLANTED = "Write the ticket's number as JSON."
+STAND_IN = Path(__file__).resolve().parents[1] / "fakes" / "prompt_ops_stand_in.py"
+
+
+def number_in(ask: Ask) -> int:
+    return int(re.findall(r"ticket\D*(\d+)", ask.prompt)[-1])
+
+
+def texts(ask: Ask) -> list[str]:
+    return [str(message["content"]) for message in ask.body["messages"]]
+
+
+def answers(ask: Ask, *, right: bool) -> Reply:
+    return Reply(json.dumps({"answer": str(number_in(ask)) if right else "none"}))
+
+
+def wants_the_planted_rule(ask: Ask) -> Reply:
+    """Answer all questions under the planted rule, four of five with an example, and a third as they were logged."""
+    told, number = texts(ask), number_in(ask)
+    return answers(ask, right=PLANTED in told[0] or number % 3 == 0 or (len(told) > 2 and number % 5 > 0))
+
+
+def plants_the_rule(ask: Ask) -> Reply:
+    """Propose a user message without its slot, and the planted rule for the system message."""
+    return Reply(f"```\n{PLANTED if 'as the system message' in ask.prompt else 'Answer the question.'}\n```")
+
+
+def chosen(found: dict[str, Any]) -> list[str]:
+    return [heat["origin"] for heat in found["heats"] if heat["chosen"]]
+
+
+def test_gepa_finds_a_rule_proves_it_and_pays_once(place: Place) -> None:
+    with ScriptedEndpoint(wants_the_planted_rule) as endpoint, ScriptedEndpoint(plants_the_rule) as large:
+        price = {"input_usd_per_million": 1, "output_usd_per_million": 1, "source": "test"}
+        reflection = {"model": "large", "url": large.url, "calls": 4, "price": price}
+        declared = declare(place, endpoint, strategies=["gepa"], reflection=reflection)
+        result = materialize(place, declared)
+        assert result.success
+        searched = report(place)
+        [gain] = searched["gains"]
+        assert (gain["proven"], gain["after"], searched["adapted"]) == (True, 1.0, True), searched["reasons"]
+        assert check(result, "gain_proven").passed
+        assert chosen(searched) == ["gepa"]
+        assert f"+{PLANTED}" in searched["diff"]["helpdesk"]
+        cost = searched["cost"]
+        assert cost["calls"] == len(endpoint.asks)
+        assert cost["rewriting_calls"] == len(large.asks) > 0
+        assert cost["rewriting_usd"] * 1e6 == cost["rewriting_tokens"] > cost["rewriting_calls"]
+        shown = place.instance.get_latest_materialization_event(dg.AssetKey("adapted_prompt"))
+        assert shown is not None
+        assert shown.asset_materialization is not None
+        assert "| helpdesk | gepa (chosen) |" in str(shown.asset_materialization.metadata["adaptation"].value)
+        asked = len(endpoint.asks), len(large.asks)
+        assert materialize(place, declared).success
+        assert (len(endpoint.asks), len(large.asks)) == asked
+        assert report(place) == searched
+
+
+def test_a_rewritten_prompt_that_drops_a_slot_is_never_asked(place: Place) -> None:
+    with (
+        ScriptedEndpoint(wants_the_planted_rule) as endpoint,
+        ScriptedEndpoint(lambda ask: Reply("```\nAnswer the question of {somebody}.\n```")) as large,
+    ):
+        reflection = {"model": "large", "url": large.url, "calls": 4}
+        assert materialize(place, declare(place, endpoint, strategies=["gepa"], reflection=reflection)).success
+        searched = report(place)
+        assert searched["cost"]["rewriting_calls"] == len(large.asks) == 4
+    assert any("as the user message" in ask.prompt for ask in large.asks)
+    assert "thrown away" in large.asks[-1].prompt
+    assert all(re.search(r"\d", ask.prompt) for ask in endpoint.asks), "the slot is filled in everything that is asked"
+    assert not searched["adapted"]
+
+
+def test_gepa_and_racing_compete_and_the_better_one_wins_by_the_same_test(place: Place) -> None:
+    with ScriptedEndpoint(wants_the_planted_rule) as endpoint, ScriptedEndpoint(plants_the_rule) as large:
+        reflection = {"model": "large", "url": large.url, "calls": 4}
+        both = declare(place, endpoint, strategies=["racing", "gepa"], reflection=reflection, budget={"calls": 1000})
+        assert materialize(place, both).success
+        searched = report(place)
+    scores = {heat["origin"]: heat["score"] for heat in searched["heats"]}
+    assert scores.keys() == {"unchanged", "structural", "racing", "gepa"}
+    assert scores["unchanged"] < scores["racing"] < scores["gepa"] == 1.0
+    assert len({heat["n"] for heat in searched["heats"]}) == 1, "all are asked on the same items"
+    assert chosen(searched) == ["gepa"]
+    assert [gain["proven"] for gain in searched["gains"]] == [True], "one test for the one that was chosen"
+    assert searched["cost"]["calls"] == len(endpoint.asks) <= 1000
+
+
+def test_prompt_ops_counts_what_it_asks_by_itself(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"  # takes `-I -m MODULE` as the real one does
+    python.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} {STAND_IN} well "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("ANVEN_PROMPT_OPS_PYTHON", str(python))
+    with ScriptedEndpoint(wants_the_planted_rule) as endpoint, ScriptedEndpoint(lambda _: Reply(PLANTED)) as large:
+        reflection = {"model": "large", "url": large.url}
+        declared = declare(place, endpoint, strategies=["prompt_ops"], reflection=reflection)
+        assert materialize(place, declared).success
+        searched = report(place)
+        assert chosen(searched) == ["prompt_ops"]
+        assert searched["adapted"], searched["reasons"]
+        assert searched["cost"]["calls"] == len(endpoint.asks)
+        assert searched["cost"]["rewriting_calls"] == len(large.asks) == 1
+        asked = len(endpoint.asks), len(large.asks)
+        assert materialize(place, declared).success
+        assert (len(endpoint.asks), len(large.asks)) == asked
+        assert report(place) == searched
