@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from rich.markup import escape
+from rich.syntax import Syntax
 from rich.table import Table
 
 from anven_pipelines.assets.materialization import MIGRATION, read_document
 from anven_pipelines.domain.errors import InvalidInput, MissingInput
 from anven_pipelines.domain.golden import opened
+from anven_pipelines.domain.prompt_report import spent_in_words
 from anven_pipelines.domain.prompt_rewrites import rewrites_of
 from anven_pipelines.domain.prompts import AdaptedPrompt
 from anven_pipelines.domain.workload import explain_stale
@@ -114,7 +116,11 @@ def show_prompt(current: CurrentPrompt, console: Console) -> None:
         console.print(_gains(current.report["gains"]))
     _say(console, "\nwhy\n" + "\n".join(f"- {reason}" for reason in current.report["reasons"]))
     for name, text in current.report["diff"].items():
-        _say(console, f"\n{name}\n{text}")
+        _say(console, f"\n{name}")
+        if steps := current.report["changes"][name]:
+            console.print(_steps(steps))
+            console.print()
+        console.print(Syntax(text, "diff", theme="ansi_dark", background_color="default", word_wrap=True))
     _say(console, "\n" + "\n".join(_guarded(current.report)))
     if current.prompt.strategy != "identity":
         _say(console, "\nto edit it by hand: --rewrites prints it as a section of the migration file")
@@ -162,6 +168,13 @@ def _gains(gains: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _steps(steps: list[dict[str, Any]]) -> Table:
+    table = Table("change", "now", "why", box=None, padding=(0, 2, 0, 0))
+    for step in steps:
+        table.add_row(escape(step["what"]), escape(step["now"]), escape(step["why"]))
+    return table
+
+
 def _gained(gain: Mapping[str, Any]) -> str:
     result = "proven" if gain["proven"] else "not proven, the legacy prompt stands"
     before, after = (_score(gain[name]) for name in ("before", "after"))
@@ -179,12 +192,11 @@ def _score(mean: float | None) -> str:
 
 
 def _guarded(report: Mapping[str, Any]) -> list[str]:
-    cost, guard, safety = report["cost"], report["guard"], report["safety"]
-    usd = "" if cost["usd"] is None else f", {cost['usd']:.4f} USD"
+    guard, safety = report["guard"], report["safety"]
     return [
         *([f"guard: {guard['reason']}"] if guard else []),
         *([f"safety: {'; '.join(safety['reasons'])}"] if safety else []),
-        f"spent: {cost['calls']:,} answers of the target, {cost['tokens']:,} tokens{usd}",
+        f"spent: {spent_in_words(report['cost'])}",
     ]
 
 

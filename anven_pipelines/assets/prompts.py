@@ -177,7 +177,10 @@ def _metadata(adaptation: Adaptation | None) -> dict[str, Any]:
     if adaptation is None:
         return {}
     return {
-        "adaptation": dg.MetadataValue.md(adaptation.markdown()),
-        "gain": gain_chart(adaptation.gains),
+        "gains": dg.MetadataValue.md(adaptation.gains_markdown()),
+        "gain_chart": gain_chart(adaptation.gains),
         "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in adaptation.reasons)),
+        "changes": dg.MetadataValue.md(adaptation.changes_markdown()),
+        "spent": adaptation.spent(),
+        "entries": dg.MetadataValue.md(adaptation.entries_markdown()),
     }

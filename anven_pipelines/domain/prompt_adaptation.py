@@ -17,7 +17,9 @@ import numpy as np
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
+from anven_pipelines.domain.prompt_changes import Chosen, chosen_of
 from anven_pipelines.domain.prompt_constraints import broken
+from anven_pipelines.domain.prompt_diff import Prompt
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
@@ -252,8 +254,17 @@ class Search:
             level=self.migration.prompt.level if level is None else level,
             uncovered=self.split.uncovered,
             reasons=reasons,
-            chosen=tuple((items.template, entry.candidate) for items, entry in won),
+            chosen=tuple(self._chosen(items, entry) for items, entry in won),
         )
+
+    def _chosen(self, items: TemplateItems, entry: Entry) -> Chosen:
+        """Return what changes for a template, and why."""
+        configs = items.search.rows["model_config"].to_list()
+        if entry.candidate is not None:
+            return chosen_of(items.template, entry.candidate, configs=configs, profile=self.profile)
+        number = fitting_rewrite(entry.part, json.loads(items.search.rows["source_prompt"][0]))
+        before = [each.model_dump() for each in unchanged(items.template).messages]
+        return Chosen(items.template, None, Prompt(before, {}), Prompt(entry.part["rewrites"][number]["messages"], {}))
 
     def _compared(self, items: TemplateItems, entry: Entry) -> Compared:
         """Ask the validation items both ways; the budget has kept calls for it."""

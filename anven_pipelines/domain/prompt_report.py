@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from anven_pipelines.domain.prompt_diff import Prompt, diff
-from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.tracking import RegisteredPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from anven_pipelines.domain.prompt_changes import Chosen
     from anven_pipelines.domain.prompt_gain import Gain, Guard
     from anven_pipelines.domain.prompt_safety import SafetyFinding
-    from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
     from anven_pipelines.domain.prompt_trial import Cost
     from anven_pipelines.domain.prompts import AdaptedPrompt
 
@@ -44,7 +42,7 @@ class Adaptation:
         level: Error rate that this look had.
         uncovered: Open items that fit no template.
         reasons: In words, why this prompt.
-        chosen: Candidates of the prompt, by template.
+        chosen: What changes, by template.
     """
 
     prompt: AdaptedPrompt
@@ -56,7 +54,7 @@ class Adaptation:
     level: float
     uncovered: int
     reasons: tuple[str, ...]
-    chosen: tuple[tuple[PromptTemplate, Candidate | None], ...]
+    chosen: tuple[Chosen, ...]
 
     @property
     def adapted(self) -> bool:
@@ -81,8 +79,8 @@ class Adaptation:
             "level": self.level,
             "uncovered": self.uncovered,
             "reasons": list(self.reasons),
-            "diff": {template.name: diff_of(template, candidate) for template, candidate in self.chosen if candidate},
-            "moves": {template.name: candidate.moves for template, candidate in self.chosen if candidate},
+            "diff": {each.template.name: each.diff for each in self.chosen},
+            "changes": {each.template.name: [step._asdict() for step in each.steps] for each in self.chosen},
         }
 
     def metrics(self) -> dict[str, float | None]:
@@ -98,45 +96,68 @@ class Adaptation:
             **{f"gain.{gain.template}": gain.interval.estimate for gain in proven if gain.interval},
         }
 
-    def markdown(self) -> str:
-        """Return the result for a person: what met, what was gained, and how the prompts changed."""
-        heats = [
-            f"| {each.template} | {each.origin}{' (chosen)' if each.chosen else ''} | {each.n} | {each.score:.3f} |"
+    def gains_markdown(self) -> str:
+        """Return before and after of each template on the validation items."""
+        rows = [
+            f"| {each.template} | {each.n:,} | {_score(each.before)} | {_score(each.after)} | {_interval(each)} "
+            f"| {'proven' if each.proven else 'not proven, the legacy prompt stands'} |"
+            for each in self.gains
+        ]
+        head = ["| prompt | validation items | before | after | gain | result |", "|---|---|---|---|---|---|"]
+        return "\n".join([*head, *rows]) if rows else "No better prompt was found, so none was held against the items."
+
+    def entries_markdown(self) -> str:
+        """Return what met on the search items."""
+        rows = [
+            f"| {each.template} | {each.origin}{' (chosen)' if each.chosen else ''} | {each.n:,} | {each.score:.3f} |"
             for each in self.heats
         ]
-        diffs = [
-            f"**{template.name}** ({', '.join(f'{name}: {move}' for name, move in candidate.moves.items())})"
-            f"\n\n```diff\n{diff_of(template, candidate)}\n```"
-            for template, candidate in self.chosen
-            if candidate is not None
-        ]
-        usd = "" if self.cost.usd is None else f", {self.cost.usd:.4f} USD"
-        spent = f"{self.cost.calls:,} answers, {self.cost.tokens:,} tokens{usd}, {self.cost.seconds:.0f} s"
-        table = ["| prompt | entry | search items | mean score |", "|---|---|---|---|", *heats]
-        return "\n\n".join(["\n".join(table), *diffs, f"Spent: {spent}"])
+        return "\n".join(["| prompt | entry | search items | mean score |", "|---|---|---|---|", *rows])
+
+    def changes_markdown(self) -> str:
+        """Return what changes in each prompt and why, line by line, and the diff."""
+        return "\n\n".join(each.markdown() for each in self.chosen) or "The legacy prompts stand unchanged."
+
+    def spent(self) -> str:
+        """Return the cost of the search and the proof in words."""
+        cost = self.cost
+        return f"{spent_in_words(cost._asdict())}, {cost.seconds:.0f} s"
 
 
-def diff_of(template: PromptTemplate, candidate: Candidate) -> str:
-    """Return how the prompts differ, line by line."""
-    before, after = (
-        Prompt([each.model_dump() for each in way.messages], way.params) for way in (unchanged(template), candidate)
-    )
-    return "\n".join(hunk.text for hunk in diff(before, after))
+def spent_in_words(cost: Mapping[str, Any]) -> str:
+    """Return what a search spent, as `Adaptation.to_json` tells it, in words."""
+    usd = "" if cost["usd"] is None else f", {cost['usd']:.4f} USD"
+    told = f"{cost['calls']:,} answers of the target, {cost['tokens']:,} tokens{usd}"
+    if not cost.get("rewriting_calls"):
+        return told
+    usd = "" if cost["rewriting_usd"] is None else f", {cost['rewriting_usd']:.4f} USD"
+    return f"{told}; {cost['rewriting_calls']:,} of the model that rewrites, {cost['rewriting_tokens']:,} tokens{usd}"
+
+
+def _score(mean: float | None) -> str:
+    return "unknown" if mean is None else f"{mean:.3f}"
+
+
+def _interval(gain: Gain) -> str:
+    if gain.interval is None:
+        return "unknown"
+    interval = gain.interval
+    return f"{interval.estimate:+.3f} [{interval.lower:+.3f}, {interval.upper:+.3f}] at {interval.level:.2%}"
 
 
 def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[str, str]) -> list[RegisteredPrompt]:
     """Return the found prompts for the prompt registry."""
     return [
         RegisteredPrompt(
-            name=f"{workload}.{template.name}",
-            version=candidate.version,
-            messages=[each.model_dump() for each in candidate.messages],
-            slots=list(template.slots),
-            note=f"found by {candidate.origin}: {gain.reason}",
+            name=f"{workload}.{each.template.name}",
+            version=each.candidate.version,
+            messages=[message.model_dump() for message in each.candidate.messages],
+            slots=list(each.template.slots),
+            note=f"found by {each.candidate.origin}: {gain.reason}",
             tags={f"anven.{name}": digest for name, digest in inputs.items()},
             aliases=["candidate"],
         )
-        for template, candidate in adaptation.chosen
+        for each in adaptation.chosen
         for gain in adaptation.gains
-        if candidate is not None and gain.template == template.name
+        if each.candidate is not None and gain.template == each.template.name
     ]

@@ -123,7 +123,7 @@ class Racing:
             race.run()
         except BudgetSpent:
             pass  # what was found so far stands
-        return race.best()
+        return race.explained(race.best())
 
 
 class _Race:
@@ -174,6 +174,20 @@ class _Race:
             return self._start
         gains = model.means(self._levels([self._genomes[each.version][1] for each in asked]))
         return asked[int(np.argmax(gains))] if gains.max() > 0 else self._start
+
+    def explained(self, candidate: Candidate) -> Candidate:
+        """Return a candidate with what each of its moves is worth beside the others, by the model of all answers."""
+        model, moved = self._model(), list(candidate.moves)
+        if model is None or not moved:
+            return candidate
+        genome = self._genome_of(candidate)
+        without = [{**genome, name: self._space.start[name]} for name in moved]
+        whole, *rest = model.means(self._levels([genome, *without]))
+        reasons = {
+            name: f"{left - whole:+.3f} points expected if it alone were taken back"
+            for name, left in zip(moved, rest, strict=True)
+        }
+        return candidate.model_copy(update={"reasons": reasons})
 
     def _is_decided(self, left: Sequence[Candidate], items: npt.NDArray[np.int64]) -> bool:
         """Say whether the first is proven ahead of the others, and of the unchanged prompt."""

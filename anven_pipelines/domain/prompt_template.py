@@ -129,6 +129,7 @@ class Candidate(_Frozen):
         messages: What is sent, with the template's slots.
         params: Laid over the request's parameters; null takes one away.
         moves: What was chosen, by dimension, in words for the report; no part of the version.
+        reasons: Why, by dimension; no part of the version.
         origin: Strategy that made it; no part of the version.
     """
 
@@ -136,6 +137,7 @@ class Candidate(_Frozen):
     messages: tuple[TemplateMessage, ...] = Field(min_length=1)
     params: dict[str, JsonValue] = Field(default_factory=dict)
     moves: dict[str, str] = Field(default_factory=dict)
+    reasons: dict[str, str] = Field(default_factory=dict)
     origin: str = ""
 
     @cached_property

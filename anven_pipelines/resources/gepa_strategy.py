@@ -219,7 +219,12 @@ class _Search:
 
     def result(self) -> Candidate:
         """Return the best candidate, or the unchanged prompt."""
-        return unchanged(self.trial.template) if self._best is None else self.candidate_of(self._best[1])
+        if self._best is None:
+            return unchanged(self.trial.template)
+        score, texts = self._best
+        found = self.candidate_of(texts)
+        why = f"{score:.3f} on the items that GEPA scores with, {self._first:.3f} unchanged"
+        return found.model_copy(update={"reasons": dict.fromkeys(found.moves, why)})
 
     def _proposal(self, part: str, texts: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> str | None:
         from gepa.strategies.instruction_proposal import InstructionProposalSignature  # noqa: PLC0415 - the extra `adapt`

@@ -23,6 +23,7 @@ from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import PromptTemplate
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference
+from anven_pipelines.resources.checkpoint import Remembered
 from anven_pipelines.resources.gepa_strategy import GepaStrategy
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.prompt_ops import PromptOpsStrategy, command_of
@@ -140,5 +141,5 @@ class PromptSearch(dg.ConfigurableResource[None]):
         return lambda: self._client(endpoint, ReflectionBudget(calls=reflection.calls))
 
     def _client(self, endpoint: EndpointTarget, budget: ReflectionBudget, *, asks_anew: bool = True) -> Reflector:
-        kept = self.artifacts.checkpoint(ANSWERS, reflection_key(endpoint))
+        kept = Remembered(self.artifacts.checkpoint(ANSWERS, reflection_key(endpoint)))
         return Reflector(endpoint, kept, budget, asks_anew=asks_anew)

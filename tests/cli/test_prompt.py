@@ -16,6 +16,7 @@ from anven_pipelines.assets.materialization import declared_input, publish_docum
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.golden import GOLDEN, opened
 from anven_pipelines.domain.prompt_baseline import baseline_of
+from anven_pipelines.domain.prompt_changes import chosen_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard
 from anven_pipelines.domain.prompt_report import Adaptation
 from anven_pipelines.domain.prompt_rewrites import rewrites_of
@@ -111,7 +112,7 @@ def adaptation_of(golden: pl.DataFrame, **changes: Any) -> Adaptation:
         level=0.05,
         uncovered=0,
         reasons=tuple(f"{gain.template}: {gain.reason}" for gain in gains),
-        chosen=tuple(chosen),
+        chosen=tuple(chosen_of(*each, configs=["{}"], profile=TargetProfile()) for each in chosen),
     )
 
 
@@ -166,10 +167,10 @@ def test_the_rewrites_ask_what_the_found_prompt_asks(tmp_path: Path) -> None:
     edited = parse(yaml.safe_dump(MIGRATION | yaml.safe_load(done.stdout)), file="m.yaml").prompt
     assert edited.mode == "tested"
     rewritten = declared_prompt(edited)
-    searched = {template.name for template, _ in adaptation.chosen}
+    searched = {each.template.name for each in adaptation.chosen}
     fitting = 0
     for messages in logged_prompts():
-        of_these = any(template.slots_of(messages) is not None for template, _ in adaptation.chosen)
+        of_these = any(each.template.slots_of(messages) is not None for each in adaptation.chosen)
         assert (fitting_rewrite(rewritten.transformation, messages) is not None) is of_these
         if of_these:
             fitting += 1

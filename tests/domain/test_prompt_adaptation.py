@@ -194,7 +194,9 @@ def test_a_proven_gain_changes_the_prompt() -> None:
     ]
     assert "-Question: {question}" in adaptation.to_json()["diff"]["desk"]
     assert adaptation.metrics()["gain.desk"] == gain.interval.estimate  # type: ignore[union-attr] # it is proven
-    assert "finds (chosen)" in adaptation.markdown()
+    assert "finds (chosen)" in adaptation.entries_markdown()
+    assert f"| desk | {gain.n} | 0.600 |" in adaptation.gains_markdown()
+    assert "| word | Good |" in adaptation.changes_markdown()
 
 
 def test_the_best_of_several_strategies_wins() -> None:
@@ -204,7 +206,7 @@ def test_the_best_of_several_strategies_wins() -> None:
     strategies = {"one": Finds({"desk": better}, "one"), "two": Finds({"desk": GOOD}, "two")}
     adaptation = adapt(world, strategies)
     assert [each.origin for each in adaptation.heats if each.chosen] == ["one"]
-    assert adaptation.chosen[0][1] == better
+    assert adaptation.chosen[0].candidate == better
     assert len({each.n for each in adaptation.heats}) == 1
 
 
@@ -216,6 +218,9 @@ def test_a_search_that_races_moves_finds_and_proves() -> None:
     )
     assert adaptation.adapted, adaptation.reasons
     assert adaptation.cost.calls <= 1500
+    steps = adaptation.chosen[0].steps
+    assert {step.what for step in steps} == set(adaptation.chosen[0].candidate.moves)  # type: ignore[union-attr]
+    assert all(step.why.endswith("points expected if it alone were taken back") for step in steps)
 
 
 def test_noise_claims_nothing_in_nineteen_of_twenty_runs() -> None:
@@ -329,7 +334,7 @@ def test_one_template_may_win_and_the_other_stay() -> None:
     world = World(lambda text, at: at // 2 % 10 < (10 if text.startswith("Good") else 5))
     adaptation = adapt(world, finds(GOOD, quick), rows=both_prompts(300), templates=(DESK, ROUTER))
     assert adaptation.adapted
-    assert [template.name for template, _ in adaptation.chosen] == ["desk"]
+    assert [each.template.name for each in adaptation.chosen] == ["desk"]
     sort = [{"role": "user", "content": "Sort: box 1"}]
     assert apply(adaptation.prompt, sort, {"functions": [], "logit_bias": {"5": 1}}) == (
         sort,
@@ -363,6 +368,7 @@ def test_declared_rewrites_win_and_lose_by_the_same_test(tenths: int, wins: bool
     assert adaptation.adapted == wins
     sent = apply(adaptation.prompt, desk_prompt(3)).messages[-1]["content"]
     assert sent == ("Good: what is 3" if wins else "Question: what is 3")
+    assert ("-Question: {question}" in adaptation.to_json()["diff"].get("desk", "")) == wins
 
 
 def test_declared_rewrites_that_miss_an_open_prompt_do_not_meet_the_others() -> None:
@@ -394,6 +400,24 @@ def test_structural_mode_converts_and_proves_it() -> None:
     call = apply(adaptation.prompt, desk_prompt(1), json.loads(LEGACY_TOOLS))
     assert call.messages == desk_prompt(1)
     assert [each["function"]["name"] for each in call.params["tools"]] == ["look_up"]
+    report = adaptation.to_json()
+    assert "# functions are the older form of tools\n" in report["diff"]["desk"]
+    assert [(each["what"], each["why"]) for each in report["changes"]["desk"]] == [
+        ("params.functions", "functions are the older form of tools")
+    ]
+
+
+def test_parameters_that_differ_by_call_are_not_told() -> None:
+    world = World(half_and("Good", 9))
+    rows = golden(model_config=[json.dumps({"user": f"caller-{at}", "temperature": 0}) for at in range(ITEMS)])
+    adaptation = adapt(world, finds(GOOD), rows=rows)
+    assert adaptation.adapted
+    told = canonical_json(adaptation.to_json()) + adaptation.changes_markdown()
+    assert "caller-" not in told
+    assert '-user = "(differs by call)"' in adaptation.chosen[0].diff
+    assert " temperature = 0" in adaptation.chosen[0].diff
+    [change] = [step for step in adaptation.chosen[0].steps if step.what == "params.user"]
+    assert (change.now, change.why) == ("(differs by call) → nothing", "names the caller to the provider")
 
 
 def test_structural_mode_claims_nothing_where_there_is_nothing_to_convert() -> None:
@@ -448,7 +472,7 @@ def test_sealed_items_are_neither_asked_nor_told() -> None:
     rows = golden(ITEMS * 2, split=splits)
     adaptation = adapt(world, finds(GOOD), rows=rows)
     assert adaptation.adapted
-    told = canonical_json(adaptation.to_json()) + adaptation.markdown() + str(adaptation.metrics())
+    told = canonical_json(adaptation.to_json()) + adaptation.changes_markdown() + str(adaptation.metrics())
     sealed = rows.filter(pl.col("split") == "sealed")
     asked = "\n".join(f"{each.messages[-1]['content'].splitlines()[0]}\n{each.item_id}" for each in world.asked) + "\n"
     for name, truth in sealed.select("id", "ground_truth").iter_rows():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
@@ -71,16 +72,23 @@ class Place(NamedTuple):
         )
 
 
+@contextmanager
+def place_at(folder: Path) -> Iterator[Place]:
+    """Open a folder with `migrations` and `home`; what an earlier process has left there is known."""
+    environment = {"ANVEN_HOME": str(folder / "home"), "ANVEN_MIGRATIONS": str(folder / "migrations")}
+    definitions = dg.Definitions(assets=dg.load_assets_from_modules(MODULES), resources=resources("local", environment))
+    with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
+        yield Place(folder, definitions, instance, [])
+
+
 @pytest.fixture
 def place(tmp_path: Path, empty_mlflow: Path) -> Iterator[Place]:
     """Give a folder, its definitions and an instance that forgets."""
     (tmp_path / "migrations").mkdir()
     (tmp_path / "home" / "mlflow").mkdir(parents=True)
     shutil.copy(empty_mlflow, tmp_path / "home" / "mlflow" / "mlflow.db")
-    environment = {"ANVEN_HOME": str(tmp_path / "home"), "ANVEN_MIGRATIONS": str(tmp_path / "migrations")}
-    definitions = dg.Definitions(assets=dg.load_assets_from_modules(MODULES), resources=resources("local", environment))
-    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path)) as instance:
-        yield Place(tmp_path, definitions, instance, [])
+    with place_at(tmp_path) as opened:
+        yield opened
 
 
 def logged_call(at: int, *, answer: str | None = None, **fields: Any) -> dict[str, Any]:
