@@ -82,8 +82,9 @@ def prompt(
 ) -> None:
     """Show the prompts that a workload's target is asked with now: before and after, why, and what they cost.
 
-    With `--rewrites` it prints them as `prompt: {mode: tested, rewrites: ...}`; edited and put into the migration file,
-    they are a new version whose gain is tested again.
+    With `--rewrites` it prints them as a section `prompt` with `mode: tested`.
+
+    Edited and put into the migration file, they are a new version, tested again.
     """
     with _reported(as_json=as_json) as output:
         from anven_pipelines.prompt_view import read_prompt, show_prompt, show_rewrites  # noqa: PLC0415 - loads Dagster

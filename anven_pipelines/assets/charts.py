@@ -74,7 +74,8 @@ def gain_chart(gains: Sequence[Gain]) -> dg.MarkdownMetadataValue:
     axes.axvline(0, color="#333333", linewidth=0.8)
     axes.set_yticks(range(len(bars)), [gain.template for gain, _ in reversed(bars)])
     axes.set_xlabel(f"adapted - unchanged prompt, score points ({bars[0][1].level:.2%} intervals)")
-    axes.margins(x=0.3, y=0.1)
+    axes.set_ylim(-0.6, len(bars) - 0.4)
+    axes.margins(x=0.45)
     axes.spines[["top", "right"]].set_visible(False)
     return _image(figure, "gain chart")
 

@@ -10,6 +10,7 @@ import polars as pl
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_diff import folded
 from anven_pipelines.domain.prompt_mining import mine
 from anven_pipelines.domain.prompt_template import PromptTemplate, unchanged
 from anven_pipelines.domain.tracking import RegisteredPrompt
@@ -103,7 +104,7 @@ class Baseline:
         shown = []
         for each in self.templates:
             turns = "\n".join(f"[{message.role}]\n{message.content}" for message in unchanged(each).messages)
-            shown.append(f"**{each.name}**\n\n```text\n{turns}\n```")
+            shown.append(f"**{each.name}**\n\n```text\n{folded(turns)}\n```")
         return "\n\n".join(shown) or "no template was found"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.prompt_conversion import convert
-from anven_pipelines.domain.prompt_diff import Prompt, diff
+from anven_pipelines.domain.prompt_diff import Prompt, diff, folded
 from anven_pipelines.domain.prompt_template import unchanged
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Chosen:
         """Return the steps as a table and the diff."""
         rows = [f"| {' | '.join(_cell(text) for text in step)} |" for step in self.steps]
         table = ["| change | now | why |", "|---|---|---|", *rows] if rows else ["Declared in the migration file."]
-        return f"**{self.template.name}**\n\n" + "\n".join(table) + f"\n\n```diff\n{self.diff}\n```"
+        return f"**{self.template.name}**\n\n" + "\n".join(table) + f"\n\n```diff\n{folded(self.diff, hang=1)}\n```"
 
 
 def chosen_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anven_pipelines.domain.canonical import canonical_json
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompt_target import Change
 
 CONTEXT_LINES = 3
+PAGE = 100
 
 
 class Prompt(NamedTuple):
@@ -53,6 +55,24 @@ def diff(before: Prompt, after: Prompt, changes: Sequence[Change] = ()) -> list[
     return [Hunk(_lines(group, old, new), tuple(why)) for group, why in zip(groups, reasons, strict=True)]
 
 
+def folded(text: str, *, hang: int = 0) -> str:
+    """Fold lines that are too long for a page; what follows is indented.
+
+    Args:
+        text: Lines.
+        hang: Characters at the beginning of a line that stand at each of its pieces too, such as the sign of a diff.
+    """
+    return "\n".join(piece for line in text.split("\n") for piece in _pieces(line, hang))
+
+
+def _pieces(line: str, hang: int) -> list[str]:
+    first, rest = line[:hang], line[hang:]
+    if len(rest) <= PAGE:
+        return [line]
+    wrapped = textwrap.wrap(rest, PAGE, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return [first + piece for piece in wrapped]
+
+
 _Line = tuple[str, str]  # what is shown, and the path of the message or parameter that it belongs to
 _Opcode = tuple[str, int, int, int, int]
 
@@ -65,8 +85,11 @@ def _rendered(prompt: Prompt) -> list[_Line]:
         lines += [(f"[{message.get('role')}]", place), *((line, place) for line in text.split("\n") if text)]
         others = {key: value for key, value in message.items() if key not in {"role", "content"}}
         lines += [(f"{key}: {canonical_json(value)}", place) for key, value in sorted(others.items())]
+    # The head keeps what changed at the end of the messages apart from what changed in the parameters.
+    head = [("[parameters]", "params")] if prompt.params else []
     return [
         *lines,
+        *head,
         *((f"{key} = {canonical_json(prompt.params[key])}", f"params.{key}") for key in sorted(prompt.params)),
     ]
 

@@ -184,7 +184,7 @@ class _Race:
         without = [{**genome, name: self._space.start[name]} for name in moved]
         whole, *rest = model.means(self._levels([genome, *without]))
         reasons = {
-            name: f"{left - whole:+.3f} points expected if it alone were taken back"
+            name: f"without it alone, the model of all answers expects {abs(left - whole):.3f} {'less' if left < whole else 'more'}"
             for name, left in zip(moved, rest, strict=True)
         }
         return candidate.model_copy(update={"reasons": reasons})

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anven_pipelines.domain.prompt_conversion import convert
-from anven_pipelines.domain.prompt_diff import Prompt, diff
+from anven_pipelines.domain.prompt_diff import Prompt, diff, folded
 from anven_pipelines.domain.prompt_parameters import PROVIDER_ONLY
 from anven_pipelines.domain.prompt_target import TargetProfile
 
@@ -244,7 +244,7 @@ def test_the_diff_shows_each_change_with_its_reason() -> None:
     converted = convert(messages, params, PLAIN)
     front, end = diff(Prompt(messages, params), Prompt(converted.messages, converted.params), converted.changes)
     assert front.lines == (" [system]", " Be kind.", " Be brief.", "+", "+Be exact.", " [user]", " a", " b")
-    assert end.lines == (" f", " g", " h", "-[developer]", "-Be exact.", " seed = 1", "-store = true")
+    assert end.lines == (" f", " g", " h", "-[developer]", "-Be exact.", " [parameters]", " seed = 1", "-store = true")
     assert end.reasons == (
         "the target knows no role developer",
         "the target's template knows one system message, at the front; its text stands there now",
@@ -263,3 +263,13 @@ def test_a_reason_stands_where_its_lines_are() -> None:
 
 def test_equal_prompts_have_no_hunk() -> None:
     assert diff(Prompt([S, U], {}), Prompt([S, U], {})) == []
+
+
+def test_long_lines_are_folded_for_a_page_and_keep_their_sign() -> None:
+    long = "-" + "word " * 40
+    shown = folded(f"{long}\n+short\n {'x' * 200}", hang=1).split("\n")
+    assert len(shown) == 5
+    assert all(line.startswith("-") for line in shown[:2])
+    assert " ".join(" ".join(line[1:] for line in shown[:3]).split()).startswith("word word")
+    assert shown[-2:] == ["+short", f" {'x' * 200}"]
+    assert folded("as it stands\n\nhere") == "as it stands\n\nhere"

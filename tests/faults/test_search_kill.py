@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.resources.answer_batch import PART_ROWS
-from tests.pipeline.conftest import Place, place_at
+from tests.pipeline.conftest import Place, new_place, place_at
 from tests.pipeline.test_adapted_prompt import declare, materialize, report, wants_another_form
 from tests.scripted_endpoint import Ask, ScriptedEndpoint
 
@@ -69,14 +68,10 @@ def times_asked(asks: Sequence[Ask]) -> Counter[str]:
 def test_a_search_killed_early_and_while_proving_ends_where_an_undisturbed_one_does(
     tmp_path: Path, empty_mlflow: Path
 ) -> None:
-    for name in ("plain", "killed"):
-        (tmp_path / name / "migrations").mkdir(parents=True)
-        (tmp_path / name / "home" / "mlflow").mkdir(parents=True)
-        shutil.copy(empty_mlflow, tmp_path / name / "home" / "mlflow" / "mlflow.db")
     with (
         ScriptedEndpoint(wants_another_form) as endpoint,
-        place_at(tmp_path / "plain") as plain,
-        place_at(tmp_path / "killed") as killed,
+        place_at(new_place(tmp_path / "plain", empty_mlflow)) as plain,
+        place_at(new_place(tmp_path / "killed", empty_mlflow)) as killed,
     ):
         declare(killed, endpoint, budget=BUDGET)
         assert materialize(plain, declare(plain, endpoint, budget=BUDGET)).success

@@ -72,9 +72,17 @@ class Place(NamedTuple):
         )
 
 
+def new_place(folder: Path, empty_mlflow: Path) -> Path:
+    """Make a folder for `place_at`."""
+    (folder / "migrations").mkdir(parents=True)
+    (folder / "home" / "mlflow").mkdir(parents=True)
+    shutil.copy(empty_mlflow, folder / "home" / "mlflow" / "mlflow.db")
+    return folder
+
+
 @contextmanager
 def place_at(folder: Path) -> Iterator[Place]:
-    """Open a folder with `migrations` and `home`; what an earlier process has left there is known."""
+    """Open what `new_place` made; what an earlier process has left there is known."""
     environment = {"ANVEN_HOME": str(folder / "home"), "ANVEN_MIGRATIONS": str(folder / "migrations")}
     definitions = dg.Definitions(assets=dg.load_assets_from_modules(MODULES), resources=resources("local", environment))
     with dg.DagsterInstance.ephemeral(tempdir=str(folder)) as instance:
@@ -84,10 +92,7 @@ def place_at(folder: Path) -> Iterator[Place]:
 @pytest.fixture
 def place(tmp_path: Path, empty_mlflow: Path) -> Iterator[Place]:
     """Give a folder, its definitions and an instance that forgets."""
-    (tmp_path / "migrations").mkdir()
-    (tmp_path / "home" / "mlflow").mkdir(parents=True)
-    shutil.copy(empty_mlflow, tmp_path / "home" / "mlflow" / "mlflow.db")
-    with place_at(tmp_path) as opened:
+    with place_at(new_place(tmp_path, empty_mlflow)) as opened:
         yield opened
 
 

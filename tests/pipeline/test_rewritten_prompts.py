@@ -69,7 +69,12 @@ def test_gepa_finds_a_rule_proves_it_and_pays_once(place: Place) -> None:
         shown = place.instance.get_latest_materialization_event(dg.AssetKey("adapted_prompt"))
         assert shown is not None
         assert shown.asset_materialization is not None
-        assert "| helpdesk | gepa (chosen) |" in str(shown.asset_materialization.metadata["adaptation"].value)
+        told = {name: str(each.value) for name, each in shown.asset_materialization.metadata.items()}
+        assert "| helpdesk | gepa (chosen) |" in told["entries"]
+        assert f"| helpdesk | {gain['n']} | {gain['before']:.3f} | 1.000 | +" in told["gains"]
+        assert "1.000 on the items that GEPA scores with" in told["changes"]
+        assert f"{len(large.asks)} of the model that rewrites" in told["spent"]
+        assert "![gain chart](data:image/png" in told["gain_chart"]
         asked = len(endpoint.asks), len(large.asks)
         assert materialize(place, declared).success
         assert (len(endpoint.asks), len(large.asks)) == asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from anven_pipelines.resources.reflector import ReflectionBudget, Reflector
 from anven_pipelines.spec_target import EndpointTarget
 from tests.fakes.answered_trial import AnsweredTrial
 from tests.fakes.folder_checkpoint import FolderCheckpoint
+from tests.pipeline.conftest import logged_call, new_place, place_at
+from tests.pipeline.test_adapted_prompt import declare, materialize, report
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
@@ -95,6 +98,33 @@ def test_it_finds_the_planted_instruction_on_the_target_itself_and_pays_once(ben
     with ScriptedEndpoint(answer) as target, ScriptedEndpoint(propose) as proposer:
         assert bench.search(target, proposer) == found
     assert (target.asks, proposer.asks) == ([], [])
+
+
+def test_through_dagster_it_wins_by_the_same_test_and_all_that_it_asks_is_counted(
+    prompt_ops_python: str, tmp_path: Path, empty_mlflow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ticket(ask: Ask) -> Reply:
+        number = re.findall(r"ticket (\d+)", ask.prompt)[-1]
+        is_told = any(message["content"] == PLANTED for message in ask.body["messages"])
+        return Reply(json.dumps({"answer": number if is_told or int(number) % 3 == 0 else "none"}))
+
+    monkeypatch.setenv(PYTHON, prompt_ops_python)
+    with (
+        ScriptedEndpoint(ticket) as target,
+        ScriptedEndpoint(propose) as proposer,
+        place_at(new_place(tmp_path, empty_mlflow)) as place,
+    ):
+        reflection = {"model": "large", "url": proposer.url}
+        wanted = {"strategies": ["prompt_ops"], "reflection": reflection, "examples": True, "guard_margin": 0.5}
+        declared = declare(place, target, **wanted)
+        place.write_log([logged_call(at) for at in range(140)])
+        assert materialize(place, declared).success
+        found = report(place)
+    assert [heat["origin"] for heat in found["heats"] if heat["chosen"]] == ["prompt_ops"]
+    assert found["adapted"], found["reasons"]
+    assert f"+{PLANTED}" in found["diff"]["helpdesk"]
+    assert found["cost"]["calls"] == len(target.asks)
+    assert found["cost"]["rewriting_calls"] == len(proposer.asks) > 0
 
 
 def test_its_examples_stand_before_the_question(bench: Bench) -> None:
