@@ -117,7 +117,7 @@ def show_prompt(current: CurrentPrompt, console: Console) -> None:
     _say(console, "\nwhy\n" + "\n".join(f"- {reason}" for reason in current.report["reasons"]))
     for name, text in current.report["diff"].items():
         _say(console, f"\n{name}")
-        if steps := current.report["changes"][name]:
+        if steps := current.report["changes"].get(name):
             console.print(_steps(steps))
             console.print()
         console.print(Syntax(text, "diff", theme="ansi_dark", background_color="default", word_wrap=True))

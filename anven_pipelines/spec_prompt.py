@@ -80,6 +80,39 @@ class Reflection(Section):
     """Token price, for the cost of the search."""
 
 
+class TargetForm(Section):
+    """What the target's chat template and server take; the defaults are what vLLM serves for most open models."""
+
+    has_system_role: bool = True
+    """Whether the chat template has a system tier; without one its text opens the first user turn."""
+    needs_alternation: bool = False
+    """Whether the chat template refuses two turns of one role in a row."""
+    switches_reasoning: bool = False
+    """Whether the chat template takes `enable_thinking`: the search then tries it on and off."""
+    max_context: int | None = Field(default=None, ge=1)
+    """Tokens of prompt and answer together."""
+    supports_tools: bool = True
+    """Whether the server parses the model's tool calls."""
+    supports_structured_output: bool = True
+    """Whether answers can be held to a JSON Schema."""
+    supports_stop: bool = True
+    """Whether stop sequences are taken."""
+    most_stops: int | None = Field(default=None, ge=0)
+    """So many stop sequences at most."""
+    supports_n: bool = True
+    """Whether several answers to one call are given."""
+    supports_penalties: bool = True
+    """Whether frequency and presence penalties are taken."""
+    same_tokenizer: bool = False
+    """Whether token ids of the legacy model mean the same to the target, as `logit_bias` needs."""
+    role_renames: dict[str, str] = Field(default_factory=lambda: {"developer": "system"})
+    """Roles that the chat template does not know, and what stands for them."""
+    scaffolding: str = ""
+    """Text that the model needs in its system message."""
+    language: str = ""
+    """Language to answer in, such as German, where the target has to be told."""
+
+
 class PromptAdaptation(Section):
     """How the legacy prompt is adapted to the target; carried over unchanged where nothing is declared."""
 
@@ -109,6 +142,8 @@ class PromptAdaptation(Section):
     """Largest length of a prompt's own text, in lengths of the legacy one; at least 2,000 characters are allowed."""
     examples: bool = True
     """Logged questions with their right answers may stand in the prompt as few-shot examples."""
+    form: TargetForm = TargetForm()
+    """The form that the target takes, in all modes but `declared` and `tested`."""
     reflection: Reflection | None = None
     """Needed by the strategies `gepa` and `prompt_ops`."""
     seed: int = Field(default=2026, ge=0)

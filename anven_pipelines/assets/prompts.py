@@ -98,7 +98,7 @@ def prompt_baseline(
     group_name="adapt",
     kinds={"json", "litellm"},
     owners=OWNERS,
-    code_version="3",
+    code_version="4",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
     check_specs=[_EVERY_PROMPT_FITS.spec, _GAIN_PROVEN.spec],

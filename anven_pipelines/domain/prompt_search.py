@@ -184,7 +184,7 @@ class _Race:
         without = [{**genome, name: self._space.start[name]} for name in moved]
         whole, *rest = model.means(self._levels([genome, *without]))
         reasons = {
-            name: f"without it alone, the model of all answers expects {abs(left - whole):.3f} {'less' if left < whole else 'more'}"
+            name: f"without it, a score {abs(left - whole):.3f} {'lower' if left < whole else 'higher'} is expected"
             for name, left in zip(moved, rest, strict=True)
         }
         return candidate.model_copy(update={"reasons": reasons})

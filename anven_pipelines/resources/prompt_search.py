@@ -82,7 +82,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
             target=target,
             split=split,
             strategies=self._strategies(migration),
-            profile=TargetProfile(),
+            profile=TargetProfile(**adaptation.form.model_dump(exclude={"switches_reasoning"})),
             ask=self.batch_inference.asker(context, target, key=key),
             grade=lambda answers, rows: self.judge.grade(migration.grading, answers, rows),
             look=look,
@@ -96,9 +96,10 @@ class PromptSearch(dg.ConfigurableResource[None]):
         mode = adaptation.mode_for(migration.risk)
         if mode not in {"minimal", "full"}:
             return {}
+        reasons = adaptation.form.switches_reasoning
         made: Mapping[StrategyName, Callable[[], Strategy]] = {
-            "racing": lambda: Racing(mode=mode),
-            "random": lambda: RandomSearch(mode=mode),
+            "racing": lambda: Racing(mode=mode, reasons=reasons),
+            "random": lambda: RandomSearch(mode=mode, reasons=reasons),
             "gepa": lambda: self._gepa(migration),
             "prompt_ops": lambda: self._prompt_ops(migration),
         }

@@ -150,6 +150,38 @@ def test_a_search_whose_endpoint_dies_goes_on_and_asks_nothing_twice(place: Plac
     assert len(place.state.events("prompt/support", "validated")) == 1, "the same look, again"
 
 
+def test_the_form_of_the_target_is_declared_and_its_reasons_stand_in_the_report(place: Place) -> None:
+    def wants_no_system_tier_and_is_told_its_language(ask: Ask) -> Reply:
+        told = "Answer in German." in ask.prompt and ask.body["messages"][0]["role"] == "user"
+        number = re.findall(r"ticket (\d+)", ask.prompt)[-1]
+        return Reply(json.dumps({"answer": number if told or int(number) % 3 == 0 else "none"}))
+
+    with ScriptedEndpoint(wants_no_system_tier_and_is_told_its_language) as endpoint:
+        form = {"has_system_role": False, "language": "German"}
+        assert materialize(place, declare(place, endpoint, mode="structural", form=form)).success
+        searched = report(place)
+    assert searched["adapted"], searched["reasons"]
+    assert [heat["origin"] for heat in searched["heats"]] == ["unchanged", "structural"]
+    assert [(step["now"], step["why"]) for step in searched["changes"]["helpdesk"]] == [
+        ("nothing → Answer in German.", "the target may answer in another language unless it is told")
+    ]
+    assert "# the target may answer in another language unless it is told\n" in searched["diff"]["helpdesk"]
+
+
+def test_reasoning_is_switched_where_the_target_can(place: Place) -> None:
+    def thinks(ask: Ask) -> Reply:
+        switch = ask.body.get("chat_template_kwargs") or {}
+        return answer(ask, right=switch.get("enable_thinking") is True or int(number_of(ask)) % 3 == 0)
+
+    with ScriptedEndpoint(thinks) as endpoint:
+        declared = declare(place, endpoint, form={"switches_reasoning": True}, budget={"calls": 1000})
+        assert materialize(place, declared).success
+        searched = report(place)
+    assert searched["adapted"], searched["reasons"]
+    [step] = [step for step in searched["changes"]["helpdesk"] if step["what"] == "reasoning"]
+    assert (step["now"], "lower is expected" in step["why"]) == ("on", True)
+
+
 def test_every_other_prompt_that_is_held_against_the_items_is_a_look_of_its_own(place: Place) -> None:
     with ScriptedEndpoint(tosses_a_coin) as endpoint:
         levels = []
