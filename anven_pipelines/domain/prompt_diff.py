@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompt_target import Change
 
 CONTEXT_LINES = 3
-PAGE = 100
+PAGE = 90
 
 
 class Prompt(NamedTuple):
