@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 SYSTEM: Final = "system"
 USER: Final = "user"
 _WORDS: Final = {SYSTEM: "the system message", USER: "the user message"}
+_NONE_YET: Final = "(there is none yet)"
 _REMEMBERED: Final = 3  # refused proposals that the model is told of
 _IDLE_STEPS: Final = 5  # steps per allowed call: a step whose answers are all right calls nobody
 _BRIEF: Final = """I use the following text as {part} of every request to an assistant:
@@ -231,13 +232,13 @@ class _Search:
 
         rules = "\n".join(f"- {rule}" for rule in rules_for(self.trial.template, slots=part == USER))
         asked = {
-            "current_instruction_doc": texts[part],
+            "current_instruction_doc": texts[part] or _NONE_YET,
             "dataset_with_feedback": records,
             "prompt_template": _BRIEF.replace("{part}", _WORDS[part]).replace("{rules}", rules),
         }
         reply = self.reflector(str(InstructionProposalSignature.prompt_renderer(asked)))
         text = proposed_text(reply.text) if reply.text is not None and reply.is_whole else None
-        if text is None or text == texts[part]:
+        if text is None or text in {texts[part], _NONE_YET}:
             return None
         if refusal := self.trial.refusal(self.candidate_of({**texts, part: text})):
             self._refused[part] = [*self._refused[part], refusal][-_REMEMBERED:]

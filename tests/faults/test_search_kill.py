@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -43,11 +43,6 @@ def start(place: Place) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
 
 
-def finish(place: Place) -> dict[str, Any]:
-    assert start(place).wait(PATIENCE_S) == 0, (place.folder / "said").read_text()
-    return report(place)
-
-
 def kill_at(place: Place, endpoint: ScriptedEndpoint, questions: int) -> None:
     """Kill the process once so many questions have come in."""
     process = start(place)
@@ -73,7 +68,7 @@ def test_a_search_killed_early_and_while_proving_ends_where_an_undisturbed_one_d
         place_at(new_place(tmp_path / "plain", empty_mlflow)) as plain,
         place_at(new_place(tmp_path / "killed", empty_mlflow)) as killed,
     ):
-        declare(killed, endpoint, budget=BUDGET)
+        declared = declare(killed, endpoint, budget=BUDGET)
         assert materialize(plain, declare(plain, endpoint, budget=BUDGET)).success
         undisturbed = report(plain)
         assert undisturbed["adapted"], undisturbed["reasons"]
@@ -87,7 +82,8 @@ def test_a_search_killed_early_and_while_proving_ends_where_an_undisturbed_one_d
         for questions in (40, proving):
             kill_at(killed, endpoint, questions)
             assert questions <= len(endpoint.asks) < proving + gain["n"]
-        assert finish(killed) == undisturbed
+        assert materialize(killed, declared).success
+        assert report(killed) == undisturbed
         paid = times_asked(endpoint.asks)
         assert paid.keys() == wanted.keys()
         assert paid.total() - wanted.total() <= 2 * IN_FLIGHT
