@@ -107,7 +107,7 @@ class Boundary:
 
     def __call__(self, squares: FloatArray) -> FloatArray:
         """Return the boundary at some intrinsic times."""
-        return np.interp(squares, self._times, self._bounds)
+        return np.asarray(np.interp(squares, self._times, self._bounds))
 
 
 class Boundaries:
@@ -194,22 +194,29 @@ def mann_whitney(stage: Stage) -> int | None:
     minute = np.arange(size) * 60 // size
     for hour in range(stage.hours):
         inside = slice(hour * size, (hour + 1) * size)
-        means = []
-        for arm in (stage.treated[inside], stage.baseline[inside]):
-            counts = np.bincount(minute[arm], minlength=60)
-            totals = np.bincount(minute[arm], stage.right[inside][arm], minlength=60)
-            means.append(totals[counts > 0] / counts[counts > 0])
-        if min(map(len, means)) < FEWEST_MINUTES or means[0].mean() >= means[1].mean():
+        target, legacy = (
+            _minutes(minute[arm], stage.right[inside][arm]) for arm in (stage.treated[inside], stage.baseline[inside])
+        )
+        if min(len(target), len(legacy)) < FEWEST_MINUTES or target.mean() >= legacy.mean():
             continue
-        if stats.mannwhitneyu(*means, alternative="two-sided").pvalue < RANKED:
+        if stats.mannwhitneyu(target, legacy, alternative="two-sided").pvalue < RANKED:
             return (hour + 1) * size
     return None
+
+
+def _minutes(minute: npt.NDArray[np.int64], right: FloatArray) -> FloatArray:
+    """Return the mean of each minute in which a unit came."""
+    counts: npt.NDArray[np.int64] = np.bincount(minute, minlength=60)
+    totals = np.bincount(minute, right, minlength=60)
+    return np.asarray(totals[counts > 0] / counts[counts > 0])
 
 
 def t_test(stage: Stage) -> int | None:
     """Return the unit at whose look Welch's t-test finds the target worse."""
     a_look = max(1, len(stage.treated) // (stage.hours * LOOKS_AN_HOUR))
-    n, mean, error = [], [], []
+    n: list[FloatArray] = []
+    mean: list[FloatArray] = []
+    error: list[FloatArray] = []
     for arm in (stage.treated, ~stage.treated):
         count, total = (np.cumsum(arm * stage.right**power)[a_look - 1 :: a_look] for power in (0, 1))
         enough = np.maximum(count, 2)
