@@ -170,7 +170,7 @@ def _harm(
 
 
 def _means_before(values: FloatArray, chosen: BoolArray) -> FloatArray:
-    counts = np.cumsum(chosen) - chosen
+    counts: FloatArray = np.asarray(np.cumsum(chosen) - chosen, dtype=np.float64)
     totals = np.cumsum(values * chosen) - values * chosen
     return np.asarray(np.where(counts > 0, totals / np.maximum(counts, 1), 0.5))
 
