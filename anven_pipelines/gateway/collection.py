@@ -16,7 +16,7 @@ from typing import Final
 
 YOUNG_S: Final = 1.0
 FULL_EVERY: Final = 60
-_SETTLED_S: Final = 20.0
+_SETTLED_S: Final = 5.0
 
 
 def collect_aside() -> None:
