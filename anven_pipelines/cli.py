@@ -185,6 +185,10 @@ def gateway(
             help="Folder of adapted prompts, WORKLOAD.json each; else the files' rewrites.", show_default=False
         ),
     ] = None,
+    litellm: Annotated[
+        Path | None,
+        typer.Option(help="Further settings of LiteLLM (YAML): a cache, rate limits, callbacks.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve workloads through a LiteLLM proxy that deals each user to the legacy or the target model; Ctrl-C stops it.
@@ -197,7 +201,7 @@ def gateway(
 
         folder = _home() / "gateway"
         plan = GatewayPlan(
-            files, folder, traffic or folder / "traffic.json", events or folder / "events", prompts, port
+            files, folder, traffic or folder / "traffic.json", events or folder / "events", prompts, port, litellm
         )
 
         def announce(started: Started) -> None:

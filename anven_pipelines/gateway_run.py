@@ -54,6 +54,7 @@ class GatewayPlan(NamedTuple):
         events: Folder of the event log.
         prompts: Folder of adapted prompts by workload; None asks with the migration files' rewrites.
         port: Loopback port; 0 takes a free one.
+        litellm: File of further settings of LiteLLM.
     """
 
     migrations: Sequence[Path]
@@ -62,6 +63,7 @@ class GatewayPlan(NamedTuple):
     events: Path
     prompts: Path | None = None
     port: int = 0
+    litellm: Path | None = None
 
 
 @contextmanager
@@ -76,7 +78,14 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
     if not plan.traffic.exists():
         plan.traffic.parent.mkdir(parents=True, exist_ok=True)
         plan.traffic.write_text(print_traffic(Traffic()), encoding="utf-8")
-    prepared = prepare(plan.migrations, plan.folder, traffic=plan.traffic, events=plan.events, prompts=plan.prompts)
+    prepared = prepare(
+        plan.migrations,
+        plan.folder,
+        traffic=plan.traffic,
+        events=plan.events,
+        prompts=plan.prompts,
+        litellm=plan.litellm,
+    )
     port = plan.port or _free_port()
     log = plan.folder / "proxy.log"
     program = Path(sys.executable).parent / "litellm"

@@ -61,7 +61,7 @@ def main() -> None:
         return
     for kind in ("plain", "stream"):
         print(f"\n{kind}, {pairs} requests to each, one by one, in turn (ms)")
-        for quantile in ("p50", "p90", "p99"):
+        for quantile in ("p10", "p50", "p90", "p99"):
             bare_ms, ours_ms = figures[f"{kind}_bare_{quantile}_ms"], figures[f"{kind}_ours_{quantile}_ms"]
             print(f"  {quantile}   bare {bare_ms:7.2f}   ours {ours_ms:7.2f}   added {ours_ms - bare_ms:+6.2f}")
         cpu_bare, cpu_ours = figures[f"{kind}_bare_cpu_ms"], figures[f"{kind}_ours_cpu_ms"]
@@ -118,7 +118,7 @@ def measure(proxies: dict[str, Proxy], *, pairs: int) -> dict[str, float]:
 def summary(kind: str, bare: np.ndarray, ours: np.ndarray) -> dict[str, float]:
     """Return quantiles of both, their differences, and an interval for the difference of the medians."""
     found: dict[str, float] = {}
-    for quantile in (50, 90, 99):
+    for quantile in (10, 50, 90, 99):
         pair = float(np.percentile(bare, quantile)), float(np.percentile(ours, quantile))
         found[f"{kind}_bare_p{quantile}_ms"], found[f"{kind}_ours_p{quantile}_ms"] = pair
         found[f"{kind}_added_p{quantile}_ms"] = pair[1] - pair[0]

@@ -155,7 +155,10 @@ def gateway(folder: Path, workloads: dict[str, dict[str, Any]]) -> Iterator[Gate
             declared = {**MIGRATION, "workload": name, "target": target_section, **rest, "gateway": section}
             file.write_text(json.dumps(declared))
             files.append(file)
-        plan = GatewayPlan(files, folder / "run", folder / "run" / "traffic.json", folder / "run" / "events")
+        more = folder / "litellm.yaml"
+        more.write_text("litellm_settings: {cache: true, cache_params: {type: local, mode: default_off}}\n")
+        run = folder / "run"
+        plan = GatewayPlan(files, run, run / "traffic.json", run / "events", litellm=more)
         environ = {**os.environ, "ANVEN_GATEWAY_KEY": KEY}
         with (
             running(plan, environ) as started,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import yaml
+
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompts import AdaptedPrompt, carry_over, declared_prompt
 from anven_pipelines.gateway.service import group
@@ -31,7 +33,13 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    migrations: Sequence[Path], folder: Path, *, traffic: Path, events: Path, prompts: Path | None = None
+    migrations: Sequence[Path],
+    folder: Path,
+    *,
+    traffic: Path,
+    events: Path,
+    prompts: Path | None = None,
+    litellm: Path | None = None,
 ) -> Prepared:
     """Write the proxy's configuration and the gateway's settings.
 
@@ -42,6 +50,7 @@ def prepare(
         events: Folder of the event log.
         prompts: Folder of `<workload>.json`, the adapted prompts that were found; a workload without one is asked
             with the rewrites of its migration file.
+        litellm: Further settings of LiteLLM, such as a cache, rate limits or callbacks.
 
     Raises:
         InvalidInput: no file has the section, or one of them asks for what cannot be.
@@ -54,7 +63,10 @@ def prepare(
     )
     folder.mkdir(parents=True, exist_ok=True)
     prepared = Prepared(folder / "proxy.yaml", folder / "gateway.json", tuple(sorted(declared)))
-    prepared.config.write_text(json.dumps(proxy_config(declared), indent=1), encoding="utf-8")  # JSON is YAML
+    config = proxy_config(declared)
+    if litellm is not None:
+        config = _with_more(config, litellm)
+    prepared.config.write_text(json.dumps(config, indent=1), encoding="utf-8")  # JSON is YAML
     prepared.settings.write_text(settings.model_dump_json(indent=1), encoding="utf-8")
     return prepared
 
@@ -121,6 +133,29 @@ def _declared(files: Sequence[Path]) -> dict[str, Migration]:
         )
         raise InvalidInput(message)
     return found
+
+
+def _with_more(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Add further settings of LiteLLM; what the gateway rests on stays as it is."""
+    try:
+        more = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        message = f"{file} cannot be read ({error}); settings of LiteLLM are needed, as YAML"
+        raise InvalidInput(message) from error
+    if not isinstance(more, dict) or not all(isinstance(each, dict) for each in more.values()):
+        message = f"{file} must hold sections, such as litellm_settings: {{cache: true}}"
+        raise InvalidInput(message)
+    merged = dict(config)
+    for name, section in more.items():
+        own = config.get(name, {})
+        if name == "model_list" or (taken := sorted((set(own) & set(section)) - {"callbacks"})):
+            found = "model_list" if name == "model_list" else f"{name}.{taken[0]}"
+            message = f"{file}: {found} is the gateway's own; leave it out"
+            raise InvalidInput(message)
+        merged[name] = {**own, **section}
+        if callbacks := [*own.get("callbacks", []), *section.get("callbacks", [])]:
+            merged[name]["callbacks"] = callbacks
+    return merged
 
 
 def _section(migration: Migration) -> Any:  # noqa: ANN401 - Gateway; callers have chosen those that have one

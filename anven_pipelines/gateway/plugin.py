@@ -187,7 +187,7 @@ def _gateway() -> AnvenGateway:
         app.add_middleware(ClientSide, service=service)
     else:  # the proxy reads its configuration while it starts: its connections stand already
         app.middleware_stack = ClientSide(app.middleware_stack, service)
-    collect_aside()
+    collect_aside(service.is_idle)
     atexit.register(service.close)
     return plugin
 

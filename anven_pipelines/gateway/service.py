@@ -91,6 +91,10 @@ class GatewayService:
                 self._write(exchange)
         self.log.close()
 
+    def is_idle(self) -> bool:
+        """Return whether no client waits for an answer."""
+        return all(exchange.status is not None for exchange in list(self.requests.values()))
+
     def begin(self, now_s: float) -> Exchange:
         """Return the exchange of a request whose first byte is here."""
         exchange = Exchange(str(next(self._numbers)), now_s)

@@ -38,6 +38,7 @@ def anven(*words: str, folder: Path, **environment: str) -> subprocess.Completed
         ["prompt"],
         ["load"],
         ["dev"],
+        ["gateway"],
         ["doctor"],
         ["weights"],
         ["fill-mlflow"],
@@ -217,3 +218,28 @@ def test_weights_that_cannot_be_looked_at_get_advice_that_helps(
     assert said in done.stderr
     assert "ANVEN_HOME" not in done.stderr
     assert "S3" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "section", "message"),
+    [
+        ("", True, "ANVEN_GATEWAY_KEY is not set"),
+        ("no-prefix-but-long-enough", True, "does not start with `sk-`"),
+        ("sk-a-key-of-some-length", False, "has a section `gateway`"),
+    ],
+)
+def test_a_gateway_that_cannot_start_says_why(tmp_path: Path, key: str, message: str, *, section: bool) -> None:
+    target = {"engine": "endpoint", "model": "t", "url": "http://127.0.0.1:1/v1"}
+    gateway = {"gateway": {"legacy": {"model": "openai/l"}}} if section else {}
+    file = {
+        "workload": "support",
+        "legacy": {"model": "l", "logs": "none.jsonl"},
+        "target": target,
+        "grading": [{"kind": "exact"}],
+        **gateway,
+    }
+    (tmp_path / "m.yaml").write_text(json.dumps(file))
+    environment = {"ANVEN_HOME": str(tmp_path / "home"), "ANVEN_GATEWAY_KEY": key}
+    done = anven("gateway", "m.yaml", "--port", "0", "--json", folder=tmp_path, **environment)
+    assert done.returncode == 2
+    assert message in json.loads(done.stdout)["error"]["message"]

@@ -38,6 +38,8 @@ WORKLOADS: dict[str, dict[str, Any]] = {
         "told",
         "hidden",
         "lost",
+        "counted",
+        "cached",
     )
 } | {
     "shadow": {"gateway": {"shadow": {"calls_per_day": 5}}},
@@ -203,6 +205,16 @@ def test_legacy_rescues_what_the_target_fails_and_the_failure_stays_the_targets(
     assert event["cost_usd"] == pytest.approx((3 * 10 + 2 * 30) / 1e6)
 
 
+def test_a_target_that_hangs_is_rescued_at_its_timeout_and_the_clients_wait_is_counted(gate: Gateway) -> None:
+    gate.routed("hang", 1.0)
+    gate.arms.target = lambda _: Reply("late", delay_s=20.0)
+    answer = gate.ask("hang", "ada")
+    assert "legacy" in answer.text
+    [event] = gate.events(*ids(answer)).rows(named=True)
+    assert (event["intended"], event["served"], event["error_class"]) == ("target", "legacy", "Timeout")
+    assert event["latency_ms"] >= 5_000  # the timeout that its migration file declares
+
+
 def test_what_both_arms_refuse_is_an_error_of_the_clients(gate: Gateway) -> None:
     gate.routed("rescue", 1.0)
     gate.arms.target = gate.arms.legacy = lambda _: Reply("unknown field", status=400)
@@ -362,6 +374,31 @@ def test_feedback_is_tied_to_its_request_and_taken_once(gate: Gateway, tmp_path:
     assert (rows[known]["workload"], rows[known]["intended"], rows[known]["score"]) == ("told", "target", 1.0)
     assert (rows[known]["outcome"], rows[known]["flags"]) == ("resolved", [])
     assert (rows["never-seen"]["workload"], rows["never-seen"]["flags"]) == (None, ["unknown_request"])
+
+
+def test_the_cache_never_answers_for_the_other_arm_or_another_generation(gate: Gateway) -> None:
+    last: list[httpx.Response] = []
+
+    def asked() -> tuple[str, int, int]:
+        before = len(gate.legacy.asks), len(gate.target.asks)
+        last.append(gate.ask("cached", "ada", content="Q: cached?", cache={"use-cache": True}))
+        arm = "target" if "target" in last[-1].text else "legacy"
+        return arm, len(gate.legacy.asks) - before[0], len(gate.target.asks) - before[1]
+
+    gate.routed("cached", 0.0)
+    assert asked() == ("legacy", 1, 0)
+    gate.until(lambda: asked() == ("legacy", 0, 0))
+    [event] = gate.events(*ids(last[-1])).rows(named=True)
+    assert (event["cached"], event["latency_ms"], event["cost_usd"], event["status"]) == (True, None, None, "ok")
+
+    gate.routed("cached", 1.0)
+    gate.arms.target = lambda _: Reply("boom", status=500)
+    assert asked() == ("legacy", 1, 1)  # rescued; and legacy's words are not kept as the target's
+    gate.arms.target = Arms().target
+    assert asked() == ("target", 0, 1)
+    gate.until(lambda: asked() == ("target", 0, 0))
+    gate.routed("cached", 0.0)
+    assert asked() == ("legacy", 1, 0)
 
 
 def test_metrics_count_by_the_arm_that_was_meant(gate: Gateway) -> None:

@@ -153,3 +153,32 @@ def test_settings_that_are_missing_say_how_to_start(tmp_path: Path) -> None:
     for environ in ({}, {"ANVEN_GATEWAY_SETTINGS": str(tmp_path / "none.json")}):
         with pytest.raises(InvalidInput, match="anven gateway"):
             read_settings(environ)
+
+
+def test_further_settings_of_litellm_are_added_and_ours_stay(tmp_path: Path) -> None:
+    more = tmp_path / "more.yaml"
+    more.write_text(
+        "litellm_settings: {cache: true, callbacks: [otel]}\ngeneral_settings: {max_parallel_requests: 9}\n"
+    )
+    made = prepare([written(tmp_path)], tmp_path, traffic=tmp_path / "t", events=tmp_path / "e", litellm=more)
+    config = json.loads(made.config.read_text())
+    assert config["litellm_settings"]["callbacks"] == [PLUGIN, "otel"]
+    assert config["litellm_settings"]["cache"] is True
+    assert config["general_settings"] == {"master_key": "os.environ/ANVEN_GATEWAY_KEY", "max_parallel_requests": 9}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("model_list: {}", "model_list is the gateway's own"),
+        ("general_settings: {master_key: sk-x}", "general_settings.master_key is the gateway's own"),
+        ("router_settings: {num_retries: 3}", "router_settings.num_retries is the gateway's own"),
+        ("[1]", "must hold sections"),
+        ("a: {", "cannot be read"),
+    ],
+)
+def test_settings_that_the_gateway_rests_on_are_not_replaced(tmp_path: Path, text: str, reason: str) -> None:
+    more = tmp_path / "more.yaml"
+    more.write_text(text)
+    with pytest.raises(InvalidInput, match=reason):
+        prepare([written(tmp_path)], tmp_path, traffic=tmp_path / "t", events=tmp_path / "e", litellm=more)

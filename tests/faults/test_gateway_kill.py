@@ -1,0 +1,76 @@
+"""A gateway that is killed while it serves, and one that is started after it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from anven_pipelines.gateway_run import GatewayPlan, running
+from anven_pipelines.ingest.gateway_events import EventStore
+from tests.gateway_proxy import KEY, gateway
+from tests.scripted_endpoint import Reply
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.timeout(500)
+def test_a_killed_gateway_loses_no_event_that_was_written_and_its_successor_knows_the_open_breaker(
+    tmp_path: Path,
+) -> None:
+    store = EventStore(tmp_path / "store")
+    answered: list[str] = []
+    with gateway(tmp_path, {"support": {}, "burst": {}}) as gate:
+        gate.routed("support", 0.5)
+        route = gate.routed("burst", 1.0)
+        gate.arms.target = lambda ask: Reply("boom", status=500) if "burst" in ask.prompt else Reply("fine")
+        for number in range(8):
+            gate.ask("burst", f"user {number}", content="Q: burst")
+        assert gate.status()["breakers"]["burst"] == "errors"
+
+        def keep_asking(number: int) -> None:
+            with suppress(httpx.HTTPError):
+                while True:
+                    answer = gate.ask("support", f"user {number}")
+                    answered.append(answer.headers["x-litellm-call-id"])
+
+        with ThreadPoolExecutor(4) as pool:
+            clients = [pool.submit(keep_asking, number) for number in range(4)]
+            gate.until(lambda: len(answered) > 60)
+            first = list(answered)
+            gate.events(*first)  # they are written; others are under way
+            os.kill(gate.started.process.pid, signal.SIGKILL)
+            for each in clients:
+                each.result()
+        store.ingest(gate.started.events)
+        assert set(first) <= set(store.events().filter(kind="request")["request_id"])
+
+        run = gate.started.traffic.parent
+        files = sorted(tmp_path.glob("*.yaml"))
+        plan = GatewayPlan(
+            [file for file in files if file.stem != "litellm"], run, gate.started.traffic, run / "events"
+        )
+        gate.arms.target = lambda _: Reply('{"answer": "target"}')
+        with (
+            running(plan, {**os.environ, "ANVEN_GATEWAY_KEY": KEY}) as again,
+            httpx.Client(
+                base_url=again.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30, trust_env=False
+            ) as client,
+        ):
+            status = client.get("/anven/status").json()
+            assert status["routes"]["burst"]["generation"] == route.generation
+            assert status["breakers"]["burst"] == "errors"
+            body = {"model": "burst", "user": "ada", "messages": [{"role": "user", "content": "Q: x"}]}
+            assert "legacy" in client.post("/v1/chat/completions", json=body).text
+        found = store.ingest(gate.started.events)
+        assert found.bad_lines == ()
+        events = store.events()
+        assert events["event_id"].is_unique().all()
+        assert events["worker"].n_unique() == 2
+        assert events.row(-1, named=True)["why"] == "breaker"
