@@ -2,7 +2,8 @@
 
 Every change of traffic is one generation: its event is keyed by the generation's number, so that two steps that both
 mean to make the next change cannot both be written, however they race. A key that is taken is a decision that was
-overtaken.
+overtaken. What people write has no such key: a pause may come between a look and its step, or after a roll back. What
+the log holds is folded all the same; an event that came too late changes nothing but the generation that it took.
 """
 
 from __future__ import annotations
@@ -98,12 +99,17 @@ def change_key(generation: int) -> str:
 def status_of(events: Iterable[Event]) -> RolloutStatus:
     """Return where the rollout stands after these events, oldest first.
 
+    An event that cannot follow those before it was written by somebody who was overtaken, and gives the target nothing.
+
     Raises:
-        InvalidInput: an event is of no known kind, or cannot follow those before it.
+        InvalidInput: an event is of no known kind.
     """
     status = RolloutStatus()
     for event in events:  # each rests on those before
-        status = after(status, event.kind, event.payload, at=event.ts)
+        if refusal(status, event.kind) is None:
+            status = after(status, event.kind, event.payload, at=event.ts)
+        elif event.kind in CHANGES:  # its key is taken: the next change needs the next number
+            status = _changed(status, event.ts)
     return status
 
 

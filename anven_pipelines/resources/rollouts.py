@@ -105,6 +105,9 @@ class Rollouts(dg.ConfigurableResource[None]):
             return found._replace(decision=Hold((gap,)), status=overtaken)
         status = self.status(workload)
         self._publish(plan, status)
+        if status.phase == "paused" and step.kind in ("advanced", "completed"):
+            gap = Gap("person", "the rollout was paused while this step decided; it changed nothing")
+            return found._replace(decision=Hold((gap,)), status=status)
         return found._replace(status=status)
 
     def start(self, workload: str, *, who: str, now: datetime) -> RolloutStatus:
@@ -135,7 +138,12 @@ class Rollouts(dg.ConfigurableResource[None]):
             message = f"{workload}: {kind} is not possible: {reason}"
             raise InvalidInput(message)
         key = change_key(status.generation + 1) if kind in CHANGES else f"{kind}-{now.isoformat()}"
-        self.state.append(stream=stream_of(workload), kind=kind, key=key, payload=payload, now=now)
+        try:
+            self.state.append(stream=stream_of(workload), kind=kind, key=key, payload=payload, now=now)
+        except InvalidInput:
+            if self.status(workload).generation == status.generation:
+                raise
+            return self.act(workload, kind, payload, now=now)  # a step came first; each is one generation further
         status = self.status(workload)
         self._publish(plan, status)
         return status

@@ -1,0 +1,57 @@
+"""Where a rollout stands: people and steps write at the same time, and no order of it may stop the log being read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.events import GENESIS, follow
+from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, after, change_key, status_of
+
+NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
+STARTED = ("started", {"plan": "p"})
+ADVANCED = ("advanced", {"stage": 1})
+
+
+def folded(*written: tuple[str, dict[str, Any]]) -> RolloutStatus:
+    """Fold events that were written at once after another, each change with the next number."""
+    events, head, generation = [], GENESIS, 0
+    for at, (kind, payload) in enumerate(written):
+        generation += kind in CHANGES
+        key = change_key(generation) if kind in CHANGES else f"{kind}-{at}"
+        now = NOW + timedelta(seconds=at)
+        event = follow(head, stream="rollout/support", kind=kind, key=key, payload=payload, now=now)
+        events.append(event)
+        head = event
+    return status_of(events)
+
+
+@pytest.mark.parametrize("kind", ["advanced", "completed"])
+def test_a_step_that_was_decided_before_a_pause_gives_nothing_and_takes_its_number(kind: str) -> None:
+    status = folded(STARTED, ("paused", {}), (kind, {"stage": 1}))
+
+    assert (status.phase, status.stage, status.generation) == ("paused", 0, 2)
+    assert folded(STARTED, ("paused", {}), (kind, {"stage": 1}), ("rolled_back", {})).phase == "rolled_back"
+
+
+@pytest.mark.parametrize("kind", ["paused", "resumed", "approved", "overridden"])
+def test_what_people_write_after_a_roll_back_changes_nothing(kind: str) -> None:
+    before = folded(STARTED, ("rolled_back", {}))
+
+    assert folded(STARTED, ("rolled_back", {}), (kind, {"who": "ada", "generation": 1, "until": ""})) == before
+
+
+def test_two_people_may_pause_and_resume_at_once() -> None:
+    status = folded(STARTED, ("paused", {}), ("paused", {}), ("resumed", {}), ("resumed", {}), ADVANCED)
+
+    assert (status.phase, status.stage, status.generation) == ("running", 1, 2)
+
+
+def test_an_event_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="holds an event 'nonsense'"):
+        folded(STARTED, ("nonsense", {}))
+    with pytest.raises(InvalidInput, match="cannot happen now"):
+        after(RolloutStatus(), "paused", {}, at=NOW)
