@@ -143,14 +143,10 @@ def blocking_gaps(plan: RolloutPlan, status: RolloutStatus) -> tuple[Gap, ...]:
     gaps = []
     if status.phase == "paused":
         gaps.append(Gap("person", "the rollout is paused: `anven rollout resume` lets it go on"))
-    if status.plan != plan.digest:
-        gaps.append(
-            Gap(
-                "stopped",
-                "the migration file's rollout changed since this attempt began: abort it and start anew, or restore "
-                "the file",
-            )
-        )
+    edited = plan.edited or ("the migration file's rollout changed" if status.plan != plan.digest else None)
+    if edited is not None:
+        mend = "since this attempt began: abort it and start anew, or restore the file"
+        gaps.append(Gap("stopped", f"{edited} {mend}"))
     return tuple(gaps)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.spec_rollout import Metric, Rollout, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anven_pipelines.spec import Migration
 
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
@@ -22,11 +24,13 @@ class RolloutPlan:
         workload: Name of the workload.
         rollout: As declared in the migration file.
         metrics: Those that are judged; `contract` only where a form is declared.
+        edited: What has become of the migration file since; None where it still declares this plan.
     """
 
     workload: str
     rollout: Rollout
     metrics: tuple[Metric, ...]
+    edited: str | None = None
 
     @property
     def stages(self) -> list[Stage]:
@@ -53,9 +57,23 @@ class RolloutPlan:
         """Names the plan: a rollout goes on only under the plan that it began with."""
         return digest_of([self.workload, list(self.metrics), self.rollout.model_dump(mode="json")])
 
+    def written(self) -> dict[str, Any]:
+        """Return the plan as JSON, for the event that begins an attempt; `plan_in` reads it."""
+        return {"metrics": list(self.metrics), "rollout": self.rollout.model_dump(mode="json")}
+
 
 def plan_of(migration: Migration) -> RolloutPlan:
     """Return the plan that a migration file declares."""
     formless = not migration.contract.json_object
     metrics = tuple(metric for metric in METRICS if not (metric == "contract" and formless))
     return RolloutPlan(workload=migration.workload, rollout=migration.rollout, metrics=metrics)
+
+
+def plan_in(workload: str, written: Mapping[str, Any]) -> RolloutPlan:
+    """Return the plan that `RolloutPlan.written` wrote down.
+
+    Raises:
+        pydantic.ValidationError: another release wrote it, with sections that this one does not know.
+    """
+    rollout = Rollout.model_validate(written["rollout"])
+    return RolloutPlan(workload=workload, rollout=rollout, metrics=tuple(written["metrics"]))

@@ -8,7 +8,7 @@ the log holds is folded all the same; an event that came too late changes nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -57,6 +57,7 @@ class RolloutStatus:
         stage: Place in the plan's stages; None where legacy has all traffic.
         entered_at: When the present generation began; None before the first.
         plan: Digest of the plan that the attempt began with.
+        planned: That plan, as `RolloutPlan.written` gives it; None where the log does not hold it.
         approvals: Who approved the next stage, in this generation.
         overrides: Who wishes to advance whatever is missing, in this generation.
         drill: The newest rehearsal.
@@ -68,6 +69,7 @@ class RolloutStatus:
     stage: int | None = None
     entered_at: datetime | None = None
     plan: str | None = None
+    planned: Mapping[str, Any] | None = field(default=None, compare=False)  # `plan` stands for it
     approvals: frozenset[str] = frozenset()
     overrides: tuple[Override, ...] = ()
     drill: Drill | None = None
@@ -153,7 +155,8 @@ def _changed(status: RolloutStatus, at: datetime, **fields: Any) -> RolloutStatu
 
 def _started(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
     attempt = status.attempt + 1
-    return _changed(status, at, phase="running", attempt=attempt, stage=0, plan=payload["plan"])
+    planned = payload.get("planned")
+    return _changed(status, at, phase="running", attempt=attempt, stage=0, plan=payload["plan"], planned=planned)
 
 
 def _advanced(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:

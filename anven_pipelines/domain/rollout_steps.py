@@ -50,14 +50,20 @@ def step_of(decision: Decision, status: RolloutStatus, evidence: Evidence) -> St
             return Step("completed", key, rests_on)
 
 
-def route_of(plan: RolloutPlan, status: RolloutStatus) -> Route:
-    """Return what the gateway has to do in this status; deriving it again gives the same."""
+def route_of(workload: str, status: RolloutStatus, plan: RolloutPlan | None) -> Route:
+    """Return what the gateway has to do in this status; deriving it again gives the same.
+
+    Args:
+        workload: Its name.
+        status: Where its rollout stands.
+        plan: The plan of an open attempt; without one legacy has all traffic.
+    """
     return Route(
-        workload=plan.workload,
+        workload=workload,
         attempt=status.attempt,
         generation=status.generation,
         stage=status.stage or 0,
-        share=status.share(plan),
+        share=0.0 if plan is None else status.share(plan),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class Gateway(dg.ConfigurableResource[None]):
     def publish(self, route: Route) -> bool:
         """Put a workload's route in force; return whether that changed the file.
 
+        Kill switch and shadow stay as the file has them: people set them there, and no step may lift a kill.
         A route of an older generation than the one in force changes nothing: whoever publishes it was overtaken.
 
         Raises:
@@ -36,11 +38,23 @@ class Gateway(dg.ConfigurableResource[None]):
         with _locked(path):
             traffic = self.read()
             before = traffic.of(route.workload)
+            route = replace(route, killed=before.killed, shadow=before.shadow)
             if route == before or (route.workload in traffic.routes and route.generation < before.generation):
                 return False
-            changed = Traffic({**traffic.routes, route.workload: route})
-            DurableFolder(str(path.parent), {}).write(path.name, print_traffic(changed).encode())
+            _write(path, Traffic({**traffic.routes, route.workload: route}))
             return True
+
+    def kill(self, workload: str) -> None:
+        """Keep a workload at legacy whatever its route says, until somebody sets `killed` to false in the file.
+
+        Raises:
+            InvalidInput: the file is none; nothing was changed.
+            UnavailableService: it cannot be read or written; what was in force stays.
+        """
+        path = Path(self.traffic)
+        with _locked(path):
+            traffic = self.read()
+            _write(path, Traffic({**traffic.routes, workload: replace(traffic.of(workload), killed=True)}))
 
     def read(self) -> Traffic:
         """Return the routes that the file names; none where there is no file yet.
@@ -57,6 +71,10 @@ class Gateway(dg.ConfigurableResource[None]):
         except OSError as error:
             message = f"the traffic file {path} cannot be read: {error.strerror}; what is in force stays"
             raise UnavailableService(message) from error
+
+
+def _write(path: Path, traffic: Traffic) -> None:
+    DurableFolder(str(path.parent), {}).write(path.name, print_traffic(traffic).encode())
 
 
 @contextmanager

@@ -3,17 +3,21 @@
 What was decided is written to the log first, and the gateway's route is derived from the log. Whoever is killed between
 the two leaves a decision that the next look puts in force. Two that decide at once mean to begin the same generation,
 whose key the log takes once: the slower one has changed nothing.
+
+An open attempt goes by the plan that it began with, which stands in the log: a migration file that is edited, broken or
+removed meanwhile stops the ramp, and neither moves traffic nor keeps harm from being rolled back.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 
-from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.rollout import Gap, Hold, decide
-from anven_pipelines.domain.rollout_plan import plan_of
+from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
+from anven_pipelines.domain.rollout import Gap, Hold, RollBack, decide
+from anven_pipelines.domain.rollout_plan import plan_in, plan_of
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
 from anven_pipelines.domain.rollout_steps import route_of, start_refusal, step_of
 from anven_pipelines.domain.sign_off import sign_off_stream
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout import Decision
     from anven_pipelines.domain.rollout_evidence import Evidence
     from anven_pipelines.domain.rollout_plan import RolloutPlan
+    from anven_pipelines.domain.traffic import Route
 
 
 class Look(NamedTuple):
@@ -65,34 +70,66 @@ class Rollouts(dg.ConfigurableResource[None]):
         """
         return status_of(self.state.events(stream_of(workload)))
 
+    def begun(self) -> list[str]:
+        """Return the workloads whose rollout has ever begun, declared by now or not.
+
+        Raises:
+            UnavailableService: the state store does not answer.
+        """
+        prefix = stream_of("")
+        return sorted({event.stream.removeprefix(prefix) for event in self.state.events_under(prefix)})
+
+    def plan(self, workload: str, status: RolloutStatus) -> RolloutPlan:
+        """Return the plan that the open attempt began with; the declared one where none is open.
+
+        Raises:
+            UnknownWorkload: none is open, and no readable file declares the workload.
+        """
+        if not status.is_open or status.planned is None:
+            return plan_of(self.migrations.of(workload).migration)
+        begun = plan_in(workload, status.planned)
+        try:
+            declared = plan_of(self.migrations.of(workload).migration)
+        except UnknownWorkload as error:
+            return replace(begun, edited=f"the migration file is gone or broken ({error})")
+        return (
+            begun if declared.digest == status.plan else replace(begun, edited="the migration file's rollout changed")
+        )
+
     def look(self, workload: str, *, now: datetime) -> Look:
         """Decide on the next step, and take none.
 
         Raises:
-            UnknownWorkload: no readable file declares the workload.
+            UnknownWorkload: no attempt is open, and no readable file declares the workload.
             UnavailableService: the state store does not answer.
         """
-        plan = plan_of(self.migrations.of(workload).migration)
         status = self.status(workload)
+        plan = self.plan(workload, status)
         evidence = self.metrics.evidence(plan, status, now=now)
         return Look(plan, status, evidence, decide(plan, status, evidence, now=now), status)
 
     def step(self, workload: str, *, now: datetime) -> Look:
-        """Put what was decided before in force, look, decide anew and act on it.
+        """Look, decide anew and act on it; what was decided before is put in force where nothing new follows.
 
         Raises:
-            UnknownWorkload: no readable file declares the workload.
-            TamperedLog: the log was altered: nothing is decided on it.
+            UnknownWorkload: no attempt is open, and no readable file declares the workload.
+            TamperedLog: the log was altered: nothing is decided on it. Where harm is proven or the breaker tripped the
+                gateway is told to keep the workload at legacy all the same.
             UnavailableService: the state store or the traffic file does not answer; what was written stays and is put
                 in force by the next step.
         """
-        self.state.require_intact()
-        plan = plan_of(self.migrations.of(workload).migration)
-        before = self.status(workload)
-        self._publish(plan, before)
+        try:
+            self.state.require_intact()
+        except TamperedLog:
+            if isinstance(self.look(workload, now=now).decision, RollBack):
+                self.gateway.kill(workload)
+            raise
+        if not (status := self.status(workload)).is_open:  # needs no plan, whose file may be gone
+            self._publish(workload, status)
         found = self.look(workload, now=now)
         step = step_of(found.decision, found.before, found.evidence)
         if step is None:
+            self._publish(workload, found.before)
             return found
         try:
             self.state.append(stream=stream_of(workload), kind=step.kind, key=step.key, payload=step.payload, now=now)
@@ -101,10 +138,10 @@ class Rollouts(dg.ConfigurableResource[None]):
             if overtaken.generation == found.before.generation:
                 raise
             gap = Gap("wait", f"another step began generation {overtaken.generation} first; this one changed nothing")
-            self._publish(plan, overtaken)
+            self._publish(workload, overtaken)
             return found._replace(decision=Hold((gap,)), status=overtaken)
         status = self.status(workload)
-        self._publish(plan, status)
+        self._publish(workload, status)
         if status.phase == "paused" and step.kind in ("advanced", "completed"):
             gap = Gap("person", "the rollout was paused while this step decided; it changed nothing")
             return found._replace(decision=Hold((gap,)), status=status)
@@ -121,8 +158,15 @@ class Rollouts(dg.ConfigurableResource[None]):
         if reason := start_refusal(verdict, status):
             message = f"the rollout of {workload} cannot start: {reason}"
             raise InvalidInput(message)
+        if self.gateway.read().of(workload).killed:
+            message = (
+                f"the rollout of {workload} cannot start: its kill switch is on: set `killed` to false in "
+                f"{self.gateway.traffic}"
+            )
+            raise InvalidInput(message)
         signed = verdict.hash if verdict else None
-        return self.act(workload, "started", {"who": who, "plan": plan.digest, "verdict": signed}, now=now)
+        payload = {"who": who, "plan": plan.digest, "planned": plan.written(), "verdict": signed}
+        return self.act(workload, "started", payload, now=now)
 
     def act(self, workload: str, kind: str, payload: Mapping[str, Any], *, now: datetime) -> RolloutStatus:
         """Write what a person or a drill did, and put it in force.
@@ -132,8 +176,13 @@ class Rollouts(dg.ConfigurableResource[None]):
             TamperedLog: the log was altered.
             UnavailableService: the state store or the traffic file does not answer.
         """
-        self.state.require_intact()
-        plan, status = plan_of(self.migrations.of(workload).migration), self.status(workload)
+        try:
+            self.state.require_intact()
+        except TamperedLog:
+            if kind == "aborted":
+                self.gateway.kill(workload)
+            raise
+        status = self.status(workload)
         if reason := refusal(status, kind):
             message = f"{workload}: {kind} is not possible: {reason}"
             raise InvalidInput(message)
@@ -145,18 +194,34 @@ class Rollouts(dg.ConfigurableResource[None]):
                 raise
             return self.act(workload, kind, payload, now=now)  # a step came first; each is one generation further
         status = self.status(workload)
-        self._publish(plan, status)
+        self._publish(workload, status)
         return status
 
-    def is_behind(self, plan: RolloutPlan, status: RolloutStatus) -> bool:
+    def is_behind(self, workload: str, status: RolloutStatus) -> bool:
         """Tell whether the gateway's file does not say what the log does: a step was killed in between.
 
         Raises:
             InvalidInput: the file is none.
             UnavailableService: it cannot be read.
         """
-        return bool(status.generation) and self.gateway.read().of(plan.workload) != route_of(plan, status)
+        if not status.generation:
+            return False
+        in_force = self.gateway.read().of(workload)
+        # The kill switch and the shadow are people's.
+        return replace(in_force, killed=False, shadow=0.0) != self._route(workload, status)
 
-    def _publish(self, plan: RolloutPlan, status: RolloutStatus) -> None:
-        if status.generation:
-            self.gateway.publish(route_of(plan, status))
+    def _publish(self, workload: str, status: RolloutStatus) -> None:
+        if not status.generation:
+            return
+        self.gateway.publish(self._route(workload, status))
+        in_force, logged = self.gateway.read().of(workload).generation, self.status(workload).generation
+        if in_force > logged:
+            message = (
+                f"{self.gateway.traffic}: {workload} is at generation {in_force}, the log at {logged}: the state "
+                "store was replaced or set back. Restore it; or remove the workload from the file, which gives its traffic to "
+                "legacy, and restart the gateway"
+            )
+            raise InvalidInput(message)
+
+    def _route(self, workload: str, status: RolloutStatus) -> Route:
+        return route_of(workload, status, self.plan(workload, status) if status.is_open else None)

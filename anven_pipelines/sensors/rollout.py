@@ -1,13 +1,13 @@
 """Looks at every rollout every few seconds and asks for a step where one is due; the step decides for itself."""
 
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import dagster as dg
 
 from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.domain.rollout import Hold
 from anven_pipelines.domain.rollout_status import RolloutStatus
-from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.rollouts import Rollouts
 
 STEP_TAG = "anven/rollout_step"
@@ -19,30 +19,49 @@ rollout_step_job = dg.define_asset_job(
 )
 
 
+class _Glance(NamedTuple):
+    """What one workload's rollout asks for."""
+
+    told: str | None = None
+    request: dg.RunRequest | None = None
+
+
 @dg.sensor(job=rollout_step_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
-def rollout(context: dg.SensorEvaluationContext, migrations: Migrations, rollouts: Rollouts) -> dg.SensorResult:
+def rollout(context: dg.SensorEvaluationContext, rollouts: Rollouts) -> dg.SensorResult:
     """Ask for a step of each rollout that has one to take.
 
-    A workload that cannot be looked at is told and leaves the others alone. A step that is under way is not asked for
-    twice, and one that failed is asked for again: the run key carries the generation and how often it was tried.
+    Every rollout that ever began is looked at, whatever has become of its migration file. A workload that cannot be
+    looked at is told and leaves the others alone. A step that is under way is not asked for twice, and one that failed
+    is asked for again: the run key carries the generation and how often it was tried.
     """
-    requests, told = [], []
-    for workload in sorted(migrations.catalogue().declared):
+    glances = []
+    for workload in rollouts.begun():
         try:
-            found = rollouts.look(workload, now=datetime.now(UTC))
-            if not found.before.is_open:
-                continue
-            told.append(f"{workload}: {'; '.join(found.decision.reasons)}")
-            is_due = not isinstance(found.decision, Hold) or rollouts.is_behind(found.plan, found.before)
+            glances.append(_glance(context.instance, rollouts, workload))
         except AnvenError as error:
             context.log.warning("%s: %s", workload, error)
-            told.append(f"{workload}: {error}")
-            continue
-        if is_due and (request := _request(context.instance, workload, found.before)):
-            requests.append(request)
+            glances.append(_Glance(f"{workload}: {error}"))
+        except Exception as error:  # a mistake of ours in one workload must not keep another from its roll back
+            context.log.exception("%s cannot be looked at", workload)
+            glances.append(_Glance(f"{workload}: {type(error).__name__}: {error}"))
+    requests = [glance.request for glance in glances if glance.request]
+    told = "\n".join(glance.told for glance in glances if glance.told)
     return dg.SensorResult(
-        run_requests=requests, skip_reason=None if requests else dg.SkipReason("\n".join(told) or "no rollout is open")
+        run_requests=requests, skip_reason=None if requests else dg.SkipReason(told or "no rollout is open")
     )
+
+
+def _glance(instance: dg.DagsterInstance, rollouts: Rollouts, workload: str) -> _Glance:
+    status = rollouts.status(workload)
+    if not status.is_open:
+        if not rollouts.is_behind(workload, status):
+            return _Glance()
+        told = f"{workload}: {status.phase.replace('_', ' ')}, which the gateway does not know yet"
+        return _Glance(told, _request(instance, workload, status))
+    found = rollouts.look(workload, now=datetime.now(UTC))
+    is_due = not isinstance(found.decision, Hold) or rollouts.is_behind(workload, found.before)
+    request = _request(instance, workload, found.before) if is_due else None
+    return _Glance(f"{workload}: {'; '.join(found.decision.reasons)}", request)
 
 
 def _request(instance: dg.DagsterInstance, workload: str, status: RolloutStatus) -> dg.RunRequest | None:

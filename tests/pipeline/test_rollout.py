@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -11,18 +14,17 @@ import pytest
 
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.assets.rollout import rollout_status
-from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
+from anven_pipelines.domain.traffic import Traffic, print_traffic
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.sensors.rollout import rollout
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.pipeline.conftest import Place
 
 START = datetime.now(UTC) - timedelta(hours=30)
@@ -99,6 +101,13 @@ def serve(place: Place, units: int = 6_000, *, errors: float = 0.0, seed: int = 
     (event_log(place) / f"w{seed}-000000.jsonl").write_bytes(b"".join(lines))
 
 
+def tick(place: Place, rollouts: Rollouts) -> dg.SensorResult:
+    with dg.build_sensor_context(place.instance, resources={"rollouts": rollouts}) as context:
+        result = rollout(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
 def share_in_force(rollouts: Rollouts) -> float:
     return rollouts.gateway.read().of("support").share
 
@@ -164,7 +173,7 @@ def test_a_decision_whose_step_was_killed_is_put_in_force_by_the_next(place: Pla
     state.append(stream=stream_of("support"), kind="advanced", key="generation-2", payload=advanced, now=NOW)
     assert share_in_force(rollouts) == 0.5
 
-    assert rollouts.is_behind(rollouts.look("support", now=NOW).plan, rollouts.status("support"))
+    assert rollouts.is_behind("support", rollouts.status("support"))
     rollouts.step("support", now=NOW)
 
     assert (share_in_force(rollouts), rollouts.status("support").generation) == (1.0, 2)
@@ -224,22 +233,148 @@ def test_the_sensor_asks_for_a_step_once_and_again_when_it_failed(place: Place, 
     place.declare(workload="broken", rollout=ROLLOUT)
     place.state.append(stream=stream_of("broken"), kind="nonsense", key="x", payload={}, now=NOW)
 
-    def ticked() -> dg.SensorResult:
-        resources = {"migrations": place.migrations, "rollouts": rollouts}
-        with dg.build_sensor_context(place.instance, resources=resources) as context:
-            result = rollout(context)
-        assert isinstance(result, dg.SensorResult)
-        return result
-
-    (request,) = ticked().run_requests or []
+    (request,) = tick(place, rollouts).run_requests or []
     assert (request.run_key, request.partition_key) == ("support/1/1/0", "support")
     place.instance.create_run_for_job(
         dg.Definitions(jobs=[dg.GraphDefinition("rollout_step").to_job()]).get_job_def("rollout_step"),
         tags=request.tags,
         status=dg.DagsterRunStatus.FAILURE,
     )
-    (request,) = ticked().run_requests or []
+    (request,) = tick(place, rollouts).run_requests or []
     assert request.run_key == "support/1/1/1"
+
+
+def test_a_roll_back_that_did_not_reach_the_gateway_is_asked_for_and_put_in_force(
+    place: Place, rollouts: Rollouts
+) -> None:
+    """A step is killed between log and gateway, and the migration file is gone, too."""
+    rolled_back = {"from_stage": 0, "reasons": ["harm"], "evidence": [], "as_of": None}
+    place.state.append(
+        stream=stream_of("support"), kind="rolled_back", key="generation-2", payload=rolled_back, now=NOW
+    )
+    (place.folder / "migrations" / "support.yaml").unlink()
+    assert share_in_force(rollouts) == 0.5
+
+    (request,) = tick(place, rollouts).run_requests or []
+    with pytest.raises(UnknownWorkload):
+        rollouts.step("support", now=NOW)
+
+    assert (request.partition_key, share_in_force(rollouts)) == ("support", 0.0)
+    assert not tick(place, rollouts).run_requests
+
+
+@pytest.mark.parametrize("text", [None, "workload: [support"])
+def test_harm_is_rolled_back_though_the_migration_file_is_gone_or_broken(
+    place: Place, rollouts: Rollouts, text: str | None
+) -> None:
+    serve(place, errors=0.3)
+    file = place.folder / "migrations" / "support.yaml"
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text)
+
+    (request,) = tick(place, rollouts).run_requests or []
+    found = rollouts.step("support", now=NOW)
+
+    assert isinstance(found.decision, RollBack)
+    assert (request.partition_key, share_in_force(rollouts)) == ("support", 0.0)
+
+
+@pytest.mark.parametrize(("errors", "share"), [(0.0, 0.5), (0.3, 0.0)])
+def test_an_edit_of_the_stages_neither_moves_traffic_nor_hides_harm(
+    place: Place, rollouts: Rollouts, errors: float, share: float
+) -> None:
+    serve(place, errors=errors)
+    place.declare(rollout=ROLLOUT | {"stages": [{"share": 1.0, "soak": "24h"}]})
+
+    rollouts.step("support", now=NOW)
+
+    assert share_in_force(rollouts) == share
+
+
+def test_a_plan_that_shrank_below_the_stage_is_no_crash(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    rollouts.step("support", now=NOW)
+    place.declare(rollout=ROLLOUT | {"stages": [{"share": 1.0, "soak": "24h"}]})
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, Hold)
+    assert (rollouts.status("support").stage, share_in_force(rollouts)) == (1, 1.0)
+
+
+def test_harm_in_an_altered_log_is_rolled_back_at_the_gateway_alone(place: Place, rollouts: Rollouts) -> None:
+    serve(place, errors=0.3)
+    with sqlite3.connect(place.folder / "home" / "state.db") as database:
+        database.execute("update events set payload = replace(payload, 'ada', 'eve') where kind = 'started'")
+    database.close()
+
+    with pytest.raises(TamperedLog):
+        rollouts.step("support", now=NOW)
+
+    assert rollouts.gateway.read().of("support").killed
+    assert rollouts.status("support").phase == "running"
+
+
+def test_an_altered_log_without_harm_changes_nothing(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    with sqlite3.connect(place.folder / "home" / "state.db") as database:
+        database.execute("update events set payload = replace(payload, 'ada', 'eve') where kind = 'started'")
+    database.close()
+
+    with pytest.raises(TamperedLog):
+        rollouts.step("support", now=NOW)
+
+    assert not rollouts.gateway.read().of("support").killed
+
+
+def test_a_roll_back_is_in_the_log_though_the_traffic_file_is_none(place: Place, rollouts: Rollouts) -> None:
+    serve(place, errors=0.3)
+    file = Path(rollouts.gateway.traffic)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+
+    with pytest.raises(InvalidInput, match="stay in force until it is mended"):
+        rollouts.step("support", now=NOW)
+    assert rollouts.status("support").phase == "rolled_back"
+    assert not tick(place, rollouts).run_requests
+
+    file.write_bytes(whole)
+    assert tick(place, rollouts).run_requests
+    rollouts.step("support", now=NOW)
+    assert share_in_force(rollouts) == 0.0
+
+
+def test_no_step_lifts_the_kill_switch_or_ends_the_shadow(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    file = Path(rollouts.gateway.traffic)
+    by_hand = replace(rollouts.gateway.read().of("support"), killed=True, shadow=0.25)
+    file.write_text(print_traffic(Traffic({"support": by_hand})))
+    assert not rollouts.is_behind("support", rollouts.status("support"))
+
+    rollouts.step("support", now=NOW)
+    in_force = rollouts.gateway.read().of("support")
+    assert (in_force.generation, in_force.killed, in_force.shadow) == (2, True, 0.25)
+
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    with pytest.raises(InvalidInput, match="its kill switch is on: set `killed` to false"):
+        rollouts.start("support", who="ada", now=NOW)
+
+
+def test_a_log_that_was_set_back_is_told(place: Place, rollouts: Rollouts) -> None:
+    ahead = replace(rollouts.gateway.read().of("support"), generation=7, share=1.0)
+    Path(rollouts.gateway.traffic).write_text(print_traffic(Traffic({"support": ahead})))
+
+    with pytest.raises(InvalidInput, match="support is at generation 7, the log at 1: the state store was replaced"):
+        rollouts.step("support", now=NOW)
+
+
+def test_a_mistake_in_one_workload_keeps_no_other_from_its_roll_back(place: Place, rollouts: Rollouts) -> None:
+    serve(place, errors=0.3)
+    place.state.append(stream=stream_of("a-first"), kind="started", key="generation-1", payload={"nothing": 1}, now=NOW)
+
+    (request,) = tick(place, rollouts).run_requests or []
+
+    assert request.partition_key == "support"
 
 
 def test_materialised_in_the_ui_it_tells_what_it_found_and_did(place: Place, rollouts: Rollouts) -> None:
