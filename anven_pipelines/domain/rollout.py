@@ -166,6 +166,8 @@ def missing_proof(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence, 
         gaps.append(Gap("person", f"capacity for the next stage: {evidence.capacity}"))
     if problem := unknown_because(plan, status, evidence, now=now):
         return (*gaps, Gap("unknown", problem))
+    if evidence.lost:
+        gaps.append(Gap("unknown", evidence.lost))
     gaps += _assignment_gaps(plan, stage, evidence.assignment)
     for metric in plan.gating:
         found = evidence.of(metric)

@@ -98,6 +98,7 @@ class Evidence:
         comparisons: One for each metric that was looked at.
         assignment: Whether traffic was dealt as planned; None where that is unknown.
         problem: Why all of it is unknown: a source that does not answer, or answers stale or in part.
+        lost: What is missing of it, too little to make up harm: it proves no advance, and harm all the same.
         breaker: What made the gateway send the workload back to legacy; None where it did not.
         open_flags: Flags of domain experts that nobody has answered.
         capacity: Why the next stage's load cannot be served; None where it can, or nothing is planned.
@@ -108,6 +109,7 @@ class Evidence:
     comparisons: tuple[Comparison, ...] = field(default=())
     assignment: Assignment | None = None
     problem: str | None = None
+    lost: str | None = None
     breaker: str | None = None
     open_flags: int = 0
     capacity: str | None = None

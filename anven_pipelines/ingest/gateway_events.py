@@ -46,6 +46,7 @@ class Batch:
         duplicates: Events that were left out because their id was there before.
         bad_lines: Whole lines that are no event; `line_at` is the byte at which the line starts.
         torn: Segments whose last line has no end, with its bytes; of a live writer it will be read later.
+        repeats: Worker and number of each event that was left out: its number is no gap.
     """
 
     events: pl.DataFrame
@@ -53,6 +54,7 @@ class Batch:
     duplicates: int = 0
     bad_lines: tuple[BadLine, ...] = ()
     torn: Mapping[str, int] = field(default_factory=dict)
+    repeats: tuple[tuple[str, int], ...] = ()
 
 
 def read_batch(folder: Path, cursor: Mapping[str, int]) -> Batch:
@@ -65,11 +67,11 @@ def read_batch(folder: Path, cursor: Mapping[str, int]) -> Batch:
     found: dict[str, GatewayEvent] = {}
     bad: list[BadLine] = []
     torn: dict[str, int] = {}
+    repeats: list[tuple[str, int]] = []
     segments = segments_in(folder)
     # A segment that the gateway removed needs no place in the cursor. Were one missed in the moment in which it is
     # renamed, its lines would be read again and left out as duplicates.
     now = {name: cursor[name] for name in map(stem_of, segments) if name in cursor}
-    count = 0
     for path in segments:
         name = stem_of(path)
         lines, tail = _whole_lines(path, now.get(name, 0))
@@ -81,12 +83,12 @@ def read_batch(folder: Path, cursor: Mapping[str, int]) -> Batch:
             except InvalidInput as error:
                 bad.append(BadLine(path.name, start, str(error)))
                 continue
-            count += 1
-            found.setdefault(event.event_id, event)
+            if found.setdefault(event.event_id, event) is not event:
+                repeats.append((event.worker, event.seq))
         if lines:
             now[name] = lines[-1][0] + len(lines[-1][1])
     rows = [event.to_row() for event in found.values()]
-    return Batch(pl.DataFrame(rows, schema=GATEWAY_EVENTS.schema), now, count - len(found), tuple(bad), torn)
+    return Batch(pl.DataFrame(rows, schema=GATEWAY_EVENTS.schema), now, len(repeats), tuple(bad), torn, tuple(repeats))
 
 
 def _whole_lines(path: Path, start: int) -> tuple[list[tuple[int, bytes]], int]:
@@ -141,6 +143,9 @@ class EventStore:
                 manifest["parts"].append(part)
             manifest["cursor"] = dict(batch.cursor)
             manifest["bad_lines"] += [each._asdict() for each in batch.bad_lines]
+            known_before = batch.events.join(fresh, on="event_id", how="anti").select("worker", "seq").rows()
+            for worker, seq in (*batch.repeats, *known_before):
+                manifest["repeats"].setdefault(worker, []).append(seq)
             self._files.write(MANIFEST, json.dumps(manifest).encode())
         _mark(log, batch.cursor)
         known = batch.events.height - fresh.height
@@ -153,6 +158,17 @@ class EventStore:
             return GATEWAY_EVENTS.empty()
         return pl.concat([pl.read_parquet(self._folder / part) for part in parts])
 
+    def numbers(self) -> pl.DataFrame:
+        """Return `worker`, `seq` and `ts` of every event that came, also of repeats, whose `ts` is NULL.
+
+        What a worker's numbers lack it meant to write and did not.
+        """
+        manifest, names = self._manifest(), ["worker", "seq", "ts"]
+        kept = [pl.read_parquet(self._folder / part, columns=names).select(names) for part in manifest["parts"]]
+        rows = [(worker, seq, None) for worker, each in manifest["repeats"].items() for seq in each]
+        repeats = pl.DataFrame(rows, schema=GATEWAY_EVENTS.empty().select(names).schema, orient="row")
+        return pl.concat([*kept, repeats]).unique(["worker", "seq"], keep="first", maintain_order=True)
+
     def _unknown(self, events: pl.DataFrame, parts: list[str]) -> pl.DataFrame:
         """Leave out what is in: a feedback that was sent twice may come through two segments or workers."""
         if events.is_empty() or not parts:
@@ -163,9 +179,9 @@ class EventStore:
     def _manifest(self) -> dict[str, Any]:
         found = self._files.read(MANIFEST)
         if found is None:
-            return {"parts": [], "cursor": {}, "bad_lines": []}
+            return {"parts": [], "cursor": {}, "bad_lines": [], "repeats": {}}
         try:
-            manifest: dict[str, Any] = json.loads(found)
+            manifest: dict[str, Any] = {"repeats": {}} | json.loads(found)
         except ValueError as error:
             message = f"{self._folder / MANIFEST} is not JSON ({error}); restore it, or remove the folder to read anew"
             raise CorruptArtifact(message) from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import dagster as dg
 import polars as pl
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_status import RolloutStatus
 
 
+_MOST_LOST: Final = 0.01
+"""Lost events, as a share of those that came of the stage, above which what came is no evidence: as for metrics."""
+
+
 class ProductionMetrics(dg.ConfigurableResource[None]):
     """Reads the event log that the gateway's workers write, each line once."""
 
@@ -31,31 +36,38 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
     def evidence(self, plan: RolloutPlan, status: RolloutStatus, *, now: datetime) -> Evidence:
         """Return what is known of a workload at this moment.
 
-        A log that cannot be read, in whole or in part, is evidence of nothing: the reason stands in `problem`.
+        A log that cannot be read, in whole or in much of it, is evidence of nothing: the reason stands in `problem`. A
+        breaker that tripped is told whatever else fails.
         """
+        since = status.entered_at
         try:
-            events, lost = self._workload(plan.workload)
-        except (AnvenError, OSError, pl.exceptions.PolarsError) as error:
+            events, lost = self._workload(plan.workload, since=since)
+        except (AnvenError, OSError, pl.exceptions.PolarsError, LookupError, TypeError, ValueError) as error:
             return Evidence(generation=status.generation, as_of=None, problem=f"the event log cannot be read: {error}")
         present = events.filter(pl.col("generation") == status.generation)
-        tripped = _tripped(present)
+        known = Evidence(generation=status.generation, as_of=None, breaker=_tripped(present))
+        if lost:
+            told = f"{lost:,} events of the gateway are lost: its disk was full, or its log was cut"
+            is_much = lost > _MOST_LOST * present.height
+            known = replace(known, problem=told) if is_much else replace(known, lost=told)
+        if present.is_empty() or status.stage is None or since is None:
+            return known
         as_of: datetime | None = present["ts"].max()  # type: ignore[assignment]  # a maximum of times
-        if present.is_empty() or status.stage is None or status.entered_at is None:
-            return Evidence(generation=status.generation, as_of=None, problem=lost, breaker=tripped)
-        units = units_of(events, plan, generation=status.generation, now=now)
-        before = _before(events, plan, status, now=now) if plan.stages[status.stage].share == 1 else None
-        windows = windows_of(units, plan, entered_at=status.entered_at, now=now)
-        return Evidence(
-            generation=status.generation,
-            as_of=as_of,
-            comparisons=compare(plan, status.stage, windows, before=before),
-            assignment=assignment_of(plan, status.stage, units),
-            problem=lost,
-            breaker=tripped,
-        )
+        try:
+            units = units_of(events, plan, generation=status.generation, now=now)
+            before = _before(events, plan, status, now=now) if plan.stages[status.stage].share == 1 else None
+            windows = windows_of(units, plan, entered_at=since, now=now)
+            return replace(
+                known,
+                as_of=as_of,
+                comparisons=compare(plan, status.stage, windows, before=before),
+                assignment=assignment_of(plan, status.stage, units),
+            )
+        except (AnvenError, pl.exceptions.PolarsError, ArithmeticError, LookupError, ValueError) as error:
+            return replace(known, problem=f"the events cannot be evaluated: {type(error).__name__}: {error}")
 
-    def _workload(self, workload: str) -> tuple[pl.DataFrame, str | None]:
-        """Return a workload's events with their feedback, and what of the log is lost."""
+    def _workload(self, workload: str, *, since: datetime | None) -> tuple[pl.DataFrame, int]:
+        """Return a workload's events with their feedback, and how many events of any were lost since then."""
         from anven_pipelines.ingest.gateway_events import EventStore, attributed  # noqa: PLC0415 - layers
 
         store = Path(self.store)
@@ -65,18 +77,19 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
             with (store / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 kept.ingest(Path(self.events))
-        events = attributed(kept.events())
-        gaps = _gaps(events)
-        return events.filter(pl.col("workload") == workload), gaps
+        lost = 0 if since is None else _lost(kept.numbers(), since=since)
+        return attributed(kept.events()).filter(pl.col("workload") == workload), lost
 
 
-def _gaps(events: pl.DataFrame) -> str | None:
-    """Say how many events the gateway's workers dropped; a worker numbers all that it means to write."""
-    spans = events.group_by("worker").agg(
-        (pl.col("seq").max() - pl.col("seq").min() + 1 - pl.col("seq").n_unique()).alias("lost")
+def _lost(numbers: pl.DataFrame, *, since: datetime) -> int:
+    """Count the events that workers meant to write, numbered from 1 on, and did not, up to one that came since then."""
+    earlier = pl.col("seq").shift(1).over("worker").fill_null(0)
+    gaps = numbers.sort("worker", "seq").select(
+        (pl.col("seq") - earlier - 1).clip(0).alias("lost"),
+        # A repeat has no time of its own: it is as old as the next event, or the newest there is.
+        pl.col("ts").backward_fill().over("worker").fill_null(since),
     )
-    lost = int(spans["lost"].sum())
-    return f"{lost:,} events of the gateway are lost: its disk was full, or its log was cut" if lost else None
+    return int(gaps.filter(pl.col("ts") >= since)["lost"].sum())
 
 
 def _tripped(present: pl.DataFrame) -> str | None:

@@ -218,8 +218,8 @@ class Rollouts(dg.ConfigurableResource[None]):
         if in_force > logged:
             message = (
                 f"{self.gateway.traffic}: {workload} is at generation {in_force}, the log at {logged}: the state "
-                "store was replaced or set back. Restore it; or remove the workload from the file, which gives its traffic to "
-                "legacy, and restart the gateway"
+                "store was replaced or set back. Restore it; or remove the workload from the file, which gives its "
+                "traffic to legacy, and restart the gateway"
             )
             raise InvalidInput(message)
 

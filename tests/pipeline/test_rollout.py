@@ -154,16 +154,72 @@ def test_without_traffic_nothing_moves(rollouts: Rollouts) -> None:
     assert share_in_force(rollouts) == 0.5
 
 
-def test_events_that_were_lost_are_evidence_of_nothing(place: Place, rollouts: Rollouts) -> None:
-    serve(place)
+def cut(place: Place, start: int, end: int) -> None:
+    """Take these lines out of the gateway's log."""
     log = event_log(place) / "w1-000000.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"".join(lines[:100] + lines[103:]))
+    log.write_bytes(b"".join(lines[:start] + lines[end:]))
+
+
+def test_events_that_were_lost_prove_no_advance(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    cut(place, 100, 103)
 
     found = rollouts.step("support", now=NOW)
 
     assert isinstance(found.decision, Hold)
     assert "3 events of the gateway are lost: its disk was full, or its log was cut" in found.decision.reasons
+
+
+@pytest.mark.parametrize(("lost", "decision"), [(3, RollBack), (600, Hold)])
+def test_few_lost_events_hide_no_harm_and_many_may_make_it_up(
+    place: Place, rollouts: Rollouts, lost: int, decision: type
+) -> None:
+    serve(place, errors=0.3)
+    cut(place, 100, 100 + lost)
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, decision)
+
+
+def test_a_loss_before_the_stage_is_no_concern_of_it(place: Place, rollouts: Rollouts) -> None:
+    """A worker dropped events days before; its later ones all came."""
+    old = {"kind": "request", "worker": "w0", "workload": "other", "generation": 0}
+    lines = [
+        GatewayEvent(**old, event_id=f"o{seq}", seq=seq, ts=START - timedelta(days=1)).to_line() for seq in (1, 2, 9)
+    ]
+    (event_log(place) / "w0-000000.jsonl").write_bytes(b"".join(lines))
+    serve(place)
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
+def test_a_feedback_that_was_sent_twice_is_no_lost_event(place: Place, rollouts: Rollouts) -> None:
+    """It has the number of an event that is not kept, within one reading of the log and across two."""
+    serve(place)
+    twice = {"kind": "feedback", "ts": NOW, "worker": "w9", "event_id": "same", "request_id": "q1-1", "score": 1.0}
+    log = event_log(place) / "w9-000000.jsonl.open"
+    log.write_bytes(b"".join(GatewayEvent(**twice, seq=seq).to_line() for seq in (1, 2)))
+    rollouts.look("support", now=NOW)
+    last = GatewayEvent(**(twice | {"event_id": "last"}), seq=4).to_line()
+    with log.open("ab") as file:
+        file.write(GatewayEvent(**twice, seq=3).to_line() + last)
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
+def test_events_that_cannot_be_evaluated_are_a_reason_and_hide_no_tripped_breaker(
+    place: Place, rollouts: Rollouts
+) -> None:
+    serve(place, unit="not a hash")
+    decision = rollouts.look("support", now=NOW).decision
+    assert isinstance(decision, Hold)
+    assert any("the events cannot be evaluated: " in reason for reason in decision.reasons)
+
+    tripped = {"kind": "breaker", "workload": "support", "generation": 1, "outcome": "open", "error_class": "errors"}
+    line = GatewayEvent(**tripped, event_id="b", ts=NOW, worker="w8", seq=1).to_line()
+    (event_log(place) / "w8-000000.jsonl").write_bytes(line)
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, RollBack)
 
 
 def test_a_decision_whose_step_was_killed_is_put_in_force_by_the_next(place: Place, rollouts: Rollouts) -> None:
