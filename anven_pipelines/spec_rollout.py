@@ -29,7 +29,7 @@ class Stage(Section):
     A roll back never waits for it: harm is always judged at the limit itself.
     """
     approvals: int = Field(default=0, ge=0, le=10)
-    """People who have to approve before the stage is entered."""
+    """People who have to approve before the stage is entered; none for the first, which somebody starts."""
 
 
 def _stages(*steps: tuple[float, int, float]) -> list[Stage]:
@@ -109,6 +109,15 @@ class Rollout(Section):
         shares = [stage.share for stage in self.steps]
         if shares != sorted(set(shares)):
             message = f"stages with rising shares are needed, found {shares}"
+            raise ValueError(message)
+        if self.steps[0].approvals:
+            message = (
+                f"the first stage begins with `anven rollout start`, which nobody can approve before: approvals of 0 "
+                f"are needed there, found {self.steps[0].approvals}"
+            )
+            raise ValueError(message)
+        if self.recent < timedelta(minutes=1):
+            message = f"`recent` of at least 1m is needed, found {self.recent.total_seconds():g} s"
             raise ValueError(message)
         if shares[-1] != 1:
             message = f"a last stage of share 1.0 is needed, found {shares[-1]:g}"

@@ -25,6 +25,11 @@ Why = Literal["killed", "breaker", "fallback"]
 UNKNOWN_REQUEST: Final = "unknown_request"
 """Flag of a feedback whose request the worker that took it had not served itself."""
 
+SAFE: Final = "safe"
+"""Flag of a feedback, by a judge or a person, on an answer that was looked at and may be given."""
+UNSAFE: Final = "unsafe"
+"""Flag of a feedback, by a judge or a person, on an answer that must not be given."""
+
 TEXT_LIMIT: Final = 500
 """Longest text of one field in characters: what a client sends must not fill the disk."""
 

@@ -67,6 +67,9 @@ _MEASURED: Final = (
 )
 
 
+_SMALLEST_RATE: Final = 1e-12
+
+
 class Window(NamedTuple):
     """Units of one stretch of time, and the one-sided error rate of a claim of harm in it."""
 
@@ -128,6 +131,8 @@ def windows_of(units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, 
     """
     half = plan.harm_level / 2
     k = max(0, int((now - entered_at) / plan.rollout.recent)) + 1
+    if half / (k * (k + 1)) < _SMALLEST_RATE:  # after years; beyond, a level of coverage would round to 1
+        return [Window(units, half)]
     recent = units.filter(pl.col("seen_at") >= entered_at + (k - 1) * plan.rollout.recent)
     return [Window(units, half), Window(recent, half / (k * (k + 1)))]
 
@@ -192,6 +197,8 @@ def _compared(
         return _unknown(metric, str(error))
     harms = []
     for side, window in zip(sides, windows, strict=True):
+        if _unmeasured(side, least=least):
+            continue
         try:
             harms.append(_worse(plan, metric, _known(side), alpha=window.harm_level, end="upper"))
         except TooFewPairs:  # a window that has just begun

@@ -49,8 +49,11 @@ class RolloutPlan:
 
     @property
     def harm_level(self) -> float:
-        """One-sided error rate of one metric in one stage, so that all of them together err at `rollout.level`."""
-        return self.rollout.level / (len(self.metrics) * len(self.stages))
+        """One-sided error rate of one metric in one stage, so that all of them together err at `rollout.level`.
+
+        The watch after the last stage is one more: it begins a generation, and its evidence anew.
+        """
+        return self.rollout.level / (len(self.metrics) * (len(self.stages) + 1))
 
     @property
     def digest(self) -> str:

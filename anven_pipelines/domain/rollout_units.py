@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import polars as pl
 
+from anven_pipelines.domain.gateway_event import SAFE, UNSAFE
 from anven_pipelines.domain.rollout_measure import UNITS
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.rollout_plan import RolloutPlan
 
-UNSAFE: Final = "unsafe"
-"""Flag of a feedback, by a judge or a person, on an answer that must not be given."""
 _HASH_DIGITS: Final = 8
 
 
@@ -37,8 +36,11 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
         an error of the target.
     """
     rollout = plan.rollout
-    requests = _scored(_requests(events, generation), events)
     first = pl.col("ts").min().over("unit")
+    requests = _requests(events, generation).with_columns(
+        (first + rollout.settle + rollout.label_delay).alias("due_at")
+    )
+    requests = _scored(requests, events)
     settled = requests.filter(pl.col("ts") <= first + rollout.settle, first + rollout.settle <= now)
     timed = ~pl.col("cached").fill_null(value=False) & (pl.col("status") != "disconnected")
     drawn = pl.col("unit").str.slice(0, _HASH_DIGITS).str.to_integer(base=16) / 16**_HASH_DIGITS < rollout.judged
@@ -49,6 +51,7 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
         .group_by("unit", maintain_order=True)
         .agg(
             pl.col("ts").first().alias("seen_at"),
+            pl.col("due_at").first(),
             (pl.col("intended").first() == "target").alias("treated"),
             ((pl.col("status") == "error") | rescued).mean().alias("errors"),
             (~pl.col("contract_ok")).cast(pl.Float64).mean().alias("contract"),
@@ -62,7 +65,7 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
             at_legacy.any().alias("fell_back"),
             (pl.col("intended").n_unique() > 1).alias("moved"),
         )
-        .with_columns((drawn & (pl.col("seen_at") + rollout.settle + rollout.label_delay <= now)).alias("due"))
+        .with_columns((drawn & (pl.col("due_at") <= now)).alias("due"))
     )
     return UNITS.conform(folded)
 
@@ -77,10 +80,20 @@ def _requests(events: pl.DataFrame, generation: int) -> pl.DataFrame:
 
 
 def _scored(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Add each request's newest score, and whether anybody flagged its answer; NULL where nobody judged it."""
-    told = events.filter(pl.col("kind") == "feedback", pl.col("request_id").is_not_null()).sort("ts", "event_id")
-    flagged = pl.col("flags").list.contains(UNSAFE)
-    judged = told.group_by("request_id").agg(
-        pl.col("score").drop_nulls().last(), flagged.any().cast(pl.Float64).alias("unsafe")
+    """Add each request's newest score, and whether anybody flagged its answer; NULL where nobody judged that.
+
+    What is told after the unit's score was due comes too late: it has been counted without.
+    """
+    told = (
+        events.filter(pl.col("kind") == "feedback").sort("ts", "event_id").select("request_id", "ts", "score", "flags")
+    )
+    due = requests.group_by("request_id").agg(pl.col("due_at").max())
+    told = told.join(due, on="request_id").filter(pl.col("ts") <= pl.col("due_at"))
+    # A thumb says nothing of safety: that was looked at only where one of both flags says so.
+    unsafe = (
+        pl.when(pl.col("flags").list.contains(UNSAFE)).then(1.0).when(pl.col("flags").list.contains(SAFE)).then(0.0)
+    )
+    judged = told.group_by("request_id", maintain_order=True).agg(
+        pl.col("score").drop_nulls().last(), unsafe.max().alias("unsafe")
     )
     return requests.drop("score").join(judged, on="request_id", how="left")

@@ -33,6 +33,8 @@ class Feedback(BaseModel):
     """0 is worst, 1 is best; a thumb is 0 or 1."""
     outcome: Annotated[str, Field(max_length=200)] | None = None
     """What became of the answer, such as `resolved`."""
+    safe: bool | None = None
+    """Whether the answer may be given, where somebody looked at that."""
 
 
 def add_routes(app: FastAPI, service: GatewayService) -> None:
@@ -40,7 +42,7 @@ def add_routes(app: FastAPI, service: GatewayService) -> None:
     from litellm.proxy.auth.user_api_key_auth import user_api_key_auth  # noqa: PLC0415 - loads the whole proxy
 
     async def give_feedback(feedback: Feedback) -> dict[str, Any]:
-        known = service.feedback(feedback.request_id, score=feedback.score, outcome=feedback.outcome)
+        known = service.feedback(**feedback.model_dump())
         return {"recorded": True, "known_request": known}
 
     async def tell_status() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.breaker import Observation
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.gateway_event import TEXT_LIMIT, UNKNOWN_REQUEST, GatewayEvent
+from anven_pipelines.domain.gateway_event import SAFE, TEXT_LIMIT, UNKNOWN_REQUEST, UNSAFE, GatewayEvent
 from anven_pipelines.domain.prompts import apply
 from anven_pipelines.domain.traffic import is_mirrored
 from anven_pipelines.gateway.assignment import Assignment, assign, unit_of
@@ -169,21 +169,23 @@ class GatewayService:
         else:
             exchange.timer = asyncio.get_running_loop().call_later(GRACE_S, self._write, exchange)
 
-    def feedback(self, request_id: str, *, score: float | None, outcome: str | None) -> bool:
+    def feedback(self, request_id: str, *, score: float | None, outcome: str | None, safe: bool | None = None) -> bool:
         """Write a feedback; return whether the request is one that this worker served.
 
         Raises:
             InvalidInput: the score is not in [0, 1].
         """
         served = self._served.get(request_id)
-        facts: dict[str, Any] = {"flags": (UNKNOWN_REQUEST,)} if served is None else _of_request(served)
+        facts: dict[str, Any] = {} if served is None else _of_request(served)
+        flags = () if safe is None else (SAFE if safe else UNSAFE,)
         # The same feedback sent twice has the same id, and is ingested once.
-        same = uuid.uuid5(uuid.NAMESPACE_OID, repr((request_id, score, outcome))).hex
+        same = uuid.uuid5(uuid.NAMESPACE_OID, repr((request_id, score, outcome, safe))).hex
         self._append(
             **facts,
             event_id=f"feedback-{same}",
             kind="feedback",
             request_id=request_id[:TEXT_LIMIT],
+            flags=(*flags, UNKNOWN_REQUEST) if served is None else flags,
             score=score,
             outcome=None if outcome is None else outcome[:TEXT_LIMIT],
         )

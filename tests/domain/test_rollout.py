@@ -206,6 +206,13 @@ def test_what_is_waived_is_said_and_still_rolls_back() -> None:
     assert isinstance(decided(dear, status, plan), RollBack)
 
 
+def test_the_first_stage_waits_for_no_approval_and_a_recent_window_has_a_length() -> None:
+    with pytest.raises(ValueError, match="approvals of 0 are needed there, found 2"):
+        Rollout(stages=[Stage(share=1, soak=timedelta(0), approvals=2)])
+    with pytest.raises(ValueError, match="`recent` of at least 1m is needed, found 0 s"):
+        Rollout(recent=timedelta(0))
+
+
 def test_a_comparison_without_bounds_or_reason_is_refused() -> None:
     with pytest.raises(ValueError, match="quality has no bounds and no reason"):
         Comparison(metric="quality", unit="points")

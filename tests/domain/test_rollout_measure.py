@@ -163,7 +163,7 @@ def test_the_windows_spend_no_more_than_the_error_rate_of_the_stage() -> None:
     whole = windows_of(GOOD, PLAN, entered_at=T0, now=T0)[0].harm_level
 
     assert 0.999 * PLAN.harm_level < spent + whole <= PLAN.harm_level
-    assert PLAN.harm_level * len(PLAN.metrics) * len(PLAN.stages) == pytest.approx(PLAN.rollout.level)
+    assert PLAN.harm_level * len(PLAN.metrics) * (len(PLAN.stages) + 1) == pytest.approx(PLAN.rollout.level)
 
 
 def test_after_legacy_has_no_traffic_the_target_is_held_against_it_as_it_was() -> None:

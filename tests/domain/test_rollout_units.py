@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
-from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, GatewayEvent
+from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, SAFE, UNSAFE, GatewayEvent
 from anven_pipelines.domain.rollout_measure import UNITS
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
-from anven_pipelines.domain.rollout_units import UNSAFE, units_of
+from anven_pipelines.domain.rollout_units import units_of
 from anven_pipelines.spec_rollout import Rollout
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def test_a_unit_with_many_requests_counts_once() -> None:
             request(1),
             request(2, seconds=5, status="error", latency_ms=None, ttft_ms=None, cost_usd=None, contract_ok=None),
             request(3, seconds=9, ttft_ms=900.0, contract_ok=False),
-            feedback(1, of=1, score=1.0),
+            feedback(1, of=1, score=1.0, flags=(SAFE,)),
             feedback(2, of=3, score=0.0, flags=(UNSAFE,)),
         ]
     )
@@ -108,6 +108,23 @@ def test_of_two_scores_the_newer_one_counts() -> None:
     (row,) = units([request(1), feedback(2, of=1, score=0.2), feedback(1, of=1, score=0.9)])
 
     assert row["quality"] == 0.2
+
+
+def test_a_score_that_comes_after_it_was_due_is_not_counted() -> None:
+    """The unit was counted without: an outcome that changed between two looks would be counted twice."""
+    late = T0 + timedelta(minutes=71)
+    (row,) = units([request(1), feedback(1, of=1, score=0.9), feedback(2, of=1, score=0.0, flags=(UNSAFE,), ts=late)])
+
+    assert (row["quality"], row["safety"]) == (0.9, None)
+
+
+def test_a_thumb_says_nothing_of_safety() -> None:
+    (row,) = units([request(1), feedback(1, of=1, score=1.0)])
+    assert row["safety"] is None
+    (row,) = units([request(1), feedback(1, of=1, flags=(SAFE,)), feedback(2, of=1, score=1.0)])
+    assert (row["safety"], row["quality"]) == (0.0, 1.0)
+    (row,) = units([request(1), feedback(1, of=1, flags=(UNSAFE,)), feedback(2, of=1, flags=(SAFE,))])
+    assert row["safety"] == 1.0
 
 
 def test_a_failure_that_legacy_rescued_is_the_targets() -> None:

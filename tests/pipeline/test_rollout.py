@@ -15,7 +15,7 @@ import pytest
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.assets.rollout import rollout_status
 from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
-from anven_pipelines.domain.gateway_event import GatewayEvent
+from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
@@ -64,7 +64,7 @@ def serve(place: Place, units: int = 6_000, *, errors: float = 0.0, seed: int = 
         target = bool(rng.random() < 0.5)
         fails = target and bool(rng.random() < errors)
         arm = "target" if target else "legacy"
-        request = {
+        request: dict[str, Any] = {
             "event_id": f"{seed}-r{number}",
             "kind": "request",
             "ts": at,
@@ -88,7 +88,7 @@ def serve(place: Place, units: int = 6_000, *, errors: float = 0.0, seed: int = 
         if not fails:
             speed = float(rng.lognormal(5, 0.3))
             request |= {"ttft_ms": speed, "latency_ms": 2 * speed, "cost_usd": 0.001 if target else 0.01 * speed}
-        score = {
+        score: dict[str, Any] = {
             "event_id": f"{seed}-f{number}",
             "kind": "feedback",
             "ts": at + timedelta(seconds=30),
@@ -96,6 +96,7 @@ def serve(place: Place, units: int = 6_000, *, errors: float = 0.0, seed: int = 
             "seq": 2 * number + 1,
             "request_id": f"q{seed}-{number}",
             "score": float(rng.random() < 0.9),
+            "flags": (SAFE,),
         }
         lines += [GatewayEvent(**(request | change)).to_line(), GatewayEvent(**score).to_line()]
     (event_log(place) / f"w{seed}-000000.jsonl").write_bytes(b"".join(lines))
@@ -183,7 +184,7 @@ def test_few_lost_events_hide_no_harm_and_many_may_make_it_up(
 
 def test_a_loss_before_the_stage_is_no_concern_of_it(place: Place, rollouts: Rollouts) -> None:
     """A worker dropped events days before; its later ones all came."""
-    old = {"kind": "request", "worker": "w0", "workload": "other", "generation": 0}
+    old: dict[str, Any] = {"kind": "request", "worker": "w0", "workload": "other", "generation": 0}
     lines = [
         GatewayEvent(**old, event_id=f"o{seq}", seq=seq, ts=START - timedelta(days=1)).to_line() for seq in (1, 2, 9)
     ]
@@ -196,7 +197,14 @@ def test_a_loss_before_the_stage_is_no_concern_of_it(place: Place, rollouts: Rol
 def test_a_feedback_that_was_sent_twice_is_no_lost_event(place: Place, rollouts: Rollouts) -> None:
     """It has the number of an event that is not kept, within one reading of the log and across two."""
     serve(place)
-    twice = {"kind": "feedback", "ts": NOW, "worker": "w9", "event_id": "same", "request_id": "q1-1", "score": 1.0}
+    twice: dict[str, Any] = {
+        "kind": "feedback",
+        "ts": NOW,
+        "worker": "w9",
+        "event_id": "same",
+        "request_id": "q1-1",
+        "score": 1.0,
+    }
     log = event_log(place) / "w9-000000.jsonl.open"
     log.write_bytes(b"".join(GatewayEvent(**twice, seq=seq).to_line() for seq in (1, 2)))
     rollouts.look("support", now=NOW)
@@ -215,7 +223,13 @@ def test_events_that_cannot_be_evaluated_are_a_reason_and_hide_no_tripped_breake
     assert isinstance(decision, Hold)
     assert any("the events cannot be evaluated: " in reason for reason in decision.reasons)
 
-    tripped = {"kind": "breaker", "workload": "support", "generation": 1, "outcome": "open", "error_class": "errors"}
+    tripped: dict[str, Any] = {
+        "kind": "breaker",
+        "workload": "support",
+        "generation": 1,
+        "outcome": "open",
+        "error_class": "errors",
+    }
     line = GatewayEvent(**tripped, event_id="b", ts=NOW, worker="w8", seq=1).to_line()
     (event_log(place) / "w8-000000.jsonl").write_bytes(line)
 
