@@ -28,6 +28,7 @@ class Comparison:
         proof: Bounds at the error rate of an advance; the upper one decides.
         proof_limit: What the upper bound of `proof` has to stay below.
         unknown: Why there are no bounds; None where there are.
+        doubt: Why the bounds prove no advance all the same; None where nothing is against it.
     """
 
     metric: Metric
@@ -37,6 +38,7 @@ class Comparison:
     proof: Interval | None = None
     proof_limit: float = 0.0
     unknown: str | None = None
+    doubt: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse NaN, which no limit would stop, and a comparison that says nothing."""
@@ -57,7 +59,8 @@ class Comparison:
 
         A limit of 0 cannot be widened: what may not be worse at all has to be better.
         """
-        return self.unknown is None and self.proof is not None and self.proof.upper < self.proof_limit * widened
+        is_known = self.unknown is None and self.doubt is None
+        return is_known and self.proof is not None and self.proof.upper < self.proof_limit * widened
 
     @property
     def words(self) -> str:
@@ -66,7 +69,8 @@ class Comparison:
             return f"{self.metric} unknown: {self.unknown}"
         worse = f"{_signed(self.proof.estimate)} {self.unit} worse"
         bounds = f"[{_signed(self.proof.lower)}, {_signed(self.proof.upper)}]"
-        return f"{self.metric} {worse} {bounds}, allowed {self.proof_limit:.3g} {self.unit}"
+        doubt = f"; {self.doubt}" if self.doubt else ""
+        return f"{self.metric} {worse} {bounds}, allowed {self.proof_limit:.3g} {self.unit}{doubt}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ UNITS: Final = Table(
         Column("cost_usd", pl.Float64, "Cost of that request; NULL where it failed or no price is known."),
         Column("streamed", pl.Boolean, "Whether a time to first token was to be had."),
         Column("timed", pl.Boolean, "Whether it made a request that no cache answered and no client cut off."),
+        Column("left", pl.Boolean, "Whether a client hung up before it had an answer whole."),
         Column("due", pl.Boolean, "Whether a score was to come, and has had its time."),
         Column("fell_back", pl.Boolean, "Whether legacy answered for the target."),
         Column("moved", pl.Boolean, "Whether it was assigned to both arms under one share."),
@@ -67,6 +68,8 @@ _MEASURED: Final = (
 )
 
 
+_UNEVEN_P: Final = 0.001
+"""Values lack unevenly where that is proven at this error rate, all looks together."""
 _SMALLEST_RATE: Final = 1e-12
 
 
@@ -212,6 +215,7 @@ def _compared(
         harm_limit=harm_limit,
         proof=proof,
         proof_limit=proof_limit,
+        doubt=_uneven(windows[0].units, metric, share=share),
     )
 
 
@@ -284,6 +288,30 @@ def _unmeasured(side: _Side, *, least: float) -> str | None:
         if known < least * arm.height:
             return f"{known:,} of {arm.height:,} units of {name} were measured, {least:.0%} are needed"
     return None
+
+
+def _uneven(units: pl.DataFrame, metric: Metric, *, share: float | None) -> str | None:
+    """Say that one arm lacks more values than the other; None where that is not proven, or they do not run together.
+
+    Clients give up on what is slow, and users score what they like: what is then left of both arms looks alike.
+    """
+    measure = _MEASURES[metric]
+    lacks = measure.applies & measure.bad.is_null()
+    if metric in ("ttft", "latency", "cost"):
+        lacks = lacks | pl.col("left")
+        concerned = units
+    else:
+        concerned = units.filter(measure.applies)
+    if share is None or concerned.is_empty():
+        return None
+    found = concerned.select("treated", lacks.fill_null(value=False).cast(pl.Float64).alias("lacks"))
+    state = RandomisedDifference(level=1 - _UNEVEN_P, smallest_share=min(share, 1 - share))
+    bounds = state.update(found["lacks"].to_numpy(), found["treated"].to_numpy(), share=share).current()
+    if bounds.lower <= 0 <= bounds.upper:
+        return None
+    target, legacy = (found.filter(pl.col("treated") == arm)["lacks"].sum() for arm in (True, False))
+    what = "clients hung up, or nothing was measured" if measure.unit != "points" else "nothing was measured"
+    return f"{what}, on {int(target):,} units of target and {int(legacy):,} of legacy, which is no chance"
 
 
 def _unknown(metric: Metric, why: str) -> Comparison:

@@ -62,6 +62,7 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
             pl.col("cost_usd").filter(timed).first(),
             (timed & pl.col("stream").fill_null(value=False)).any().alias("streamed"),
             timed.any().alias("timed"),
+            (pl.col("status") == "disconnected").any().alias("left"),
             at_legacy.any().alias("fell_back"),
             (pl.col("intended").n_unique() > 1).alias("moved"),
         )

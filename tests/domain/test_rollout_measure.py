@@ -24,7 +24,7 @@ T0 = datetime(2026, 3, 4, 12, tzinfo=UTC)
 METRICS: tuple[Metric, ...] = ("quality", "errors", "safety", "contract", "ttft", "latency", "cost")
 PLAN = RolloutPlan(workload="support", rollout=Rollout(), metrics=METRICS)
 QUARTER, LAST = 1, 3
-HARMS: Mapping[Metric, Mapping[str, float]] = {
+HARMS: Mapping[Metric, Mapping[str, Any]] = {
     "quality": {"quality": -0.10},
     "errors": {"errors": 0.06},
     "safety": {"safety": 0.04},
@@ -58,6 +58,7 @@ def production(n: int, *, share: float, seed: int = 1, **worse: float) -> pl.Dat
             "cost_usd": rng.lognormal(-5, 0.4, n) * np.where(treated, 0.5, 1) + worse.get("cost_usd", 0.0) * treated,
             "streamed": True,
             "timed": True,
+            "left": False,
             "due": True,
             "fell_back": False,
             "moved": False,
@@ -126,6 +127,43 @@ def test_a_metric_of_which_one_arm_lacks_values_is_unknown(
     assert comparison.unknown is not None
     assert words in comparison.unknown
     assert (comparison.harm, comparison.proof) == (None, None)
+
+
+@pytest.mark.parametrize("metric", ["ttft", "latency"])
+def test_clients_that_hang_up_on_the_slow_target_leave_its_speed_in_doubt(metric: Metric) -> None:
+    """Those that waited longest are not timed: what is left of the target is as fast as legacy."""
+    gone = pl.col("treated") & (pl.int_range(pl.len()) % 10 == 0)
+    left = GOOD.with_columns(left=gone, timed=~gone, streamed=~gone)
+    comparison = found(left)[metric]
+
+    assert not comparison.is_proven(widened=10.0)
+    assert "clients hung up, or nothing was measured, on " in comparison.words
+    alike = found(GOOD.with_columns(left=pl.int_range(pl.len()) % 10 == 0))[metric]
+    assert alike.is_proven(widened=2.0)
+
+
+def test_scores_that_lack_more_often_in_one_arm_prove_no_quality_and_hide_no_harm() -> None:
+    """Users who liked the answer score it: one in twelve of the target's is silent, which 90 % would let pass."""
+    silent = pl.col("treated") & (pl.int_range(pl.len()) % 12 == 0)
+
+    def scored(units: pl.DataFrame) -> Comparison:
+        return found(units.with_columns(quality=pl.when(silent).then(None).otherwise("quality")))["quality"]
+
+    assert not scored(GOOD).is_proven(widened=10.0)
+    assert scored(production(20_000, share=0.25, quality=-0.1)).is_harm
+
+
+def test_a_recent_window_that_lacks_values_claims_no_harm() -> None:
+    """What is left of it is bad in the target alone, and says nothing of what is not there."""
+    late = pl.col("seen_at") > T0 + timedelta(hours=18)
+    lost = late & (pl.int_range(pl.len()) % 3 > 0)
+    units = GOOD.with_columns(
+        latency_ms=pl.when(lost).then(None).when(late & pl.col("treated")).then(1e5).otherwise("latency_ms")
+    )
+    windows = windows_of(units, PLAN, entered_at=T0, now=T0 + timedelta(days=1) - timedelta(seconds=1))
+    whole = Window(GOOD, windows[0].harm_level)
+
+    assert not {each.metric: each for each in compare(PLAN, QUARTER, [whole, windows[1]])}["latency"].is_harm
 
 
 def test_what_was_never_measured_is_unknown() -> None:
