@@ -157,11 +157,12 @@ def test_a_recent_window_that_lacks_values_claims_no_harm() -> None:
     """What is left of it is bad in the target alone, and says nothing of what is not there."""
     late = pl.col("seen_at") > T0 + timedelta(hours=18)
     lost = late & (pl.int_range(pl.len()) % 3 > 0)
-    units = GOOD.with_columns(
+    good = production(60_000, share=0.25)
+    units = good.with_columns(
         latency_ms=pl.when(lost).then(None).when(late & pl.col("treated")).then(1e5).otherwise("latency_ms")
     )
     windows = windows_of(units, PLAN, entered_at=T0, now=T0 + timedelta(days=1) - timedelta(seconds=1))
-    whole = Window(GOOD, windows[0].harm_level)
+    whole = Window(good, windows[0].harm_level)
 
     assert not {each.metric: each for each in compare(PLAN, QUARTER, [whole, windows[1]])}["latency"].is_harm
 

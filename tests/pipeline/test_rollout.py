@@ -272,6 +272,41 @@ def test_a_step_that_was_overtaken_changes_nothing(
     assert (rollouts.status("support").phase, share_in_force(rollouts)) == ("rolled_back", 0.0)
 
 
+def test_an_abort_that_a_step_overtook_is_written_all_the_same(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = Rollouts.status
+
+    def status_and_be_overtaken(self: Rollouts, workload: str) -> Any:
+        found = status(self, workload)
+        advanced = {"stage": 1, "reasons": [], "evidence": [], "as_of": None}
+        place.state.append(stream=stream_of(workload), kind="advanced", key="generation-2", payload=advanced, now=NOW)
+        return found
+
+    monkeypatch.setattr(Rollouts, "status", status_and_be_overtaken)
+    aborted = rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+
+    assert (aborted.phase, aborted.generation, share_in_force(rollouts)) == ("aborted", 3, 0.0)
+
+
+def test_a_pause_that_comes_while_a_step_decides_holds_it(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(place)
+    look = Rollouts.look
+
+    def look_and_be_paused(self: Rollouts, workload: str, *, now: datetime) -> Any:
+        found = look(self, workload, now=now)
+        place.state.append(stream=stream_of(workload), kind="paused", key="paused-1", payload={"who": "bo"}, now=now)
+        return found
+
+    monkeypatch.setattr(Rollouts, "look", look_and_be_paused)
+    found = rollouts.step("support", now=NOW)
+
+    assert isinstance(found.decision, Hold)
+    assert (found.status.phase, found.status.stage, share_in_force(rollouts)) == ("paused", 0, 0.5)
+
+
 def test_people_pause_resume_and_abort_and_all_of_it_is_in_the_log(place: Place, rollouts: Rollouts) -> None:
     serve(place)
     rollouts.act("support", "paused", {"who": "ada", "reason": "a holiday"}, now=NOW)
