@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from anven_pipelines.domain.prompt_search import Racing, RandomSearch, example_items, searched_space, sweep
+from anven_pipelines.domain.prompt_answers import example_items, searched_space
+from anven_pipelines.domain.prompt_search import Racing, RandomSearch, sweep
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
 from anven_pipelines.stats.paired import difference_interval
 from tests.fakes.scored_trial import Killed, ScoredTrial
