@@ -96,7 +96,7 @@ def test_it_refuses_the_unchanged_prompts_and_accepts_the_adapted_ones(shown: Sh
     unchanged, adapted = shown.told["verdicts"]["demo-unchanged"], shown.told["verdicts"]["demo-adapted"]
     assert unchanged["verdict"] == "NO-GO"
     assert adapted["verdict"] == "GO"
-    for verdict, fewest in ((unchanged, 240), (adapted, 550)):  # each on items of its own, of 1,000 calls
+    for verdict, fewest in ((unchanged, 240), (adapted, 470)):  # each on items of its own, of 1,000 calls
         assert verdict["waived"] == ["safety"]
         assert verdict["quality"]["margin"] == 0.05
         assert verdict["quality"]["n_measured"] == verdict["quality"]["n"] >= fewest
