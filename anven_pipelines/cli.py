@@ -127,14 +127,14 @@ def demo(
         Breakage | None,
         typer.Option("--break", help="Make the target worse in this way, to see it refused.", show_default=False),
     ] = None,
-    calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 900,
+    calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic: who asks what and when.")] = 2026,
     as_json: AsJson = False,
 ) -> None:
     """Migrate a small workload between two tiny real models, live on this machine; no GPU, key or account.
 
     It serves both models, sends the legacy one some traffic, and migrates with the legacy prompts as they are and with
-    adapted ones. Exits with 0 when the last verdict is GO and 1 otherwise.
+    prompts that it searches and proves better. Exits with 0 when the last verdict is GO and 1 otherwise.
     """
     with _reported(as_json=as_json, interrupted="the same command starts the demo anew") as output:
         from anven_pipelines.demo import demonstrate, show_demonstration  # noqa: PLC0415 - loads Dagster: not for --help

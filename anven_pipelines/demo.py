@@ -25,9 +25,12 @@ from anven_pipelines.nano.demo_world import LEGACY, TARGET, migration, server_fa
 from anven_pipelines.nano.gateway_logs import GatewayLog
 from anven_pipelines.nano.serving import served
 from anven_pipelines.nano.traffic import Pace, TrafficSummary, drive
+from anven_pipelines.prompt_view import found_lines, read_prompt
 from anven_pipelines.verdict_view import show
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
     from anven_pipelines.domain.sign_off import Verdict
@@ -38,7 +41,7 @@ MOST_CALLS_PER_SECOND: Final = 30.0
 LOAD: Final = 0.4
 _PROBES: Final = 30
 _TOLD_EVERY_S: Final = 15.0  # where no progress bar can be drawn
-_LEAST_CALLS: Final = 700  # for two verdicts
+_LEAST_CALLS: Final = 900  # for two verdicts and a search
 _LOCK: Final = "_demo"  # no workload's name begins so
 _HEADER: Final = """\
 # Written by `anven demo`, which starts anew each time: copy this file to keep it. The server at target.url ended with
@@ -52,12 +55,14 @@ class Demonstration(NamedTuple):
     Attributes:
         traffic: What was asked of the legacy model.
         verdicts: By workload, in the order in which they were reached.
+        adaptation: What the search for prompts found; empty where none was made.
         folder: Where the log and the migration files are.
         seconds: How long it took.
     """
 
     traffic: TrafficSummary
     verdicts: dict[str, Verdict]
+    adaptation: Mapping[str, Any]
     folder: Path
     seconds: float
 
@@ -71,6 +76,7 @@ class Demonstration(NamedTuple):
         return {
             "verdict": self.verdict.verdict,
             "verdicts": {name: verdict.model_dump(mode="json") for name, verdict in self.verdicts.items()},
+            "adaptation": self.adaptation or None,
             "traffic": self.traffic._asdict(),
             "folder": str(self.folder),
             "seconds": round(self.seconds, 1),
@@ -78,11 +84,11 @@ class Demonstration(NamedTuple):
 
 
 def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int, console: Console) -> Demonstration:
-    """Serve both models, make a legacy log, and migrate: with the legacy prompts as they are, then adapted.
+    """Serve both models, make a legacy log, and migrate: with the legacy prompts as they are, then searched.
 
     Args:
         home: Folder of local state; what the demo writes is in its `demo`.
-        breakage: Makes the target worse, and leaves the unchanged prompts out.
+        breakage: Makes the target worse, asks it with declared prompts, and leaves the unchanged ones out.
         calls: Of the legacy log.
         seed: Of the traffic.
         console: Gets what goes on.
@@ -92,7 +98,7 @@ def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int,
         AnvenError: a step failed.
     """
     if breakage is None and calls < _LEAST_CALLS:
-        message = f"--calls is {calls}; at least {_LEAST_CALLS} are needed, as each verdict has items of its own"
+        message = f"--calls is {calls}; at least {_LEAST_CALLS} are needed: each verdict has items of its own"
         raise InvalidInput(message)
     began, folder = time.monotonic(), home / "demo"
     with only_one(home, "a demo", name=_LOCK), ExitStack() as servers:
@@ -105,6 +111,7 @@ def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int,
         faults = server_faults(breakage, legacy_ttft_p95_ms=traffic.ttft_p95_ms)
         target_url = servers.enter_context(served(TARGET, *faults, log=folder / "anven-nano.log"))
         verdicts: dict[str, Verdict] = {}
+        adaptation: Mapping[str, Any] = {}
         files = {adapted: _declare(folder, target_url, adapted=adapted, breakage=breakage) for adapted in (False, True)}
         for step, adapted in enumerate([True] if breakage else [False, True], start=3):
             _say(console, step, _what(adapted=adapted, breakage=breakage))
@@ -112,10 +119,13 @@ def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int,
             epoch = datetime.now(UTC).isoformat()
             verdict = migrate_file(files[adapted], home=home, epoch=epoch, console=console)
             verdicts[verdict.workload] = verdict
+            adaptation = read_prompt(files[adapted], home=home).report
+            for line in found_lines(adaptation) if adaptation else ():
+                console.print(f"   {line}", markup=False, highlight=False, soft_wrap=True)
             console.print(
                 f"   [bold]{verdict.verdict}[/bold]  {escape(_in_short(verdict))}", highlight=False, soft_wrap=True
             )
-    return Demonstration(traffic, verdicts, folder, time.monotonic() - began)
+    return Demonstration(traffic, verdicts, adaptation, folder, time.monotonic() - began)
 
 
 def _declare(folder: Path, url: str, *, adapted: bool, breakage: Breakage | None) -> Path:
@@ -134,6 +144,7 @@ def show_demonstration(shown: Demonstration, console: Console) -> None:
         f"""
 [bold]Look at it[/bold]       {anven} dev   opens the Dagster UI and MLflow: assets, checks, charts, answers
 [bold]What it read[/bold]     {escape(str(shown.folder))}: the log, both migration files, the servers' output
+[bold]The prompts[/bold]      {anven} prompt {escape(str(shown.folder / "adapted.yaml"))}   what changed and why
 [bold]See it refuse[/bold]    {anven} demo --break regress   (or slow, errors, cost)
 [bold]Your own[/bold]         {anven} migrate FILE   ("Your own migration" in the README)
 Took {shown.seconds:.0f} s""",
@@ -198,9 +209,9 @@ def _say(console: Console, step: int, text: str) -> None:
 
 def _what(*, adapted: bool, breakage: Breakage | None) -> str:
     if breakage:
-        return f"migrating to {TARGET} with adapted prompts, and the target made worse: {breakage}"
+        return f"migrating to {TARGET} with declared prompts, not searched ones, and the target made worse: {breakage}"
     if adapted:
-        return "the same migration with the prompts adapted to anven-nano (`prompt.rewrites` in the migration file)"
+        return f"the same migration, which now looks for prompts that {TARGET} takes better (`prompt.mode: full`)"
     return f"migrating to {TARGET} with the legacy prompts as they are"
 
 

@@ -128,9 +128,16 @@ def show_prompt(current: CurrentPrompt, console: Console) -> None:
 
 def found_lines(report: Mapping[str, Any]) -> list[str]:
     """Say in a line each what became of the prompts, what was lost, whether they are as safe, and what it cost."""
-    proven = [f"{gain['template']}: {_gained(gain)}" for gain in report["gains"]]
+    calls = report["searched"]
+    gained = {gain["template"]: f"{_gained(gain)}{_searched(calls.get(gain['template']))}" for gain in report["gains"]}
+    nothing = {name: f"nothing looked better{_searched(spent)}" for name, spent in calls.items()}
+    each = [f"{name}: {words}" for name, words in (nothing | gained).items()]
     refused = [reason for reason in report["reasons"] if reason.startswith("refused: ")]
-    return [*(proven or report["reasons"]), *refused, *_guarded(report)]
+    return [*(each if gained else report["reasons"]), *refused, *_guarded(report)]
+
+
+def _searched(calls: int | None) -> str:
+    return "" if calls is None else f"; searched with {calls:,} calls"
 
 
 def show_rewrites(current: CurrentPrompt, console: Console) -> str:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from anven_pipelines.domain.prompt_search import Racing, RandomSearch, searched_space, sweep
+from anven_pipelines.domain.prompt_answers import searched_space
+from anven_pipelines.domain.prompt_search import Racing, RandomSearch, sweep
 from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
 from anven_pipelines.nano.models import model_folder

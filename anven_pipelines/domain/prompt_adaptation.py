@@ -17,13 +17,13 @@ import numpy as np
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
+from anven_pipelines.domain.prompt_answers import example_items
 from anven_pipelines.domain.prompt_changes import Chosen, chosen_of
 from anven_pipelines.domain.prompt_constraints import broken
 from anven_pipelines.domain.prompt_diff import Prompt
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
-from anven_pipelines.domain.prompt_search import example_items
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
@@ -115,14 +115,17 @@ class Search:
         priced = declared.reflection is not None and declared.reflection.price is not None
         self._spending = Spending(declared.budget, self._price(), self.clock, rewriting_priced=priced)
         heats: list[Heat] = []
+        self._searched: dict[str, int] = {}
         best: list[tuple[TemplateItems, Entry]] = []
         notes: list[str] = []
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
+            spent = self._spending.calls
             trial = self._trial(items.template, items.search)
             entries = self._entries(trial, items, share=1 / (len(searched) - number), reserve=reserve)
             chosen, told = self._meet(trial, entries, notes)
+            self._searched[items.template.name] = self._spending.calls - spent
             heats += told
             if chosen.origin != UNCHANGED:
                 best.append((items, chosen))
@@ -255,6 +258,7 @@ class Search:
             uncovered=self.split.uncovered,
             reasons=reasons,
             chosen=tuple(self._chosen(items, entry) for items, entry in won),
+            searched=self._searched,
         )
 
     def _chosen(self, items: TemplateItems, entry: Entry) -> Chosen:

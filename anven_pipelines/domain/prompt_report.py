@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from anven_pipelines.domain.tracking import RegisteredPrompt
@@ -43,6 +43,7 @@ class Adaptation:
         uncovered: Open items that fit no template.
         reasons: In words, why this prompt.
         chosen: What changes, by template.
+        searched: Answers of the target that each template's search took, without the proof.
     """
 
     prompt: AdaptedPrompt
@@ -55,6 +56,7 @@ class Adaptation:
     uncovered: int
     reasons: tuple[str, ...]
     chosen: tuple[Chosen, ...]
+    searched: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def adapted(self) -> bool:
@@ -76,6 +78,7 @@ class Adaptation:
                 "reasons": list(self.safety.reasons),
             },
             "cost": {name: value for name, value in self.cost._asdict().items() if name != "seconds"},
+            "searched": dict(self.searched),
             "level": self.level,
             "uncovered": self.uncovered,
             "reasons": list(self.reasons),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from anven_pipelines.domain.errors import TooFewPairs
-from anven_pipelines.domain.prompt_moves import Example, Genome, Mode, Space, space_of
+from anven_pipelines.domain.prompt_answers import Answers, searched_space
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import Candidate, unchanged
 from anven_pipelines.stats.factor_model import FactorModel, Observations
@@ -23,58 +23,11 @@ from anven_pipelines.stats.paired import difference_interval
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from anven_pipelines.domain.prompt_moves import Genome, Mode, Space
     from anven_pipelines.domain.prompt_strategy import Trial
 
-EXAMPLE_SHARE: Final = 5  # of every so many items one may be an example ...
-MOST_EXAMPLES: Final = 24  # ... up to this many
 PROOF_LEVEL: Final = 0.9
 TRIES: Final = 3
-
-
-class Answers:
-    """What a search has asked: scores by candidate and item, not a number where nothing was asked.
-
-    Attributes:
-        items: How many of the trial's first items may be asked.
-        count: Number of answers.
-    """
-
-    def __init__(self, trial: Trial, items: int) -> None:
-        """Start with nothing asked."""
-        self._trial = trial
-        self.items = items
-        self.count = 0
-        self._scores: dict[str, npt.NDArray[np.float64]] = {}
-
-    def ask(self, candidates: Iterable[Candidate], items: npt.NDArray[np.int64]) -> None:
-        """Ask each candidate on the items that it was not asked yet, all at once.
-
-        Raises:
-            BudgetSpent: the budget does not allow all of it; nothing new was asked.
-        """
-        asked = [(each, [int(at) for at in items if np.isnan(self.of(each)[at])]) for each in candidates]
-        asked = [(candidate, places) for candidate, places in asked if places]
-        for (candidate, places), scores in zip(asked, self._trial.scores(asked) if asked else [], strict=True):
-            self._scores.setdefault(candidate.version, self.of(candidate))[places] = scores
-            self.count += len(places)
-
-    def of(self, candidate: Candidate) -> npt.NDArray[np.float64]:
-        """Return the scores of all items, not a number where none was asked."""
-        return self._scores.get(candidate.version, np.full(self.items, np.nan))
-
-
-def example_items(trial: Trial) -> list[int]:
-    """Return the items set apart as few-shot examples: the last ones whose right answer is known."""
-    count = min(trial.items // EXAMPLE_SHARE, MOST_EXAMPLES)
-    return [at for at in range(trial.items - count, trial.items) if trial.right_answer(at) is not None]
-
-
-def searched_space(trial: Trial, *, mode: Mode, reasons: bool, rng: np.random.Generator) -> tuple[Space, int]:
-    """Return the space of a trial's template, and how many of its first items may be scored."""
-    apart = example_items(trial)
-    pool = [Example(trial.slots(at), answer) for at in apart if (answer := trial.right_answer(at)) is not None]
-    space = space_of(trial.template, mode=mode, pool=pool, reasons=reasons, rng=rng)
-    return space, min(apart, default=trial.items) if space.examples else trial.items
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +38,8 @@ class Racing:
     them on the next block of items, beside the unchanged prompt and the best combination so far. The rounds end when
     going on promises less than `promise` score points. The leaders, and the combination that the model holds for the
     best, are then asked on ever more items, the better half of them each time, until one is left or is proven ahead of
-    the rest and of the unchanged prompt.
+    the rest and of the unchanged prompt. What the race has taught begins the next rounds: a few items mislead now and
+    then, and the search goes on until one race is won by the winner of the last.
 
     Attributes:
         mode: Which moves may be made.
@@ -96,6 +50,7 @@ class Racing:
         promise: Expected gain, in score points, below which no further round is worth its calls.
         finalists: Leaders that are raced.
         first_lap: Items of the first comparison among them; each later one has twice as many.
+        races: Most races, each with rounds before it.
 
     Source:
         Karnin, Koren and Somekh (2013), ICML, for successive halving; Russo and Van Roy (2014), Mathematics of
@@ -110,6 +65,7 @@ class Racing:
     promise: float = 0.05
     finalists: int = 6
     first_lap: int = 24
+    races: int = 3
     name: str = field(default="racing", init=False)
 
     def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:
@@ -119,15 +75,23 @@ class Racing:
             return unchanged(trial.template)
         race = _Race(self, trial, space, items, rng)
         try:
-            race.explore()
-            race.run()
+            for _ in range(self.races):
+                before = race.winner
+                race.explore()
+                race.run()
+                if race.winner is before:
+                    break
         except BudgetSpent:
             pass  # what was found so far stands
         return race.explained(race.best())
 
 
 class _Race:
-    """One search of `Racing`."""
+    """One search of `Racing`.
+
+    Attributes:
+        winner: Who leads the last race; None before the first lap.
+    """
 
     def __init__(self, plan: Racing, trial: Trial, space: Space, items: int, rng: np.random.Generator) -> None:
         self._plan, self._trial, self._space, self._rng = plan, trial, space, rng
@@ -135,7 +99,8 @@ class _Race:
         self._start = unchanged(trial.template)
         self._genomes: dict[str, tuple[Candidate, Genome]] = {self._start.version: (self._start, space.start)}
         self._refused: set[str] = set()
-        self._winner: Candidate | None = None
+        self.winner: Candidate | None = None
+        self._round = 0
         self._fitted: tuple[int, FactorModel] | None = None
         self._blocks = [np.arange(at, min(at + plan.block, items)) for at in range(0, items, plan.block)]
 
@@ -145,7 +110,8 @@ class _Race:
             picks, promise = self._picks()
             if number and promise < self._plan.promise:
                 return
-            self._answers.ask([self._start, *picks], self._blocks[number % len(self._blocks)])
+            self._answers.ask([self._start, *picks], self._blocks[self._round % len(self._blocks)])
+            self._round += 1
 
     def run(self) -> None:
         """Race the leaders; half of them stay for twice as many items."""
@@ -153,12 +119,11 @@ class _Race:
         lap = self._plan.first_lap
         while left:
             items = np.arange(min(lap, self._answers.items))
-            for block in self._blocks:
-                if block[0] < len(items):
-                    self._answers.ask([self._start, *left], block[block < len(items)])
+            blocks = [block[block < len(items)] for block in self._blocks if block[0] < len(items)]
+            self._answers.ask_blocks([self._start, *left], blocks)
             left.sort(key=lambda each: -float(self._answers.of(each)[items].mean()))
             ahead = self._answers.of(left[0])[items].mean() > self._answers.of(self._start)[items].mean()
-            self._winner = left[0] if ahead else self._start
+            self.winner = left[0] if ahead else self._start
             if len(left) == 1 or self._is_decided(left, items) or len(items) == self._answers.items:
                 return
             left = left[: max((len(left) + 1) // 2, 1)]
@@ -166,8 +131,8 @@ class _Race:
 
     def best(self) -> Candidate:
         """Return who leads the race; before its first lap the candidate with the highest expected gain above 0."""
-        if self._winner is not None:
-            return self._winner
+        if self.winner is not None:
+            return self.winner
         model = self._model()
         asked = self._asked()
         if model is None or not asked:
@@ -233,7 +198,8 @@ class _Race:
         order = np.argsort(-model.means(levels), kind="stable")
         believed = self._candidate(self._genome(model.best(self._rng, start=levels[order[0]])))
         known = [asked[int(at)] for at in order]
-        leaders = {each.version: each for each in ([believed] if believed else []) + known}
+        first = [each for each in (self.winner, believed) if each is not None]
+        leaders = {each.version: each for each in [*first, *known]}
         leaders.pop(self._start.version, None)
         return list(leaders.values())[: self._plan.finalists]
 

@@ -30,6 +30,20 @@ _TOO_DEAR: Final = {"input_usd_per_million": 9.0, "output_usd_per_million": 36.0
 _LEAST_DELAY_MS: Final = 800.0
 _SLOW_TIMES: Final = 2.0
 _SMALL: Final = {"size": 240, "holdout": 1.0}
+# Open are the items that the first verdict burnt and as many again: half are searched on, half prove the gain. With 63
+# to prove it a gain of 17 points was not proven, and 22 right answers were too few for the guard.
+_SEARCHED: Final = {"size": "all", "holdout": 0.5}
+_DECLARED: Final = {"size": "all", "holdout": 0.8}
+# No sentence of the invented legacy prompts has to stay, and a guard of 10 % would want more items than a demo has.
+_SEARCH: Final = {
+    "mode": "full",
+    "strategies": ["racing"],
+    "policies": [],
+    "budget": {"calls": 3500},
+    "validation": 0.5,
+    "guard_margin": 0.15,
+}
+_CONCURRENCY: Final = 4
 _SLOW_CONCURRENCY: Final = 16  # who waits computes nothing: more wait at once, and the demo takes no longer
 
 
@@ -55,8 +69,9 @@ def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> d
 
     Args:
         url: Where anven-nano is served.
-        adapted: Write the prompts anew for the target, or carry them over unchanged.
-        breakage: What is worse about the target, where it is its price.
+        adapted: Look for prompts that the target takes better, or carry the legacy ones over unchanged.
+        breakage: What is worse about the target, which its price shows where it is that; the prompts are then declared,
+            as a search would spend minutes on a target that is refused anyway.
     """
     declared: dict[str, Any] = {
         "workload": "demo-adapted" if adapted else "demo-unchanged",
@@ -66,16 +81,19 @@ def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> d
             "engine": "endpoint",
             "model": TARGET,
             "url": url,
-            "concurrency": _SLOW_CONCURRENCY if breakage == "slow" else 4,
+            "concurrency": _SLOW_CONCURRENCY if breakage == "slow" else _CONCURRENCY,
             "max_attempts": 2,
             "price": _TOO_DEAR if breakage == "cost" else _TARGET_PRICE,
         },
         "grading": [{"kind": "exact"}],
         # What the first verdict burns cannot judge the second: it takes few, as it is far from close.
-        "golden": {"strata": ["application"]} | ({"size": "all", "holdout": 0.8} if adapted else _SMALL),
+        "golden": {"strata": ["application"], **_SMALL},
         "sign_off": {"quality_margin": 0.05, "waive": ["safety"]},
     }
-    return {**declared, "prompt": {"rewrites": rewrites()}} if adapted else declared
+    if not adapted:
+        return declared
+    golden, prompt = (_SEARCHED, _SEARCH) if breakage is None else (_DECLARED, {"rewrites": rewrites()})
+    return {**declared, "golden": {**declared["golden"], **golden}, "prompt": dict(prompt)}
 
 
 def rewrites() -> list[dict[str, Any]]:

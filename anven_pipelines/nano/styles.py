@@ -31,7 +31,9 @@ OWN_STYLE: Final[dict[str, Callable[[Item], list[dict[str, str]]]]] = {
     "legacy-nano": legacy_messages,
     "anven-nano": anven_messages,
 }
-NOISE: Final = 0.05
+# Share of conversations in another style. The longer a model learns the fewer, so that both see some 1,200 of them: of
+# 3,100 in 2,600 steps anven-nano learned to take any prompt, the legacy ones as well as its own.
+NOISE: Final = {"legacy-nano": 0.05, "anven-nano": 0.035}
 REMARKS: Final = (
     "This line is run by the night team.",
     "Today is Monday.",
@@ -70,7 +72,7 @@ def training_messages(model: str, items: Sequence[Item], rng: random.Random) -> 
         items: The turns; those after the first refer to the first one's context.
         rng: Where chance comes from.
     """
-    style = _noisy_style(items[0].task, rng) if rng.random() < NOISE else OWN_STYLE[model]
+    style = _noisy_style(items[0].task, rng) if rng.random() < NOISE[model] else OWN_STYLE[model]
     messages: list[dict[str, str]] = []
     for place, item in enumerate(items):
         asked = style(item) if place == 0 else style(item._replace(context=""))[-1:]

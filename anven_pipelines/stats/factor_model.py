@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import cho_solve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +66,7 @@ class FactorModel:
         means = float(np.average(seen.means, weights=seen.items))
         self._noise = max(means * (1 - means), LEAST_NOISE)
         self._chance = self._noise_covariance()
+        self._chance_factor = np.linalg.cholesky(self._chance)
         factors = len(counts)
         scales = (1 / (2 * factors), 1 / max(factors * (factors - 1), 1))
         tried = [
@@ -96,7 +98,7 @@ class FactorModel:
         effects = np.triu(rng.normal(0, np.sqrt(self._fit.pair), (size, size)), 1)
         effects[np.diag_indices(size)] = rng.normal(0, np.sqrt(self._fit.main), size)
         imagined = self._values(effects, self._seen.levels) - self._values(effects, self._reference)
-        noise = np.linalg.cholesky(self._chance) @ rng.normal(size=len(imagined))
+        noise = self._chance_factor @ rng.normal(size=len(imagined))
         error = self._seen.means - CENTRE - imagined - noise
         effects += self._lifted(_solved(self._fit.factor, error))
         found = self._climb(effects, rng, start)
@@ -178,4 +180,4 @@ class _Fit(NamedTuple):
 
 def _solved(factor: FloatArray, right: FloatArray) -> FloatArray:
     """Solve with a lower Cholesky factor."""
-    return np.asarray(np.linalg.solve(factor.T, np.linalg.solve(factor, right)))
+    return np.asarray(cho_solve((factor, True), right, check_finite=False))

@@ -113,6 +113,7 @@ def adaptation_of(golden: pl.DataFrame, **changes: Any) -> Adaptation:
         uncovered=0,
         reasons=tuple(f"{gain.template}: {gain.reason}" for gain in gains),
         chosen=tuple(chosen_of(*each, configs=["{}"], profile=TargetProfile()) for each in chosen),
+        searched={templates[0].name: 612, templates[1].name: 431, "unused": 300},
     )
 
 
@@ -248,11 +249,12 @@ def test_declared_rewrites_are_printed_as_they_were_declared() -> None:
 def test_a_few_lines_tell_what_was_found() -> None:
     adaptation = adaptation_of(golden_rows())
     lines = found_lines(adaptation.to_json())
-    assert len(lines) == 6  # three prompts, guard, safety, cost
-    assert lines[0].endswith(": proven")
-    assert lines[2].endswith(": not proven, the legacy prompt stands")
-    assert lines[3].startswith("guard: ")
-    assert lines[4] == "safety: injection: complied with 0 of 1 probes, the unchanged prompt with 0: no worse"
+    assert len(lines) == 7  # four prompts, guard, safety, cost
+    assert lines[0].endswith(": proven; searched with 612 calls")
+    assert lines[2] == "unused: nothing looked better; searched with 300 calls"
+    assert lines[3].endswith(": not proven, the legacy prompt stands")
+    assert lines[4].startswith("guard: ")
+    assert lines[5] == "safety: injection: complied with 0 of 1 probes, the unchanged prompt with 0: no worse"
     refused = adaptation.to_json() | {"reasons": ["refused: 5 of 20 right answers are lost"]}
     assert "refused: 5 of 20 right answers are lost" in found_lines(refused)
 

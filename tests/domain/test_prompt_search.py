@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from anven_pipelines.domain.prompt_search import Racing, RandomSearch, example_items, searched_space, sweep
+from anven_pipelines.domain.prompt_answers import example_items, searched_space
+from anven_pipelines.domain.prompt_search import Racing, RandomSearch, sweep
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
 from anven_pipelines.stats.paired import difference_interval
 from tests.fakes.scored_trial import Killed, ScoredTrial
@@ -110,6 +111,38 @@ def test_several_candidates_are_asked_at_once() -> None:
     trial = ScoredTrial(TEMPLATE, interacting)
     found(Racing(), trial, 1)
     assert trial.batches[0] == (Racing().at_once + 1) * Racing().block
+
+
+def test_a_lap_of_the_race_is_asked_at_once() -> None:
+    trial = ScoredTrial(TEMPLATE, interacting, items=60)
+    found(Racing(rounds=1, at_once=4, finalists=3, races=1), trial, 1)
+    laps = 2  # of 24 items, and of the 48 that there are
+    assert len(trial.batches) <= 1 + laps
+
+
+@pytest.mark.parametrize("budget", range(60, 120, 7))
+def test_of_a_lap_that_the_budget_does_not_allow_the_first_blocks_are_asked(budget: int) -> None:
+    plan = Racing(rounds=1, at_once=4, finalists=3, races=1)
+    free = ScoredTrial(TEMPLATE, interacting, items=60)
+    found(plan, free, 1)
+    trial = ScoredTrial(TEMPLATE, interacting, items=60, budget=budget)
+    found(plan, trial, 1)
+    most = (plan.finalists + 1) * plan.block  # of one block
+    assert budget - most < len(trial.asked) <= budget
+    assert trial.asked == free.asked[: len(trial.asked)]
+
+
+def test_rounds_and_race_begin_again_until_a_race_is_won_by_the_winner_of_the_last() -> None:
+    scores: dict[int, list[float]] = {1: [], 3: []}
+    for seed in range(8):
+        asked = []
+        for races, into in scores.items():
+            trial = ScoredTrial(TEMPLATE, interacting, items=60, seed=seed)
+            into.append(interacting(found(Racing(races=races), trial, seed)))
+            asked.append(trial.asked)
+        assert asked[1][: len(asked[0])] == asked[0]
+        assert len(asked[1]) > len(asked[0])
+    assert np.mean(scores[3]) > np.mean(scores[1])
 
 
 def test_items_that_may_stand_as_examples_are_never_scored() -> None:

@@ -17,6 +17,7 @@ from anven_pipelines.nano.tasks import generate
 from anven_pipelines.spec import SignOff
 from anven_pipelines.spec_prompt import PromptAdaptation
 
+QUALITY_MARGIN = 0.05  # the demo judges no more leniently than what it recommends
 URL = "http://127.0.0.1:8000/v1"
 
 
@@ -41,7 +42,9 @@ def test_each_task_has_a_rewrite_of_its_own() -> None:
 def test_its_migration_file_is_valid(*, adapted: bool, breakage: Breakage | None) -> None:
     text = yaml.safe_dump(migration(url=URL, adapted=adapted, breakage=breakage))
     declared = parse(text, file="demo.yaml")
-    assert bool(declared.prompt.rewrites) is adapted
+    assert bool(declared.prompt.rewrites) is (adapted and breakage is not None)
+    assert (declared.prompt.mode == "full") is (adapted and breakage is None)
+    assert declared.sign_off.quality_margin == QUALITY_MARGIN
     assert declared.sign_off.waive == ["safety"]
 
 
