@@ -6,7 +6,8 @@ Each ramp goes through the shared stages of the default canary (5 % for 24 h, 25
 simulated stream of units, each judged right or wrong, and looks every 30 s. All four controllers see the same units.
 
 ours          `domain/rollout_measure.py`: harm is a loss proven to exceed 2.5 % of legacy's mean, at the error rate
-              that a metric has of the 5 % (7 metrics, 4 stages); the stage and the recent 6 h are looked at.
+              that a metric has of the 5 % (7 metrics, 4 stages and the watch after them); the stage and the recent
+              6 h are looked at.
 threshold     As Argo Rollouts and Flagger do: each hour the target's mean has to be 97.5 % of legacy's; the fifth
               failure rolls back.
 mann-whitney  As Kayenta's judge does: each hour the target's means of single minutes are ranked with those of a
