@@ -255,7 +255,17 @@ def test_assets_carry_what_the_ui_shows(place: Place) -> None:
     graph = place.definitions.resolve_asset_graph()
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
-        assert node.group_name in {"assess", "golden", "adapt", "infer", "evaluate", "cost", "sign_off", "monitor"}
+        assert node.group_name in {
+            "assess",
+            "golden",
+            "adapt",
+            "infer",
+            "evaluate",
+            "cost",
+            "sign_off",
+            "monitor",
+            "rollout",
+        }
         assert node.owners
         assert node.kinds
         assert "dagster/column_schema" in node.metadata
