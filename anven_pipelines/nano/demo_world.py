@@ -39,7 +39,7 @@ _SEARCH: Final = {
     "mode": "full",
     "strategies": ["racing"],
     "policies": [],
-    "budget": {"calls": 3500},
+    "budget": {"calls": 5000},
     "validation": 0.5,
     "guard_margin": 0.15,
 }
