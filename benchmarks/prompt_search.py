@@ -1,9 +1,10 @@
 """What a search over the moves of a prompt gains on the nano models, and how many calls it needs for it.
 
-    python benchmarks/prompt_search.py [--json] [--quick] [--seeds N]
+    python benchmarks/prompt_search.py [--json] [--quick] [--seeds N] [--policy]
 
 Each task's legacy prompt is asked of anven-nano in the embedded engine, live and greedily; the grade is exact match.
-A search asks items of its own split only. Every figure of a prompt is measured on validation items that no search saw.
+With `--policy` one sentence of the legacy prompts has to stay. A search asks items of its own split only. Every figure
+of a prompt is measured on validation items that no search saw.
 
 The whole grid has 37,800 prompts for two of the tasks and 378,000 for `answer`, far beyond any budget here; it is
 walked from the unchanged prompt on in its own order, the last dimension fastest, until the budget ends. Random search
@@ -57,7 +58,7 @@ class Size(NamedTuple):
     seeds: int
 
 
-FULL: Final = Size(200, 300, (100, 200, 300, 450, 600, 900), 1)
+FULL: Final = Size(200, 300, (100, 200, 300, 450, 600, 900, 1200), 1)
 QUICK: Final = Size(100, 40, (150,), 1)
 
 
@@ -138,8 +139,9 @@ class LiveTrial:
         return len(self._paid)
 
     def refusal(self, candidate: Candidate) -> str | None:
-        kept = any(POLICY in message.content for message in candidate.messages)
-        return None if kept else "the policy sentence is missing"
+        text = "\n".join(message.content for message in candidate.messages)
+        missing = [policy for policy in self.template.policies if policy not in text]
+        return f"the policy {missing[0]!r} is missing" if missing else None
 
 
 class Grid:
@@ -158,7 +160,7 @@ def slots_of(item: Item) -> dict[str, str]:
     return {"context": item.context, "question": item.question} if item.context else {"question": item.question}
 
 
-def template_of(task: Task) -> PromptTemplate:
+def template_of(task: Task, *, policies: tuple[str, ...] = ()) -> PromptTemplate:
     """Return the legacy prompt of a task as mining the log finds it: a slot that is always empty is text."""
     filled = task == "answer"
     return PromptTemplate(
@@ -166,7 +168,7 @@ def template_of(task: Task) -> PromptTemplate:
         system=LEGACY_SYSTEM[task],
         user=LEGACY_USER if filled else LEGACY_USER.replace("{context}", ""),
         slots=("context", "question") if filled else ("question",),
-        policies=(POLICY,),
+        policies=policies,
     )
 
 
@@ -175,9 +177,9 @@ def of_task(task: Task, count: int, *, seed: int) -> list[Item]:
     return [item for item in generate("golden", count * len(TASKS), seed=seed) if item.task == task]
 
 
-def measured(task: Task, size: Size, target: Target) -> dict[str, Any]:
+def measured(task: Task, size: Size, target: Target, *, policies: tuple[str, ...]) -> dict[str, Any]:
     """Search a better prompt for one task with each strategy, and measure what they return."""
-    template = template_of(task)
+    template = template_of(task, policies=policies)
     unseen = of_task(task, size.validation_items, seed=4242)
     searches: list[Strategy] = [Racing(), RandomSearch(candidates=10_000), Grid()]
     before = target.ask([(unchanged(template), item) for item in unseen])
@@ -234,6 +236,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="fewer items, small budgets and one seed")
     parser.add_argument("--seeds", type=int, default=1, help="searches of each strategy, with items of their own")
+    parser.add_argument("--policy", action="store_true", help="a policy sentence of the legacy prompts has to stay")
     options = parser.parse_args()
     size = (QUICK if options.quick else FULL)._replace(seeds=options.seeds)
     target = Target()
@@ -244,7 +247,7 @@ def main() -> None:
         )
         print("task    unchanged  strategy  seed  adapted  gain                     calls  calls to goal")
     for task in TASKS:
-        found[task] = measured(task, size, target)
+        found[task] = measured(task, size, target, policies=(POLICY,) if options.policy else ())
         if not options.json:
             print("\n".join(lines(task, found[task])), flush=True)
     target.close()

@@ -39,7 +39,8 @@ class Racing:
     going on promises less than `promise` score points. The leaders, and the combination that the model holds for the
     best, are then asked on ever more items, the better half of them each time, until one is left or is proven ahead of
     the rest and of the unchanged prompt. What the race has taught begins the next rounds: a few items mislead now and
-    then, and the search goes on until one race is won by the winner of the last.
+    then, and the search goes on, first with all that is one move from the winner, until one race is won by the winner
+    of the last, or by one that answered everything right.
 
     Attributes:
         mode: Which moves may be made.
@@ -79,7 +80,7 @@ class Racing:
                 before = race.winner
                 race.explore()
                 race.run()
-                if race.winner is before:
+                if race.winner is before or not race.has_room():
                     break
         except BudgetSpent:
             pass  # what was found so far stands
@@ -105,13 +106,26 @@ class _Race:
         self._blocks = [np.arange(at, min(at + plan.block, items)) for at in range(0, items, plan.block)]
 
     def explore(self) -> None:
-        """Ask what Thompson sampling picks, round by round."""
+        """Ask what Thompson sampling picks, round by round; after a race, what is one move from its winner first."""
+        if self.winner is not None:
+            self._ask_next([self.winner, *self._neighbours(self.winner)])
         for number in range(self._plan.rounds):
             picks, promise = self._picks()
             if number and promise < self._plan.promise:
                 return
-            self._answers.ask([self._start, *picks], self._blocks[self._round % len(self._blocks)])
-            self._round += 1
+            self._ask_next(picks)
+
+    def _ask_next(self, candidates: Sequence[Candidate]) -> None:
+        """Ask candidates and the unchanged prompt on the next block."""
+        asked = {each.version: each for each in (self._start, *candidates)}
+        self._answers.ask(asked.values(), self._blocks[self._round % len(self._blocks)])
+        self._round += 1
+
+    def _neighbours(self, candidate: Candidate) -> list[Candidate]:
+        """Return what may be asked and differs from a candidate in one dimension."""
+        genome = self._genome_of(candidate)
+        moved = ({**genome, name: option} for name, options in self._space.dimensions.items() for option in options)
+        return [each for each in map(self._candidate, moved) if each is not None]
 
     def run(self) -> None:
         """Race the leaders; half of them stay for twice as many items."""
@@ -128,6 +142,10 @@ class _Race:
                 return
             left = left[: max((len(left) + 1) // 2, 1)]
             lap *= 2
+
+    def has_room(self) -> bool:
+        """Say whether the winner can be beaten at all: not where it answered everything right."""
+        return self.winner is None or bool(np.nanmean(self._answers.of(self.winner)) < 1)
 
     def best(self) -> Candidate:
         """Return who leads the race; before its first lap the candidate with the highest expected gain above 0."""

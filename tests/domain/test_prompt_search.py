@@ -141,8 +141,24 @@ def test_rounds_and_race_begin_again_until_a_race_is_won_by_the_winner_of_the_la
             into.append(interacting(found(Racing(races=races), trial, seed)))
             asked.append(trial.asked)
         assert asked[1][: len(asked[0])] == asked[0]
-        assert len(asked[1]) > len(asked[0])
     assert np.mean(scores[3]) > np.mean(scores[1])
+
+
+def test_a_winner_that_answered_everything_right_ends_the_search() -> None:
+    once, thrice = (ScoredTrial(TEMPLATE, lambda _: 1.0, items=60) for _ in range(2))
+    assert found(Racing(races=1), once, 1) == found(Racing(), thrice, 1) == unchanged(TEMPLATE)
+    assert thrice.asked == once.asked
+
+
+def test_after_a_race_all_that_is_one_move_from_its_winner_is_asked() -> None:
+    trial = ScoredTrial(TEMPLATE, interacting, items=60)
+    winner = found(Racing(races=1), ScoredTrial(TEMPLATE, interacting, items=60), 0)
+    found(Racing(races=2), trial, 0)
+    space, _ = searched_space(trial, mode="full", reasons=False, rng=np.random.default_rng(0))
+    options = {name: winner.moves.get(name, each[0]) for name, each in space.dimensions.items()}
+    near = [{**options, name: option} for name, each in space.dimensions.items() for option in each]
+    asked = {version for version, _ in trial.asked}
+    assert {space.candidate(genome, origin="racing").version for genome in near} <= asked
 
 
 def test_items_that_may_stand_as_examples_are_never_scored() -> None:
