@@ -135,6 +135,9 @@ class LiveTrial:
         """Score an answer that a strategy got by itself."""
         return float(output == self.right_answer(item))
 
+    def strata(self) -> dict[int, str]:
+        return {}
+
     def spent(self) -> int:
         return len(self._paid)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.events import GENESIS, follow
+from anven_pipelines.domain.events import GENESIS, Event, Head, follow
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, after, change_key, status_of
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -18,14 +18,15 @@ ADVANCED = ("advanced", {"stage": 1})
 
 def folded(*written: tuple[str, dict[str, Any]]) -> RolloutStatus:
     """Fold events that were written at once after another, each change with the next number."""
-    events, head, generation = [], GENESIS, 0
+    events: list[Event] = []
+    generation = 0
     for at, (kind, payload) in enumerate(written):
         generation += kind in CHANGES
         key = change_key(generation) if kind in CHANGES else f"{kind}-{at}"
         now = NOW + timedelta(seconds=at)
+        head = Head(events[-1].seq, events[-1].hash) if events else GENESIS
         event = follow(head, stream="rollout/support", kind=kind, key=key, payload=payload, now=now)
         events.append(event)
-        head = event
     return status_of(events)
 
 

@@ -23,7 +23,7 @@ LATER = T0 + timedelta(hours=2)
 PLAN = RolloutPlan(workload="support", rollout=Rollout(), metrics=METRICS)
 
 
-def request(number: int, *, unit: str = "aa000000", seconds: float = 0.0, **change: Any) -> GatewayEvent:
+def request(number: int, *, unit: str | None = "aa000000", seconds: float = 0.0, **change: Any) -> GatewayEvent:
     event = GatewayEvent(
         event_id=f"e{number}",
         kind="request",
