@@ -27,6 +27,7 @@ from anven_pipelines.domain.prompt_answers import searched_space
 from anven_pipelines.domain.prompt_search import Racing, RandomSearch, sweep
 from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
+from anven_pipelines.domain.prompt_trial import Rewriting
 from anven_pipelines.nano.models import model_folder
 from anven_pipelines.nano.prompts import LEGACY_SYSTEM, LEGACY_USER
 from anven_pipelines.nano.tasks import MAX_ANSWER_TOKENS, TASKS, Item, Task, generate
@@ -108,6 +109,7 @@ class LiveTrial:
         self.items = len(items)
         self._items, self._target, self._budget = items, target, budget
         self._paid: set[tuple[str, int]] = set()
+        self.account, self.rewriting = Rewriting(), Rewriting()  # no strategy here asks a model by itself
 
     def scores(self, asked: Sequence[tuple[Candidate, Sequence[int]]]) -> list[npt.NDArray[np.float64]]:
         wanted = {(candidate.version, item) for candidate, items in asked for item in items}
