@@ -152,6 +152,8 @@ class AnswerBatch:
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _suspects: list[dict[str, Any]] = field(default_factory=list)
     _part_is_full: asyncio.Event = field(default_factory=asyncio.Event)
+    _kept: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _being_kept: int = 0
     _all_asked: bool = False
     _done: int = 0
     _before: int = 0
@@ -234,7 +236,7 @@ class AnswerBatch:
         await asyncio.wait([group.create_task(self._work(queue, outage)) for _ in workers])
 
     async def _work(self, queue: Iterator[CompletionRequest], outage: Outage) -> None:
-        for request in queue:
+        while (request := await self._next(queue)) is not None:
             await self.journal.asking(request)
             asked = await self.ask(request)
             self.journal.asked(request)
@@ -244,6 +246,17 @@ class AnswerBatch:
             if error := outage.error(kept=self._done - self._failed):
                 self._suspects.clear()  # the one error speaks for them; a later run asks them as new
                 raise error
+
+    async def _next(self, queue: Iterator[CompletionRequest]) -> CompletionRequest | None:
+        """Return the next request once less than a part of answers waits for the disk, or than are in flight if more.
+
+        While a part is being written the next one fills; without this a slow store would let a kill lose any number. A
+        part alone, where hundreds are in flight, would make the engine wait for each write.
+        """
+        most = max(PART_ROWS, self.concurrency)
+        async with self._kept:
+            await self._kept.wait_for(lambda: len(self._rows) + self._being_kept < most)
+        return next(queue, None)
 
     def _take(self, row: dict[str, Any], blame: Blame) -> None:
         """Count a row and queue it for the checkpoint; hold back what may turn out to be the endpoint's failure."""
@@ -276,6 +289,7 @@ class AnswerBatch:
         part, self._rows = self._rows, []
         if not part:
             return
+        self._being_kept += len(part)
         keeping = asyncio.ensure_future(asyncio.to_thread(self.checkpoint.append, _frame(part)))
         try:
             await asyncio.wait([keeping])
@@ -283,9 +297,12 @@ class AnswerBatch:
             await asyncio.wait([keeping])  # what is under way is not kept a second time
             raise
         finally:
+            self._being_kept -= len(part)
             if keeping.done() and keeping.exception():
                 self._rows = part + self._rows
         keeping.result()
+        async with self._kept:
+            self._kept.notify_all()
 
     def _tell(self, *, now: float) -> None:
         self._reported = now

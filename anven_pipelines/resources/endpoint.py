@@ -8,14 +8,12 @@ counts some itself, neither of which could be told from a measurement afterwards
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import random
 import re
 import time
-import warnings
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +31,7 @@ from anven_pipelines.domain.completion import (
 )
 from anven_pipelines.resources.answer_batch import AnswerBatch, Asked, Checkpoint, Progress
 from anven_pipelines.resources.environment import NO_KEY, api_key, keep_private
+from anven_pipelines.resources.preparation_threads import PreparationThreads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -121,29 +120,7 @@ def ask_endpoint(
         clock=paced.clock,
         drain_s=drain_s,
     )
-    with cancelled_quietly(lambda: endpoint.cut_off):
-        return batch.run()
-
-
-@contextmanager
-def cancelled_quietly(any_cut_off: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Collect what cancelled requests leave behind.
-
-    Args:
-        any_cut_off: Whether a request was cut off. Collecting takes 0.3 s beside LiteLLM, and a search for a prompt
-            asks in hundreds of small batches, so it is done only where there may be something to collect.
-    """
-    with warnings.catch_warnings():
-        # LiteLLM prepares a request in a thread; of one that is cancelled meanwhile a coroutine is left over, in a
-        # cycle that only the collector finds.
-        warnings.filterwarnings("ignore", message="coroutine 'OpenAIChatCompletion.* was never awaited")
-        try:
-            yield
-        except BaseException:
-            gc.collect()
-            raise
-        if any_cut_off():
-            gc.collect()
+    return batch.run()
 
 
 @cache
@@ -160,17 +137,12 @@ def load_litellm() -> ModuleType:
 
 
 class Endpoint:
-    """One endpoint during one batch: what form of request it takes is found out once.
-
-    Attributes:
-        cut_off: Whether a request ended before its answer did.
-    """
+    """One endpoint during one batch: what form of request it takes is found out once."""
 
     def __init__(self, target: EndpointTarget, key: str | None, pace: Pace) -> None:
         self._target = target
         self._key = key
         self._pace = pace
-        self.cut_off = False
         self._proven_form: int | None = None
         self._connections: AsyncOpenAI | None = None
 
@@ -178,6 +150,7 @@ class Endpoint:
     async def connected(self) -> AsyncIterator[None]:
         """Keep connections to the endpoint, warm, until all is asked."""
         load_litellm()
+        asyncio.get_running_loop().set_default_executor(PreparationThreads())
         await self._warm_up()
         async with self._client(self._target.url) as self._connections:
             yield
@@ -219,11 +192,7 @@ class Endpoint:
                 wrapper = await self._send(self._connections, request.messages, request.params, form)
                 async with wrapper.completion_stream as stream:
                     return await self._read(stream, started)
-        except asyncio.CancelledError:
-            self.cut_off = True
-            raise
         except Exception as error:  # noqa: BLE001 - whatever one item does, the others are still asked
-            self.cut_off = True
             return self._failure(error)
 
     async def _read(self, stream: Any, started: float) -> Outcome:  # noqa: ANN401 - openai.AsyncStream, imported lazily

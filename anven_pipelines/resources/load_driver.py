@@ -14,7 +14,7 @@ import polars as pl
 
 from anven_pipelines.domain.completion import Answer
 from anven_pipelines.domain.load import LOAD_REQUESTS, Timing, request_row, unsent_row
-from anven_pipelines.resources.endpoint import DEPARTURE, Departure, DirectEndpoint, Pace, cancelled_quietly
+from anven_pipelines.resources.endpoint import DEPARTURE, Departure, DirectEndpoint, Pace
 from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.interrupts import interrupts_deferred
 
@@ -86,7 +86,7 @@ def drive_load(
     pace = Pace()
     endpoint = DirectEndpoint(server, api_key(server.api_key_env, of=repr(server.model), environment=environ), pace)
     driver = _Driver(endpoint, pace, arm=arm, cap=cap, tell=tell)
-    with interrupts_deferred() as interrupts, cancelled_quietly():
+    with interrupts_deferred() as interrupts:
         return asyncio.run(driver.run(warm_up, next_plan, interrupts))
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-IN_FLIGHT: Final = 8 + 2 * PART_ROWS  # being answered, in a part that is being written, and in the next one
+IN_FLIGHT: Final = 8 + PART_ROWS  # being answered, or answered and not yet on disk
 BUDGET: Final = {"calls": 500}
 PATIENCE_S: Final = 200.0
 PROGRAM: Final = """

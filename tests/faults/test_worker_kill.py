@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-REQUESTS: Final = 1_500
+REQUESTS: Final = 2_500
 KILLS: Final = 12
-LEAST_KILLS: Final = 2
 STEP_ITEMS: Final = 900
 MIGRATION: Final = {
     "workload": "killed",
@@ -47,10 +46,9 @@ def test_what_killed_workers_answered_is_what_an_undisturbed_one_answers(tmp_pat
     job = written(disturbed, requests)
     chance = random.Random(5)
     progress = [0]
-    while len(progress) <= KILLS and progress[-1] < REQUESTS // 2:  # a fast machine needs fewer to be half through
+    for _ in range(KILLS):
         kill_a_worker(disturbed, job, after_s=chance.uniform(0.0, 1.0))
         progress.append(kept(disturbed)["item_id"].n_unique())
-    assert len(progress) > LEAST_KILLS
     assert progress == sorted(progress)  # what was durable stays
     assert 0 < progress[-1] < REQUESTS  # killed in the middle of it, or the test shows nothing
     last = worked(disturbed, job)

@@ -112,6 +112,22 @@ def test_answers_are_kept_in_parts_while_the_batch_runs(checkpoint: FolderCheckp
     assert min(checkpoint.parts[:-1]) >= PART_ROWS
 
 
+@pytest.mark.parametrize("concurrency", [4, 40])
+def test_however_slow_the_store_no_more_than_a_part_waits_for_it(tmp_path: Path, concurrency: int) -> None:
+    @dataclass
+    class Slow(FolderCheckpoint):
+        def append(self, frame: pl.DataFrame) -> None:
+            time.sleep(0.05)
+            super().append(frame)
+
+    slow = Slow(tmp_path / "parts")
+    unkept: list[int] = []
+    model = Model(after=lambda asked: unkept.append(asked - sum(slow.parts)))
+    batch_of(model, numbered(400), slow, concurrency=concurrency).run()
+    assert sum(slow.parts) == 400
+    assert max(unkept) <= concurrency + max(PART_ROWS, concurrency)
+
+
 def test_a_slow_answer_does_not_keep_others_from_becoming_durable(checkpoint: FolderCheckpoint) -> None:
     loops: list[asyncio.AbstractEventLoop] = []
 

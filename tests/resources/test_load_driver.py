@@ -72,7 +72,9 @@ def test_each_request_is_sent_when_due_and_measured_from_then() -> None:
     assert (rows["latency_ms"] - rows["lag_ms"] >= 349.0).all()
     assert rows["inter_token_ms"].max() >= 49.0  # type: ignore[operator] # mypy: it is a number
     assert (rows["inter_token_ms"] * 3 <= rows["latency_ms"] - rows["ttft_ms"] + 1.0).all()
-    assert rows["longest_gap_ms"].max() >= 49.0  # type: ignore[operator] # the end of a stream may come late, and is no gap
+    # The mean holds the wait for the stream's end, which is no gap; that is long in a few of them at most.
+    assert (rows["longest_gap_ms"] - rows["inter_token_ms"]).median() >= -1.0  # type: ignore[operator] # mypy: a number
+    assert rows["longest_gap_ms"].max() >= 49.0  # type: ignore[operator] # as above
     assert (rows["longest_gap_ms"] <= rows["latency_ms"] - rows["ttft_ms"] + 1.0).all()
     assert (rows["output_tokens"] == 4).all()
     assert (rows["lag_ms"] >= 0).all()
