@@ -1,79 +1,38 @@
 """The verdict: GO, NO-GO or INCONCLUSIVE with the number of items still needed.
 
-Every criterion is met, not met, undecided or unmeasured. GO needs all gating criteria met; one that is proven
-not met gives NO-GO; anything else is INCONCLUSIVE. What was not measured never passes; a criterion waived by
-name does not gate, and the verdict says so.
+It rests on the sealed items alone, on each criterion of `criterion.py`, and on the declared levels: the verdict says
+what each error rate is the error rate of.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from anven_pipelines.domain.canonical import canonical_json
-from anven_pipelines.domain.errors import TooFewPairs
+from anven_pipelines.domain.criterion import Criterion, Outcome, Status, combine, explain_criterion, judged
 from anven_pipelines.domain.evaluation import (
     TRAFFIC,
     ContractReport,
     Finding,
     Missingness,
-    cluster_codes,
     compare_missingness,
     report_contract,
 )
 from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments, explain_quality
+from anven_pipelines.domain.speed import Speed, assess_speed
 from anven_pipelines.stats.pairs import MIN_PAIRS
-from anven_pipelines.stats.quantiles import paired_quantile_difference, weighted_quantile
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from anven_pipelines.spec import Migration, SignOff
-    from anven_pipelines.stats.interval import Interval
+    from anven_pipelines.spec import Migration
 
-Status = Literal["met", "not met", "undecided", "unmeasured"]
-Outcome = Literal["GO", "NO-GO", "INCONCLUSIVE"]
 SIGNED_OFF, REFUSED = "signed_off", "refused"
+
 JUDGED = "judged_scores"
 """Name under which a sign-off keeps the scores of all items, and what its event calls their digest."""
-SPEED_QUANTILE = 0.95
-# A p95 over fewer measured pairs than this share could be moved past any limit by the pairs that are missing.
-SPEED_COVERAGE = 0.99
-# A time to first token that stands for "never": 30 years, beyond any allowance, and exact to a millisecond.
-NEVER_MS = 1e12
-
-
-class Criterion(Finding):
-    """One criterion of the sign-off and what became of it."""
-
-    name: str
-    status: Status
-    waived: bool
-    reason: str
-
-
-class Speed(Finding):
-    """Time to first token, paired, over calls of the traffic; NULL where it was not measured.
-
-    Attributes:
-        interval_ms: Of `increase_ms`, over measured pairs; it describes.
-        beyond_allowed_ms: Bounds of the increase less what is allowed, which decide; NULL where unmeasured pairs leave
-            it without bound.
-    """
-
-    status: Status
-    reason: str
-    n_measured: int
-    legacy_ttft_p95_ms: float | None = None
-    target_ttft_p95_ms: float | None = None
-    increase_ms: float | None = None
-    interval_ms: tuple[float, float] | None = None
-    beyond_allowed_ms: tuple[float | None, float | None] | None = None
-    allowed_ms: float | None = None
-    legacy_latency_p95_ms: float | None = None
-    target_latency_p95_ms: float | None = None
 
 
 class Safety(Finding):
@@ -146,20 +105,18 @@ def decide(
     speed = assess_speed(sealed.filter(pl.col("role") == TRAFFIC), spec, seed=migration.golden.seed)
     safety = Safety(status="unmeasured", reason="no safety suite has been run on the target's answers")
     criteria = [
-        _criterion("quality", _quality_status(quality), explain_quality(quality), spec),
-        _criterion(
-            "missingness", "undecided" if missingness.differs else "met", _explain_missingness(missingness), spec
-        ),
-        _criterion("segments", *_judge_segments(segments), spec),
-        _criterion("ttft", speed.status, speed.reason, spec),
-        _criterion("cost", cost["status"], cost["reason"], spec),
-        _criterion("safety", safety.status, safety.reason, spec),
-        _criterion("holdout", *_judge_freshness(sealed, burnt, shown), spec),
+        judged("quality", _quality_status(quality), explain_quality(quality), spec),
+        judged("missingness", "undecided" if missingness.differs else "met", _explain_missingness(missingness), spec),
+        judged("segments", *_judge_segments(segments), spec),
+        judged("ttft", speed.status, speed.reason, spec),
+        judged("cost", cost["status"], cost["reason"], spec),
+        judged("safety", safety.status, safety.reason, spec),
+        judged("holdout", *_judge_freshness(sealed, burnt, shown), spec),
     ]
     return Verdict(
         workload=migration.workload,
         verdict=combine(criteria),
-        reasons=[_reason(criterion) for criterion in criteria],
+        reasons=[explain_criterion(criterion) for criterion in criteria],
         criteria=criteria,
         waived=[criterion.name for criterion in criteria if criterion.waived],
         quality=quality,
@@ -201,99 +158,6 @@ def _attempts(attempt: int, level: float) -> str:
     return (
         f"attempt {attempt} of this workload, each on items that no other has judged: that any of {attempt} gives a "
         f"false GO has a chance of at most {1 - (1 - level) ** attempt:.3g}"
-    )
-
-
-def combine(criteria: Sequence[Criterion]) -> Outcome:
-    """GO on proof of all, NO-GO on proof against one, INCONCLUSIVE otherwise."""
-    gating = [criterion.status for criterion in criteria if not criterion.waived]
-    if "not met" in gating:
-        return "NO-GO"
-    return "GO" if gating and all(status == "met" for status in gating) else "INCONCLUSIVE"
-
-
-def assess_speed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> Speed:
-    """Judge the increase of p95 time to first token over calls of the traffic on its one-sided bounds.
-
-    The allowance is the larger of the relative and the absolute one, and is estimated with the increase. A pair of
-    which one side has no time to first token counts against whatever is to be proven: for "met" the target was
-    infinitely slow and the legacy instant, for "not met" the other way round. Below `SPEED_COVERAGE` measured pairs
-    nothing is claimed.
-    """
-    pairs = scores.filter(pl.col("legacy_ttft_ms").is_not_null() & pl.col("target_ttft_ms").is_not_null())
-    if pairs.height < SPEED_COVERAGE * scores.height or pairs.is_empty():
-        reason = (
-            f"time to first token was measured in both arms for {pairs.height} of {scores.height} items; "
-            f"{SPEED_COVERAGE:.0%} are needed"
-        )
-        return Speed(status="unmeasured", reason=reason, n_measured=pairs.height)
-    legacy_p95, target_p95 = (_p95(pairs, f"{arm}_ttft_ms") or 0.0 for arm in ("legacy", "target"))
-    allowed = max(spec.ttft_increase * legacy_p95, spec.ttft_increase_ms)
-    facts = {
-        "n_measured": pairs.height,
-        "legacy_ttft_p95_ms": round(legacy_p95, 3),
-        "target_ttft_p95_ms": round(target_p95, 3),
-        "allowed_ms": round(allowed, 3),
-        "legacy_latency_p95_ms": _p95(pairs, "legacy_latency_ms"),
-        "target_latency_p95_ms": _p95(pairs, "target_latency_ms"),
-    }
-    try:
-        increase = _speed_change(pairs, spec, seed=seed)
-        lower, upper = _beyond_allowed(scores, spec, seed=seed)
-    except TooFewPairs as error:
-        return Speed(status="undecided", reason=str(error), **facts)
-    status: Status = "met" if upper <= 0 else "not met" if lower > 0 else "undecided"
-    beyond = _known(lower), _known(upper)
-    ends = " to ".join("?" if bound is None else f"{bound:+.0f}" for bound in beyond)
-    missing = scores.height - pairs.height
-    reason = (
-        f"p95 time to first token changes by {increase.estimate:+.0f} ms "
-        f"({increase.lower:+.0f} to {increase.upper:+.0f}); up to {allowed:+.0f} ms is allowed, which is "
-        f"exceeded by {ends} ms" + (f", with the worst for {missing} unmeasured items" if missing else "")
-    )
-    return Speed(
-        status=status,
-        reason=reason,
-        increase_ms=round(increase.estimate, 3),
-        interval_ms=(round(increase.lower, 3), round(increase.upper, 3)),
-        beyond_allowed_ms=beyond,
-        **facts,
-    )
-
-
-def _speed_change(pairs: pl.DataFrame, spec: SignOff, *, seed: int, beyond: bool = False) -> Interval:
-    """Bound the change of the p95, or by how much it lies beyond what is allowed; the same seed, the same resamples."""
-    return paired_quantile_difference(
-        pairs["target_ttft_ms"].to_numpy(),
-        pairs["legacy_ttft_ms"].to_numpy(),
-        quantile=SPEED_QUANTILE,
-        allowed_share=spec.ttft_increase if beyond else 0.0,
-        allowed=spec.ttft_increase_ms if beyond else 0.0,
-        clusters=cluster_codes(pairs),
-        weights=pairs["weight"].to_numpy(),
-        level=1 - 2 * spec.level,
-        rng=np.random.default_rng(seed),
-    )
-
-
-def _beyond_allowed(scores: pl.DataFrame, spec: SignOff, *, seed: int) -> tuple[float, float]:
-    """Bound the increase of the p95 less what is allowed, each side with the worst for what was not measured."""
-    best, worst = (_without_gaps(scores, slow=arm) for arm in ("legacy", "target"))
-    against = _speed_change(worst, spec, seed=seed, beyond=True)
-    in_favour = against if best.equals(worst) else _speed_change(best, spec, seed=seed, beyond=True)
-    return in_favour.lower, against.upper
-
-
-def _known(bound: float) -> float | None:
-    return None if abs(bound) > NEVER_MS / 2 else round(bound, 3)
-
-
-def _without_gaps(scores: pl.DataFrame, *, slow: str) -> pl.DataFrame:
-    """Fill the times of pairs that were not measured in both arms: one arm never answered, the other at once."""
-    measured = pl.col("legacy_ttft_ms").is_not_null() & pl.col("target_ttft_ms").is_not_null()
-    return scores.with_columns(
-        pl.when(measured).then(f"{arm}_ttft_ms").otherwise(NEVER_MS if arm == slow else 0.0).alias(f"{arm}_ttft_ms")
-        for arm in ("legacy", "target")
     )
 
 
@@ -363,15 +227,6 @@ def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str], shown: Collec
     )
 
 
-def _criterion(name: str, status: Status, reason: str, spec: SignOff) -> Criterion:
-    return Criterion(name=name, status=status, waived=name in spec.waive, reason=reason)
-
-
-def _reason(criterion: Criterion) -> str:
-    waived = " (waived by the migration file)" if criterion.waived else ""
-    return f"{criterion.name}: {criterion.status}{waived}: {criterion.reason}"
-
-
 def _stable(value: Any) -> Any:  # noqa: ANN401 - JSON is of any type
     """Round to nine decimals: the last bits differ between processors, and a verdict must not."""
     match value:
@@ -382,12 +237,3 @@ def _stable(value: Any) -> Any:  # noqa: ANN401 - JSON is of any type
         case list() | tuple():
             return [_stable(each) for each in value]
     return value
-
-
-def _p95(pairs: pl.DataFrame, column: str) -> float | None:
-    """Return the p95 over calls of the traffic; None where no item has a value."""
-    measured = pairs.filter(pl.col(column).is_not_null())
-    if measured.is_empty():
-        return None
-    weights = measured["weight"].to_numpy()
-    return round(weighted_quantile(measured[column].to_numpy(), SPEED_QUANTILE, weights=weights), 3)
