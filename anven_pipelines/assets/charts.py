@@ -11,7 +11,8 @@ import polars as pl
 
 from anven_pipelines.domain.load_report import LoadReport
 from anven_pipelines.domain.prompt_gain import Gain
-from anven_pipelines.domain.quality import Quality, Segment
+from anven_pipelines.domain.quality import Quality
+from anven_pipelines.domain.segments import Segment
 from anven_pipelines.spec_load import ServiceLevel
 
 if TYPE_CHECKING:

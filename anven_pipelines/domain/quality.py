@@ -1,4 +1,4 @@
-"""What the paired comparison of scores proves, over all items and within segments.
+"""What the paired comparison of scores proves.
 
 An item that was not measured never helps the target: to prove "not worse" a missing target score counts as 0
 and a missing legacy score as 1, to prove "worse" the other way round (bounds that assume nothing about why a
@@ -16,7 +16,6 @@ import polars as pl
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.evaluation import TRAFFIC, Finding, cluster_codes, rounded
 from anven_pipelines.domain.power import PLANNED_POWER, items_for
-from anven_pipelines.stats.multiplicity import holm
 from anven_pipelines.stats.paired import (
     NonInferiority,
     design_effect,
@@ -29,8 +28,6 @@ from anven_pipelines.stats.pairs import MIN_PAIRS, effective_number
 from anven_pipelines.stats.sample_size import MarginKind, margin_for_pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anven_pipelines.stats.interval import Interval
 
 FloatArray = npt.NDArray[np.float64]
@@ -102,22 +99,6 @@ class Quality(Finding):
     shortage: str | None = None
 
 
-class Segment(Finding):
-    """The comparison within one value of one stratum."""
-
-    stratum: str
-    value: str
-    outcome: Outcome
-    n: int
-    n_measured: int
-    legacy_mean: float | None = None
-    target_mean: float | None = None
-    estimate: float | None = None
-    interval: tuple[float, float] | None = None
-    p_worse_adjusted: float | None = None
-    p_not_worse_adjusted: float | None = None
-
-
 def compare_quality(
     scores: pl.DataFrame, *, margin: float, level: float, kind: MarginKind = "relative", of: str = TRAFFIC
 ) -> Quality:
@@ -156,14 +137,13 @@ def compare_quality(
     except TooFewPairs as error:
         # The formula knows independent items alone, and those that are unmeasured are no fewer for more items.
         plannable = not unmeasured and weighting.clusters is None and scores.height < MIN_PAIRS
-        planned = _planned(scores.height, margin=margin, level=level, kind=kind) if plannable else {}
         return Quality(
             outcome="too few items",
             imputation=Imputation(items=unmeasured),
             shortage=str(error),
             **facts,
             **_means(measured),
-            **planned,
+            **(_planned(scores.height, margin=margin, level=level, kind=kind) if plannable else {}),
         )
     outcome = _outcome(against, in_favour)
     # More items are no remedy for those that were not measured.
@@ -181,107 +161,6 @@ def compare_quality(
         **described,
         **needed,
     )
-
-
-def compare_segments(
-    scores: pl.DataFrame, strata: Sequence[str], *, margin: float, level: float, kind: MarginKind = "relative"
-) -> list[Segment]:
-    """Compare within every value of every stratum of the traffic, and among the items of every other role.
-
-    The family is all segments together; "worse" and "not worse" are each claimed after Holm's correction over that
-    family.
-    """
-    traffic = scores.filter(pl.col("role") == TRAFFIC)
-    parts = [
-        (stratum, value, traffic.filter(pl.col(stratum) == value), TRAFFIC)
-        for stratum in strata
-        for value in sorted(traffic[stratum].unique().drop_nulls().to_list())
-    ]
-    parts += [("role", role, scores, role) for role in sorted(set(scores["role"].to_list()) - {TRAFFIC})]
-    compared = [
-        (stratum, value, compare_quality(rows, margin=margin, level=level, kind=kind, of=of))
-        for stratum, value, rows, of in parts
-    ]
-    worse = holm(np.array([_p(quality.p_worse) for *_, quality in compared], dtype=np.float64))
-    not_worse = holm(np.array([_p(quality.p_not_worse) for *_, quality in compared], dtype=np.float64))
-    return [
-        Segment(
-            stratum=stratum,
-            value=value,
-            outcome=_segment_outcome(quality, float(p_not_worse), float(p_worse), level),
-            n=quality.n,
-            n_measured=quality.n_measured,
-            legacy_mean=quality.legacy_mean,
-            target_mean=quality.target_mean,
-            estimate=quality.estimate,
-            interval=quality.interval,
-            p_worse_adjusted=None if quality.p_worse is None else rounded(float(p_worse)),
-            p_not_worse_adjusted=None if quality.p_not_worse is None else rounded(float(p_not_worse)),
-        )
-        for (stratum, value, quality), p_worse, p_not_worse in zip(compared, worse, not_worse, strict=True)
-    ]
-
-
-def explain_quality(quality: Quality) -> str:
-    """Say in one sentence what was proven about the mean score, or what is missing to prove it."""
-    if quality.outcome == "too few items" or quality.interval is None:
-        return _explain_too_few(quality)
-    lower, upper = quality.interval
-    found = (
-        f"mean score {quality.target_mean:.2%} against {quality.legacy_mean:.2%}, difference "
-        f"{_points(quality.estimate)} ({_points(lower)} to {_points(upper)}), "
-        f"{_explain_margin(quality)}{_explain_imputation(quality.imputation)}"
-    )
-    if quality.outcome == "not worse":
-        return f"{'better is proven' if quality.better else 'not worse than the margin is proven'}: {found}"
-    if quality.outcome == "worse":
-        return f"worse than the margin is proven: {found}"
-    if quality.n_measured < quality.n:
-        missing = f"{quality.n - quality.n_measured} of {quality.n} items are unmeasured"
-        return (
-            f"neither side is proven: {found}; {missing} and count against whatever is to be proven: "
-            "get their answers and scores first"
-        )
-    if quality.n_needed is None:
-        return f"neither side is proven and no feasible number of items would decide: {found}"
-    return (
-        f"neither side is proven: {found}; about {quality.items_still_needed:,} more items "
-        f"({quality.n_needed:,} in all) would prove {quality.needed_to_prove} at 80 % power if the difference stays"
-    )
-
-
-def _explain_margin(quality: Quality) -> str:
-    if quality.margin_kind == "absolute":
-        return f"margin {_points(quality.margin_points, sign='')}"
-    kept = quality.ratio_interval
-    share = f"; {kept[0]:.1%} to {kept[1]:.1%} of legacy is kept, {1 - quality.margin:.1%} is needed" if kept else ""
-    return f"margin {quality.margin:.1%} of legacy = {_points(quality.margin_points, sign='')}{share}"
-
-
-def _explain_imputation(imputation: Imputation) -> str:
-    if not imputation.items:
-        return ""
-    told = f"; {imputation.items} unmeasured items count as the worst case"
-    if not imputation.changed:
-        return f"{told}, which changed nothing"
-    alone = "unknown" if imputation.p_not_worse_measured is None else f"{imputation.p_not_worse_measured:.2g}"
-    return f"{told}, which changed the outcome (p of the measured ones alone {alone})"
-
-
-def _explain_too_few(quality: Quality) -> str:
-    if quality.n_measured < quality.n:
-        return (
-            f"only {quality.n_measured} of {quality.n} items were measured in both arms, too few for any test: get the "
-            "missing answers and scores first"
-        )
-    found = f"too few for any test: {quality.shortage}"
-    if quality.n_needed is None:
-        return found
-    return f"{found}; about {quality.n_needed:,} in all would prove equal models not worse at 80 % power"
-
-
-def _points(value: float | None, *, sign: str = "+") -> str:
-    return "unknown" if value is None else f"{100 * value:{sign}.2f} points"
 
 
 class _Weighting(NamedTuple):
@@ -327,16 +206,6 @@ def _imputation(
 def _estimand(of: str, kind: MarginKind) -> str:
     measure = "ratio of the target's mean score to the legacy's" if kind == "relative" else "difference of mean scores"
     return f"{measure}, over {'calls of the logged traffic' if of == TRAFFIC else f'the {of} items'}"
-
-
-def _segment_outcome(quality: Quality, p_not_worse: float, p_worse: float, level: float) -> Outcome:
-    if quality.outcome == "too few items":
-        return "too few items"
-    return "worse" if p_worse < level else "not worse" if p_not_worse < level else "unproven"
-
-
-def _p(value: float | None) -> float:
-    return 1.0 if value is None else value
 
 
 def _measured(scores: pl.DataFrame) -> pl.DataFrame:

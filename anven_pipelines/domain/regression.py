@@ -13,7 +13,9 @@ from anven_pipelines.domain.evaluation import (
     compare_missingness,
     side_by_side,
 )
-from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments, explain_quality
+from anven_pipelines.domain.quality import Quality, compare_quality
+from anven_pipelines.domain.quality_report import explain_quality
+from anven_pipelines.domain.segments import Segment, compare_segments
 from anven_pipelines.spec_target import EndpointTarget
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from anven_pipelines.domain.evaluation import (
     compare_missingness,
     report_contract,
 )
-from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments
+from anven_pipelines.domain.quality import Quality, compare_quality
+from anven_pipelines.domain.segments import Segment, compare_segments
 
 if TYPE_CHECKING:
     from anven_pipelines.spec import Migration

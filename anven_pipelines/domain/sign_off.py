@@ -20,9 +20,10 @@ from anven_pipelines.domain.evaluation import (
     compare_missingness,
     report_contract,
 )
-from anven_pipelines.domain.quality import Quality, Segment, compare_quality, compare_segments, explain_quality
+from anven_pipelines.domain.quality import Quality, compare_quality
+from anven_pipelines.domain.quality_report import explain_quality
+from anven_pipelines.domain.segments import Segment, compare_segments, judge_segments
 from anven_pipelines.domain.speed import Speed, assess_speed
-from anven_pipelines.stats.pairs import MIN_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -107,7 +108,7 @@ def decide(
     criteria = [
         judged("quality", _quality_status(quality), explain_quality(quality), spec),
         judged("missingness", "undecided" if missingness.differs else "met", _explain_missingness(missingness), spec),
-        judged("segments", *_judge_segments(segments), spec),
+        judged("segments", *judge_segments(segments), spec),
         judged("ttft", speed.status, speed.reason, spec),
         judged("cost", cost["status"], cost["reason"], spec),
         judged("safety", safety.status, safety.reason, spec),
@@ -182,33 +183,6 @@ def _explain_missingness(missingness: Missingness) -> str:
         if missingness.differs
         else counts
     )
-
-
-def _judge_segments(segments: Sequence[Segment]) -> tuple[Status, str]:
-    """Judge the family of segments: one that is proven worse than the margin is harm, however good the mean.
-
-    A segment that is too small to compare blocks nothing and is named; one that is not, and of which nothing was
-    measured, does.
-    """
-    worse = [segment for segment in segments if segment.outcome == "worse"]
-    if worse:
-        return "not met", f"proven worse than the margin in {_named(worse)} (Holm over {len(segments)} segments)"
-    if not segments:
-        return "met", "there are no segments: the migration file declares no strata that the traffic has"
-    blank = [segment for segment in segments if segment.legacy_mean is None and segment.n >= MIN_PAIRS]
-    if blank:
-        return "unmeasured", f"nothing was measured in both arms in {_of(blank, segments)}"
-    small = [segment for segment in segments if segment.outcome == "too few items"]
-    none = f"none of {len(segments)} segments is proven worse than the margin (Holm)"
-    return "met", f"{none}; too few items to tell in {_of(small, segments)}" if small else none
-
-
-def _of(some: Sequence[Segment], segments: Sequence[Segment]) -> str:
-    return f"{len(some)} of {len(segments)} segments: {_named(some, counted=True)}"
-
-
-def _named(segments: Sequence[Segment], *, counted: bool = False) -> str:
-    return ", ".join(f"{each.stratum} = {each.value}" + (f" ({each.n})" if counted else "") for each in segments)
 
 
 def _judge_freshness(sealed: pl.DataFrame, burnt: Collection[str], shown: Collection[str]) -> tuple[Status, str]:

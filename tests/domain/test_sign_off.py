@@ -102,47 +102,6 @@ def test_a_harmed_segment_blocks_unless_it_is_waived_by_name() -> None:
     assert verdict_on(scores, waived).verdict == "GO"
 
 
-def billing(items: int, **columns: Any) -> pl.DataFrame:
-    return paired_scores(both=items, lost=0, gained=0).with_columns(
-        application=pl.lit("billing"),
-        item_id="bill-" + pl.col("item_id"),
-        cluster="bill-" + pl.col("item_id"),
-        **{name: pl.lit(value, dtype=pl.Float64) for name, value in columns.items()},
-    )
-
-
-def segments_of(*parts: pl.DataFrame, strata: tuple[str, ...] = ("application",)) -> tuple[str, str]:
-    golden = {"size": "all", "holdout": 1.0, "strata": list(strata)}
-    verdict = verdict_on(pl.concat(parts), a_migration(golden=golden))
-    return next((each.status, each.reason) for each in verdict.criteria if each.name == "segments")
-
-
-def test_a_segment_that_is_too_small_to_compare_is_named_and_blocks_nothing() -> None:
-    status, reason = segments_of(paired_scores(both=1500, lost=0, gained=200), billing(9, target_score=0.0))
-    assert status == "met"
-    assert reason.endswith("too few items to tell in 1 of 2 segments: application = billing (9)")
-
-
-def test_a_segment_too_small_to_compare_blocks_nothing_measured_or_not() -> None:
-    status, reason = segments_of(
-        paired_scores(both=1500, lost=0, gained=200), billing(9, target_score=None, legacy_score=None)
-    )
-    assert (status, "application = billing (9)" in reason) == ("met", True)
-
-
-def test_a_segment_of_which_nothing_was_measured_is_unmeasured() -> None:
-    blank = billing(30, target_score=None, legacy_score=None)
-    assert segments_of(paired_scores(both=1500, lost=0, gained=200), blank) == (
-        "unmeasured",
-        "nothing was measured in both arms in 1 of 2 segments: application = billing (30)",
-    )
-
-
-def test_a_verdict_without_segments_says_so() -> None:
-    status, reason = segments_of(paired_scores(both=1500, lost=0, gained=200), strata=())
-    assert (status, reason[:22]) == ("met", "there are no segments:")
-
-
 def test_open_items_never_reach_the_verdict() -> None:
     sealed = paired_scores(both=900, lost=5, gained=5)
     opened = paired_scores(both=0, lost=900, gained=0).with_columns(
