@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anven_pipelines.domain.capacity import Demand
-from anven_pipelines.domain.cost import PAID_BY_THE_DAY, CostModel, cost_of
+from anven_pipelines.domain.cost import CostModel, cost_of
 from anven_pipelines.domain.load import Saturation
+from anven_pipelines.domain.pricing import PAID_BY_THE_DAY
 from anven_pipelines.domain.serving import Benchmark, Serving, self_served, serving_of, usd
 from anven_pipelines.domain.workload import declared_digest
 from anven_pipelines.spec import Migration
