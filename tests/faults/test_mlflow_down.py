@@ -21,6 +21,7 @@ import dagster as dg
 import pytest
 
 from anven_pipelines.domain.tracking import StepRecord
+from anven_pipelines.resources.mlflow_connection import load_mlflow
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.outbox import Outbox
 
@@ -50,13 +51,14 @@ import json, os, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 from anven_pipelines.domain.tracking import StepRecord
+from anven_pipelines.resources.mlflow_connection import load_mlflow
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 
 folder, step = Path(sys.argv[1]), StepRecord.from_json(sys.argv[2])
 settings = dict(tracking_uri=f"sqlite:///{folder}/mlflow.db", artifact_root=f"{folder}/artifacts",
                 outbox=f"{folder}/outbox", timeout_s=120)
 tracking = MlflowTracking(**settings)
-tracking._load()
+load_mlflow(tracking.tracking_uri, timeout_s=tracking.timeout_s)
 from mlflow import MlflowClient
 
 def fork(work):
@@ -150,7 +152,7 @@ def tracking_in(folder: Path) -> MlflowTracking:
 def away(port: int, folder: Path) -> MlflowTracking:
     """Return tracking on a server, with mlflow imported so that times are the server's alone."""
     tracking = MlflowTracking(tracking_uri=f"http://127.0.0.1:{port}", outbox=str(folder / "outbox"), timeout_s=1.0)
-    tracking._load()
+    load_mlflow(tracking.tracking_uri, timeout_s=tracking.timeout_s)
     return tracking
 
 
@@ -273,7 +275,7 @@ def test_a_server_that_is_not_well_costs_a_step_its_timeout_and_nothing_else(
 def test_a_database_that_cannot_be_opened_costs_a_step_no_time(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
     tracking = tracking_in(tmp_path)
-    tracking._load()
+    load_mlflow(tracking.tracking_uri, timeout_s=tracking.timeout_s)
     begun = time.monotonic()
     warning = tracking.record(STEP).warning
     assert time.monotonic() - begun < 1.0 + PROMPT_S
