@@ -26,7 +26,8 @@ from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.checkpoint import Remembered
 from anven_pipelines.resources.gepa_strategy import GepaStrategy
 from anven_pipelines.resources.judge import Judge
-from anven_pipelines.resources.prompt_ops import PromptOpsStrategy, command_of
+from anven_pipelines.resources.prompt_ops import PromptOpsStrategy
+from anven_pipelines.resources.prompt_ops_process import command_of
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector, reflection_key
 from anven_pipelines.spec import Migration
 from anven_pipelines.spec_prompt import StrategyName  # noqa: TC001 - no quoted annotations in this file

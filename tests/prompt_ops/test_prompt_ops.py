@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
-from anven_pipelines.resources.prompt_ops import PYTHON, PromptOpsStrategy, command_of
+from anven_pipelines.resources.prompt_ops import PromptOpsStrategy
+from anven_pipelines.resources.prompt_ops_process import PYTHON, command_of
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector
 from anven_pipelines.spec_target import EndpointTarget
 from tests.fakes.answered_trial import AnsweredTrial

@@ -17,13 +17,9 @@ import pytest
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
 from anven_pipelines.resources.endpoint import Pace
-from anven_pipelines.resources.prompt_ops import (
-    Optimised,
-    PromptOpsStrategy,
-    Shot,
-    candidate_of,
-    command_of,
-)
+from anven_pipelines.resources.prompt_ops import PromptOpsStrategy
+from anven_pipelines.resources.prompt_ops_process import command_of
+from anven_pipelines.resources.prompt_ops_result import Optimised, Shot, candidate_of
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector
 from anven_pipelines.spec_target import EndpointTarget
 from tests.fakes.answered_trial import AnsweredTrial
