@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from anven_pipelines.stats.paired import difference_interval, noninferiority
+from anven_pipelines.stats.noninferiority import noninferiority
+from anven_pipelines.stats.paired import difference_interval
 from anven_pipelines.stats.sample_size import pairs_for_margin
 from anven_pipelines.stats.simulated_power import PlannedItems
 from benchmarks.canary_ramp import count_alarms, difference_boundary, difference_ramp

@@ -12,7 +12,7 @@ from anven_pipelines.domain.errors import InvalidInput, TooFewPairs
 from anven_pipelines.domain.grading import grade_rows
 from anven_pipelines.domain.table import Column, Table
 from anven_pipelines.spec_grading import RagasGrader
-from anven_pipelines.stats.paired import noninferiority
+from anven_pipelines.stats.noninferiority import noninferiority
 from anven_pipelines.stats.pairs import MIN_PAIRS, scaled_weights
 from anven_pipelines.stats.sample_size import margin_for_pairs, pairs_for_margin
 from anven_pipelines.stats.simulated_power import PlannedItems

@@ -16,14 +16,9 @@ import polars as pl
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.evaluation import TRAFFIC, Finding, cluster_codes, rounded
 from anven_pipelines.domain.power import PLANNED_POWER, items_for
-from anven_pipelines.stats.paired import (
-    NonInferiority,
-    design_effect,
-    difference_interval,
-    items_needed,
-    noninferiority,
-    ratio_interval,
-)
+from anven_pipelines.stats.items_needed import items_needed
+from anven_pipelines.stats.noninferiority import NonInferiority, noninferiority, ratio_interval
+from anven_pipelines.stats.paired import design_effect, difference_interval
 from anven_pipelines.stats.pairs import MIN_PAIRS, effective_number
 from anven_pipelines.stats.sample_size import MarginKind, margin_for_pairs
 

@@ -28,3 +28,15 @@ class Interval:
         if not self.lower <= self.upper:
             message = f"interval [{self.lower}, {self.upper}] is reversed; lower <= upper is needed"
             raise ValueError(message)
+
+
+def tail_of(level: float) -> float:
+    """Return the share that a two-sided coverage leaves on either side.
+
+    Raises:
+        ValueError: `level` is no coverage.
+    """
+    if not 0 < level < 1:
+        message = f"level is {level}; a two-sided coverage between 0 and 1 is needed, e.g. 0.95"
+        raise ValueError(message)
+    return (1 - level) / 2

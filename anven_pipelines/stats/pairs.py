@@ -131,6 +131,14 @@ def effective_number(weights: FloatArray) -> float:
     return float(weights.sum()) ** 2 / float(weights @ weights)
 
 
+def counted_over(pairs: Pairs) -> str:
+    """Say what the sums are over, where it is not simply the items."""
+    clusters = "" if pairs.alone else f" over {pairs.n_clusters} clusters"
+    if pairs.sizes.max() > 1 and pairs.alone:
+        return f", weighted (like {effective_number(pairs.sizes):.0f} equal items)"
+    return clusters
+
+
 def scaled_weights(weights: FloatArray | None, n: int) -> FloatArray | None:
     """Return weights with a mean of 1, or None where all are as good as equal.
 

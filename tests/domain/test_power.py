@@ -23,7 +23,7 @@ from anven_pipelines.domain.power import (
     require_reachable,
 )
 from anven_pipelines.spec import SignOff
-from anven_pipelines.stats.paired import noninferiority
+from anven_pipelines.stats.noninferiority import noninferiority
 from tests.builders import a_migration
 
 

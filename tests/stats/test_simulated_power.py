@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anven_pipelines.stats.paired import noninferiority
+from anven_pipelines.stats.noninferiority import noninferiority
 from anven_pipelines.stats.sample_size import margin_for_pairs
 from anven_pipelines.stats.simulated_power import NO_MARGIN, PlannedItems
 

@@ -11,7 +11,9 @@ import pytest
 from scipy import stats
 
 from anven_pipelines.domain.errors import TooFewPairs
-from anven_pipelines.stats.paired import difference_interval, items_needed, noninferiority, ratio_interval
+from anven_pipelines.stats.items_needed import items_needed
+from anven_pipelines.stats.noninferiority import noninferiority, ratio_interval
+from anven_pipelines.stats.paired import difference_interval
 from anven_pipelines.stats.pairs import effective_number
 from anven_pipelines.stats.score import LOST_PAIR, evidence_of_differences, evidence_of_sums
 
