@@ -10,38 +10,27 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
-import re
-import time
 from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from anven_pipelines.domain.completion import (
-    Answer,
-    AnswerInProgress,
-    Failure,
-    kind_of,
-    retry_after_s,
-    wait_s,
-    without_secrets,
-)
+from anven_pipelines.domain.completion import Answer, AnswerInProgress, wait_s, without_secrets
 from anven_pipelines.resources.answer_batch import AnswerBatch, Asked, Checkpoint, Progress
+from anven_pipelines.resources.endpoint_failure import failure_of
 from anven_pipelines.resources.environment import NO_KEY, api_key, keep_private
+from anven_pipelines.resources.pace import DEPARTURE, Pace
 from anven_pipelines.resources.preparation_threads import PreparationThreads
+from anven_pipelines.resources.warm_up import warm_up_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import ModuleType
 
     import httpx
     import polars as pl
     from openai import AsyncOpenAI
 
-    from anven_pipelines.domain.completion import Outcome
+    from anven_pipelines.domain.completion import Failure, Outcome
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.spec_target import EndpointTarget
 
@@ -53,33 +42,6 @@ _FORMS: Final[tuple[Mapping[str, Any], ...]] = (
 )
 _FORM_REFUSED: Final = (400, 422)
 _WARM_UP_SECONDS: Final = 10.0
-_WARM_UP_ANSWER: Final = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-    b'data: {"id":"","object":"chat.completion.chunk","created":0,"model":"","choices":'
-    b'[{"index":0,"delta":{"content":"warm"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
-)
-_WARM_UP_ERROR: Final = b"HTTP/1.1 500 Warm\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-
-
-@dataclass
-class Departure:
-    """When a request left this process, on the clock of the endpoint's pace; None while it has not."""
-
-    at: float | None = None
-
-
-DEPARTURE: Final[ContextVar[Departure]] = ContextVar("departure")
-"""Set by whoever wants to know when the request of the current task leaves."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Time and chance, so that a test needs neither."""
-
-    clock: Callable[[], float] = time.perf_counter
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    jitter: Callable[[], float] = random.random
 
 
 def ask_endpoint(
@@ -254,22 +216,9 @@ class Endpoint:
         )
 
     def _failure(self, error: Exception) -> Failure:
-        """Say what an error of LiteLLM, openai, httpx or asyncio means."""
-        links = list(_chain(error))
-        message = without_secrets(_said(error), secrets=[self._key] if self._key else [])
-        if isinstance(error, TimeoutError):
-            return Failure("timeout", f"no whole answer within {self._target.timeout.total_seconds():g} s")
+        timeout_s = self._target.timeout.total_seconds()
         headers = self._headers_of(error)
-        if headers is not None:
-            statuses = [status for link in links if isinstance(status := getattr(link, "status_code", None), int)]
-            status = statuses[-1]  # the innermost is the server's own
-            asked_to_wait = headers.get("retry-after") or headers.get("llm_provider-retry-after")  # LiteLLM's proxy
-            wait = retry_after_s(asked_to_wait, now=self._pace.now())
-            return Failure(kind_of(status), message, status, wait)
-        names = {type(link).__name__ for link in links}
-        if "ConnectError" in names:
-            return Failure("unreachable", message)
-        return Failure("timeout" if names & {"APITimeoutError", "Timeout"} else "broken_answer", message)
+        return failure_of(error, headers, key=self._key, timeout_s=timeout_s, now=self._pace.now())
 
     def _headers_of(self, error: Exception) -> Mapping[str, str] | None:
         """Return the headers of a response that was an error; None where there was no response at all.
@@ -285,24 +234,16 @@ class Endpoint:
         LiteLLM's first call takes 2 s and its first error 0.6 s, in which nothing else runs; neither is a latency
         of the target's.
         """
-        answers = [_WARM_UP_ANSWER, _WARM_UP_ERROR]
-
-        async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = re.search(rb"(?i)content-length: (\d+)", head)
-            await reader.readexactly(int(length[1]) if length else 0)
-            writer.write(answers.pop(0))
-            await writer.drain()
-            writer.close()
-
         with suppress(Exception):  # no loopback, or a proxy for it: the first answers are just slower
-            async with asyncio.timeout(_WARM_UP_SECONDS), await asyncio.start_server(reply, "127.0.0.1", 0) as server:
-                url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-                async with self._client(url) as client:
-                    while answers:
-                        wrapper = await self._send(client, [{"role": "user", "content": ""}], {}, _FORMS[0])
-                        async with wrapper.completion_stream as stream:
-                            await self._read(stream, self._pace.clock())
+            async with (
+                asyncio.timeout(_WARM_UP_SECONDS),
+                warm_up_server() as server,
+                self._client(server.url) as client,
+            ):
+                while server.replies:
+                    wrapper = await self._send(client, [{"role": "user", "content": ""}], {}, _FORMS[0])
+                    async with wrapper.completion_stream as stream:
+                        await self._read(stream, self._pace.clock())
 
 
 class DirectEndpoint(Endpoint):
@@ -339,17 +280,3 @@ class _Streamed(NamedTuple):
     """An answer in the place where LiteLLM's wrapper has it."""
 
     completion_stream: Any
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Walk from an error to what caused it."""
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
-
-
-def _said(error: Exception) -> str:
-    """Return the server's words without the names that LiteLLM puts before them."""
-    text = str(error)
-    return text.partition("OpenAIException - ")[2] or text or type(error).__name__

@@ -14,9 +14,10 @@ import polars as pl
 
 from anven_pipelines.domain.completion import Answer
 from anven_pipelines.domain.load import LOAD_REQUESTS, Timing, request_row, unsent_row
-from anven_pipelines.resources.endpoint import DEPARTURE, Departure, DirectEndpoint, Pace
+from anven_pipelines.resources.endpoint import DirectEndpoint
 from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.interrupts import interrupts_deferred
+from anven_pipelines.resources.pace import DEPARTURE, Departure, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

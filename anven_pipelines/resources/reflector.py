@@ -16,13 +16,14 @@ from anven_pipelines.domain.completion import ASKED_AGAIN
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
-from anven_pipelines.resources.endpoint import Pace, ask_endpoint
+from anven_pipelines.resources.endpoint import ask_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.prompt_strategy import Account
     from anven_pipelines.resources.answer_batch import Checkpoint, Progress
+    from anven_pipelines.resources.pace import Pace
     from anven_pipelines.spec_target import EndpointTarget
 
 _MILLION: Final = 1e6

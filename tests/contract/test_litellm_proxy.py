@@ -17,7 +17,8 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.inference import CompletionRequest
-from anven_pipelines.resources.endpoint import Pace, ask_endpoint
+from anven_pipelines.resources.endpoint import ask_endpoint
+from anven_pipelines.resources.pace import Pace
 from anven_pipelines.spec_target import EndpointTarget
 from tests.fakes.folder_checkpoint import FolderCheckpoint
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint

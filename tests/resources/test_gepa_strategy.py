@@ -11,8 +11,8 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
-from anven_pipelines.resources.endpoint import Pace
 from anven_pipelines.resources.gepa_strategy import GepaStrategy
+from anven_pipelines.resources.pace import Pace
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector
 from anven_pipelines.spec_target import EndpointTarget
 from anven_pipelines.spec_values import Price

@@ -16,7 +16,7 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
-from anven_pipelines.resources.endpoint import Pace
+from anven_pipelines.resources.pace import Pace
 from anven_pipelines.resources.prompt_ops import PromptOpsStrategy
 from anven_pipelines.resources.prompt_ops_process import command_of
 from anven_pipelines.resources.prompt_ops_result import Optimised, Shot, candidate_of
