@@ -10,37 +10,25 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
-from anven_pipelines.domain.prompt_changes import Chosen, chosen_of
 from anven_pipelines.domain.prompt_constraints import broken
-from anven_pipelines.domain.prompt_diff import Prompt
+from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entry, chosen_entry, declared_entry, way_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
-from anven_pipelines.domain.prompts import (
-    apply,
-    candidate_part,
-    carry_over,
-    declared_prompt,
-    fitting_rewrite,
-    found_prompt,
-    rewrites_part,
-)
+from anven_pipelines.domain.prompts import apply, candidate_part, carry_over, found_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    import polars as pl
 
     from anven_pipelines.domain.prompt_gain import Gain, Guard
     from anven_pipelines.domain.prompt_safety import Probe, SafetyFinding
@@ -53,26 +41,10 @@ if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
     from anven_pipelines.spec_target import AskedTarget
 
-UNCHANGED: Final = "unchanged"
 FEWEST: Final = 10  # search items of a template; below, a search would learn their noise
+
 LEAST_CHARACTERS: Final = 2_000
 """Length that any prompt may have: a short legacy prompt is no reason against an example."""
-
-
-class Entry(NamedTuple):
-    """A way to ask a template that meets the others.
-
-    Attributes:
-        origin: Who made it.
-        prompt: It alone.
-        part: What it adds to the prompt of the workload; nothing for what stays as logged.
-        candidate: It as a candidate; None for declared rewrites.
-    """
-
-    origin: str
-    prompt: AdaptedPrompt
-    part: Mapping[str, Any] = MappingProxyType({})
-    candidate: Candidate | None = None
 
 
 @dataclass
@@ -156,8 +128,8 @@ class Search:
         entries = [Entry(UNCHANGED, carry_over())]
         mode = self.migration.prompt.mode_for(self.migration.risk)
         if mode != "tested":
-            entries.append(self._entry(template, unchanged(template), origin="structural"))
-        if (rewrites := self._declared(items)) is not None:
+            entries.append(candidate_entry(template, unchanged(template), origin="structural", profile=self.profile))
+        if (rewrites := declared_entry(items, self.migration.prompt)) is not None:
             entries.append(rewrites)
         spending, names = self._spending, self._names()
         left = max(0, spending.budget.calls - spending.calls - reserve) * share
@@ -167,7 +139,7 @@ class Search:
             rng = np.random.default_rng([self.migration.prompt.seed, zlib.crc32(f"{template.name}/{name}".encode())])
             found = self.strategies[name].search(trial, rng=rng)
             if trial.refuse(found) is None:
-                entries.append(self._entry(template, found, origin=name))
+                entries.append(candidate_entry(template, found, origin=name, profile=self.profile))
         spending.until = spending.budget.calls
         return entries
 
@@ -215,15 +187,8 @@ class Search:
         )
         told = [f"{gain.template}: {gain.reason}" for gain in gains]
         refused = [] if guard.status == "kept" else [f"refused: {guard.reason}"]
-        # A prompt without slots leaves nobody a place to attack it from.
-        attacked = [each for each in won if each[0].template.slots]
-        try:
-            safety = self._safety(attacked) if attacked else None
-        except BudgetSpent as spent:
-            safety = None
-            refused.append(f"refused: {spent}; nothing says that it is as safe")
-        if safety and safety.worse:
-            refused.append(f"refused: {'; '.join(safety.reasons)}")
+        safety, unsafe = self._judge_safety(won)
+        refused += unsafe
         reasons = (*notes, *told, *refused)
         if not won or refused:
             return self._end(carry_over(), heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons)
@@ -257,18 +222,9 @@ class Search:
             level=self.migration.prompt.level if level is None else level,
             uncovered=self.split.uncovered,
             reasons=reasons,
-            chosen=tuple(self._chosen(items, entry) for items, entry in won),
+            chosen=tuple(chosen_entry(items, entry, profile=self.profile) for items, entry in won),
             searched=self._searched,
         )
-
-    def _chosen(self, items: TemplateItems, entry: Entry) -> Chosen:
-        """Return what changes for a template, and why."""
-        configs = items.search.rows["model_config"].to_list()
-        if entry.candidate is not None:
-            return chosen_of(items.template, entry.candidate, configs=configs, profile=self.profile)
-        number = fitting_rewrite(entry.part, json.loads(items.search.rows["source_prompt"][0]))
-        before = [each.model_dump() for each in unchanged(items.template).messages]
-        return Chosen(items.template, None, Prompt(before, {}), Prompt(entry.part["rewrites"][number]["messages"], {}))
 
     def _compared(self, items: TemplateItems, entry: Entry) -> Compared:
         """Ask the validation items both ways; the budget has kept calls for it."""
@@ -276,6 +232,18 @@ class Search:
         both = (way_of(trial.rows, prompt) for prompt in (carry_over(), entry.prompt))
         before, after = trial.scores_of([(way, range(trial.items)) for way in both])
         return Compared(items.template.name, before, after, items.validation.rows["cluster"].to_numpy())
+
+    def _judge_safety(self, won: Sequence[tuple[TemplateItems, Entry]]) -> tuple[SafetyFinding | None, list[str]]:
+        """Return what the attacks found, and why nothing of it may be used."""
+        # A prompt without slots leaves nobody a place to attack it from.
+        attacked = [each for each in won if each[0].template.slots]
+        if not attacked:
+            return None, []
+        try:
+            safety = self._safety(attacked)
+        except BudgetSpent as spent:
+            return None, [f"refused: {spent}; nothing says that it is as safe"]
+        return safety, [f"refused: {'; '.join(safety.reasons)}"] if safety.worse else []
 
     def _safety(self, won: Sequence[tuple[TemplateItems, Entry]]) -> SafetyFinding:
         """Attack every changed template both ways, with values of real calls."""
@@ -300,22 +268,6 @@ class Search:
             Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, candidate))
             for probe, output in zip(tried, answers["output"], strict=True)
         ]
-
-    def _entry(self, template: PromptTemplate, candidate: Candidate, *, origin: str) -> Entry:
-        part = candidate_part(template, candidate)
-        return Entry(origin, found_prompt([part], profile=self.profile, description=""), part, candidate)
-
-    def _declared(self, items: TemplateItems) -> Entry | None:
-        """Return the declared rewrites as an entry, where they fit every open prompt of the template."""
-        adaptation = self.migration.prompt
-        if not adaptation.rewrites:
-            return None
-        prompt = declared_prompt(adaptation)
-        logged = [json.loads(each) for part in items[1:] for each in part.rows["source_prompt"]]
-        if any(fitting_rewrite(prompt.transformation, messages) is None for messages in logged):
-            return None
-        part = rewrites_part(items.template, prompt)
-        return Entry("declared", found_prompt([part], profile=None, description=""), part)
 
     def _trial(self, template: PromptTemplate, part: Part) -> TargetTrial:
         adaptation = self.migration.prompt
@@ -347,14 +299,3 @@ class Search:
         if price is None:
             return None
         return lambda sent, written: (sent * price.input_usd_per_million + written * price.output_usd_per_million) / 1e6
-
-
-def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:
-    """Return how the items are asked with a prompt."""
-    logged = list(rows.select("source_prompt", "model_config").iter_rows())
-
-    def ask(item: int) -> Call:
-        messages, params = logged[item]
-        return apply(prompt, json.loads(messages), json.loads(params or "null") or {})
-
-    return ask
