@@ -94,8 +94,9 @@ class Rollout(Section):
     """Largest share of the target's requests that legacy answered in its place, before the ramp stops."""
     drill_age: Duration = Field(default=timedelta(days=7), json_schema_extra={"default": "7d"})
     """Oldest rollback drill that still counts."""
-    drill_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
-    """Longest time to 100 % legacy that a drill may measure, in seconds."""
+    drill_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Longest time to 100 % legacy that a drill may measure, in seconds: one in which the gateway's workers follow
+    their traffic file, and one for writing it and for seeing that they did."""
     waive: list[Metric | Literal["drill"]] = Field(default_factory=list)
     """What does not gate an advance; every decision says so. A waived metric still rolls back on proven harm."""
 
