@@ -216,7 +216,7 @@ def gateway(
 @app.command()
 def rollout(
     action: Annotated[
-        Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override"],
+        Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override", "notify"],
         typer.Argument(help="What to do.", show_default=False),
     ],
     workload: Annotated[str, typer.Argument(help="Workload whose rollout it is.", show_default=False)],
@@ -233,6 +233,8 @@ def rollout(
     `start` needs a verdict that is GO. `step` decides anew and acts: proven harm rolls back, missing proof holds, only
     proof advances; the Dagster sensor `rollout` does the same every few seconds. `abort` gives all traffic back to
     legacy at once. An `override` counts once two people have signed it, and never over proven harm.
+
+    `notify` sends what `rollout.notify` has not been told yet, as the sensor `rollout_notices` does.
     """
     with _reported(as_json=as_json) as output:
         from anven_pipelines.rollout_run import act, show_rollout  # noqa: PLC0415 - loads Dagster: not for --help

@@ -28,6 +28,7 @@ from anven_pipelines.schedules import (
     nightly_regression_job,
 )
 from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival, request_log_job
+from anven_pipelines.sensors.notices import rollout_notices, rollout_notices_job
 from anven_pipelines.sensors.rollout import rollout as rollout_sensor
 from anven_pipelines.sensors.rollout import rollout_step_job
 
@@ -62,9 +63,17 @@ def definitions() -> dg.Definitions:
     deployment = deployment_name()
     return dg.Definitions(
         assets=dg.load_assets_from_modules(MODULES),
-        jobs=[migration_job, nightly_regression_job, request_log_job, drift_job, drill_job, rollout_step_job],
+        jobs=[
+            migration_job,
+            nightly_regression_job,
+            request_log_job,
+            drift_job,
+            drill_job,
+            rollout_step_job,
+            rollout_notices_job,
+        ],
         schedules=[nightly_regression, daily_drift, daily_drill],
-        sensors=[declared_partitions, log_arrival, rollout_sensor],
+        sensors=[declared_partitions, log_arrival, rollout_sensor, rollout_notices],
         resources=resources(deployment),
         executor=step_executor(deployment),
     )

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
+from anven_pipelines.spec_notify import Receiver
 from anven_pipelines.spec_values import Duration, Level, Section, Share
 
 Strategy = Literal["canary", "blue_green", "phased", "big_bang"]
@@ -99,6 +100,8 @@ class Rollout(Section):
     their traffic file, and one for writing it and for seeing that they did."""
     waive: list[Metric | Literal["drill"]] = Field(default_factory=list)
     """What does not gate an advance; every decision says so. A waived metric still rolls back on proven harm."""
+    notify: list[Receiver] = Field(default_factory=list, max_length=20)
+    """Who is told of every change and of what holds the rollout; an edit of it is no edit of the plan."""
 
     @property
     def steps(self) -> list[Stage]:

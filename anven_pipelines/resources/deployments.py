@@ -43,6 +43,7 @@ from anven_pipelines.resources.load_driver import LoadDriver
 from anven_pipelines.resources.manifest_io import ManifestIOManager
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.resources.prompt_search import PromptSearch
 from anven_pipelines.resources.rollouts import Rollouts
@@ -176,6 +177,7 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         "judge": judge,
         "migrations": migrations,
         "rollouts": rollouts,
+        "notices": Notices(state=state, migrations=migrations, folder=str(gateway / "notices")),
         "drills": Drills(rollouts=rollouts, url=environment.get("ANVEN_GATEWAY_URL") or GATEWAY_URL),
     }
 
