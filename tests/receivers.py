@@ -84,24 +84,16 @@ def mailbox() -> Iterator[Mailbox]:
             self._say("220 mailbox")
             while line := self.rfile.readline().decode().strip():
                 verb = line[:4].upper()
-                if verb in {"EHLO", "HELO"}:
-                    self._say("250 mailbox")
-                elif verb == "RCPT":
-                    state.to.append(line.partition("<")[2].rstrip(">"))
-                    self._say("250 ok")
-                elif verb == "DATA":
+                if verb == "DATA":
                     self._letter()
-                elif verb == "QUIT":
-                    self._say("221 bye")
-                    return
-                else:
-                    self._say("250 ok")
+                    continue
+                if verb == "RCPT":
+                    state.to.append(line.partition("<")[2].rstrip(">"))
+                self._say("221 bye" if verb == "QUIT" else "250 mailbox")
 
         def _letter(self) -> None:
             self._say("354 go on")
-            lines = []
-            while (line := self.rfile.readline().decode()) != ".\r\n":
-                lines.append(line.removeprefix(".") if line.startswith("..") else line)
+            lines = list(iter(lambda: self.rfile.readline().decode(), ".\r\n"))
             if state.refusal is None:
                 state.letters.append(message_from_string("".join(lines)))
             self._say(state.refusal or "250 taken")
