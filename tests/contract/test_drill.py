@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
+import dagster as dg
 import httpx
 import pytest
 import yaml
 
+from anven_pipelines.assets.drill import rollout_drill
 from anven_pipelines.domain.rollout_status import status_of, stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.traffic import parse_traffic
 from anven_pipelines.gateway_run import GatewayPlan, running
 from anven_pipelines.ingest.gateway_events import read_batch
+from anven_pipelines.resources.deployments import resources
 from anven_pipelines.resources.drills import drill_stream
 from anven_pipelines.resources.state_store import StateStore
 from tests.nano_server import NanoServer, nano_server
@@ -30,7 +39,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.rollout_status import RolloutStatus
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 KEY = "sk-drilled-gateway-51c0"
 WITHIN_S = 60.0  # a bound against hanging
@@ -65,7 +74,7 @@ class Drilled(NamedTuple):
             capture_output=True,
             text=True,
             check=False,
-            timeout=200,
+            timeout=300,
         )
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
@@ -75,6 +84,37 @@ class Drilled(NamedTuple):
 
     def share(self, route: str) -> float:
         return parse_traffic(self.traffic.read_bytes(), source="traffic").of(route).share
+
+
+@contextmanager
+def balancer(*urls: str) -> Iterator[str]:
+    """Give each connection on a port to the next gateway."""
+    backends = itertools.cycle([(urlsplit(url).hostname, urlsplit(url).port) for url in urls])
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(next(backends)) as backend:
+                back = threading.Thread(target=pump, args=(backend, self.request), daemon=True)
+                back.start()
+                pump(self.request, backend)
+                back.join()
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
 
 
 def migration(workload: str, legacy: NanoServer, target: NanoServer) -> dict[str, Any]:
@@ -87,7 +127,7 @@ def migration(workload: str, legacy: NanoServer, target: NanoServer) -> dict[str
             "legacy": {"model": "openai/legacy-nano", "url": legacy.url},
             "target": {"model": "openai/anven-nano", "url": target.url, "timeout": "4s"},
         },
-        "rollout": {"drill_s": LIMIT_S},
+        "rollout": {"drill_s": LIMIT_S if workload == "support" else 3.0},
     }
 
 
@@ -150,6 +190,38 @@ def test_every_request_of_the_drill_is_an_event_of_the_drills_own_route(drilled:
     assert mine.height == found["requests"]
     assert mine.filter(served="target").height == found["by_target"] + found["late"]
     assert events.filter(workload="other").is_empty()
+
+
+def test_a_drill_through_dagster_is_a_result_with_its_check(drilled: Drilled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANVEN_GATEWAY_KEY", KEY)
+    found = resources("local", drilled.environment())
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions("workload", ["support"])
+        done = dg.materialize([rollout_drill], partition_key="support", instance=instance, resources=found)
+    assert done.success
+    [check] = done.get_asset_check_evaluations()
+    assert (check.passed, check.check_name) == (True, "rolls_back_in_time")
+    last = drilled.state.events(stream_of("support"))[-1]
+    assert (last.kind, last.payload["passed"]) == ("drilled", True)
+    assert last.payload["who"].startswith("dagster run ")
+
+
+@pytest.mark.parametrize("is_blind", [False, True], ids=["all follow", "one reads another traffic file"])
+def test_every_worker_behind_a_balancer_has_to_follow(drilled: Drilled, tmp_path: Path, *, is_blind: bool) -> None:
+    workload = "other" if is_blind else "support"
+    traffic = tmp_path / "traffic.json" if is_blind else drilled.traffic
+    files = [drilled.folder / f"{name}.yaml" for name in ("support", "other")]
+    plan = GatewayPlan(files, tmp_path, traffic, drilled.home / "gateway" / "events")
+    environment = {**os.environ, "ANVEN_GATEWAY_KEY": KEY}
+    with running(plan, environment) as second, balancer(drilled.url, second.url) as url:
+        code, found = drilled.anven("drill", workload, "--url", url)
+    blind = [name for name, seconds in found["workers"].items() if seconds is None]
+    if is_blind:
+        assert (code, len(blind)) == (1, 1)
+        assert f"not seen to follow: workers {blind[0]}" in found["reasons"]
+        assert found["seconds"] is None
+    else:
+        assert (code, len(found["workers"]), blind, found["reasons"]) == (0, 2, [], [])
 
 
 def test_a_target_that_fails_gives_no_passed_drill_and_shuts_the_gate(drilled: Drilled) -> None:
