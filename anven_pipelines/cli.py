@@ -216,7 +216,7 @@ def gateway(
 @app.command()
 def rollout(
     action: Annotated[
-        Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override"],
+        Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override", "notify"],
         typer.Argument(help="What to do.", show_default=False),
     ],
     workload: Annotated[str, typer.Argument(help="Workload whose rollout it is.", show_default=False)],
@@ -233,6 +233,8 @@ def rollout(
     `start` needs a verdict that is GO. `step` decides anew and acts: proven harm rolls back, missing proof holds, only
     proof advances; the Dagster sensor `rollout` does the same every few seconds. `abort` gives all traffic back to
     legacy at once. An `override` counts once two people have signed it, and never over proven harm.
+
+    `notify` sends what `rollout.notify` has not been told yet, as the sensor `rollout_notices` does.
     """
     with _reported(as_json=as_json) as output:
         from anven_pipelines.rollout_run import act, show_rollout  # noqa: PLC0415 - loads Dagster: not for --help
@@ -240,6 +242,38 @@ def rollout(
         report = act(workload, action, home=_home(), who=who, hours=hours, reason=reason)
         if not output.tell(json.dumps(report)):
             show_rollout(report, Console())
+
+
+@app.command()
+def drill(
+    workload: Annotated[str, typer.Argument(help="Workload whose roll back is rehearsed.", show_default=False)],
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Base URL of the gateway; ANVEN_GATEWAY_URL, else port 4000 here.", show_default=False),
+    ] = None,
+    who: Annotated[
+        str | None, typer.Option(help="Who does it; this machine's user where absent.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rehearse a workload's roll back on the running gateway with synthetic traffic, and time the way to 100 % legacy.
+
+    It has a route of its own beside the real one, so no application is touched; the route is given to the target and
+    rolled back as the controller does it. It needs ANVEN_GATEWAY_KEY and makes at most 48 requests (some 25 as a
+    rule), each of some 20 tokens with at most 16 in the answer, to both arms. Exits with 0 when every worker followed
+    within `rollout.drill_s` and no request failed, and 1 otherwise; then, or without a drill, no stage is advanced.
+    """
+    with _reported(
+        as_json=as_json, interrupted="the drill's route is legacy's again, and no drill was passed"
+    ) as output:
+        from anven_pipelines.drill_run import rehearse, show_drill  # noqa: PLC0415 - loads Dagster: not for --help
+
+        found = rehearse(workload, home=_home(), url=url, who=who)
+        if not output.tell(json.dumps({"workload": workload, **found.to_json()})):
+            show_drill(workload, found, Console())
+    if not found.passed:
+        raise typer.Exit(NEGATIVE)
 
 
 @app.command()

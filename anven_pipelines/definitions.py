@@ -5,6 +5,7 @@ import dagster as dg
 from anven_pipelines.assets import (
     cost,
     drift,
+    drill,
     evaluation,
     golden,
     inference,
@@ -18,8 +19,16 @@ from anven_pipelines.assets import (
     sign_off,
 )
 from anven_pipelines.resources.deployments import deployment_name, resources, step_executor
-from anven_pipelines.schedules import daily_drift, drift_job, nightly_regression, nightly_regression_job
+from anven_pipelines.schedules import (
+    daily_drift,
+    daily_drill,
+    drift_job,
+    drill_job,
+    nightly_regression,
+    nightly_regression_job,
+)
 from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival, request_log_job
+from anven_pipelines.sensors.notices import rollout_notices, rollout_notices_job
 from anven_pipelines.sensors.rollout import rollout as rollout_sensor
 from anven_pipelines.sensors.rollout import rollout_step_job
 
@@ -37,6 +46,7 @@ MODULES = [
     regression,
     drift,
     rollout,
+    drill,
 ]
 
 migration_job = dg.define_asset_job(
@@ -53,9 +63,17 @@ def definitions() -> dg.Definitions:
     deployment = deployment_name()
     return dg.Definitions(
         assets=dg.load_assets_from_modules(MODULES),
-        jobs=[migration_job, nightly_regression_job, request_log_job, drift_job, rollout_step_job],
-        schedules=[nightly_regression, daily_drift],
-        sensors=[declared_partitions, log_arrival, rollout_sensor],
+        jobs=[
+            migration_job,
+            nightly_regression_job,
+            request_log_job,
+            drift_job,
+            drill_job,
+            rollout_step_job,
+            rollout_notices_job,
+        ],
+        schedules=[nightly_regression, daily_drift, daily_drill],
+        sensors=[declared_partitions, log_arrival, rollout_sensor, rollout_notices],
         resources=resources(deployment),
         executor=step_executor(deployment),
     )

@@ -169,8 +169,18 @@ def of_kind(definitions: dg.Definitions, key: str, kind: type[Kind]) -> Kind:
     if not isinstance(resource, kind):
         message = f"resource {key!r} is a {type(resource).__name__}; a {kind.__name__} is needed"
         raise TypeError(message)
-    looked_up = {name: value.get_value() for name, value in resource if isinstance(value, dg.EnvVar)}
-    return resource.model_copy(update=looked_up)
+    return _looked_up(resource)
+
+
+def _looked_up(resource: Kind) -> Kind:
+    """Look up a resource's environment variables, and those of the resources that it uses."""
+    found: dict[str, Any] = {}
+    for name, value in resource:
+        if isinstance(value, dg.EnvVar):
+            found[name] = value.get_value()
+        elif isinstance(value, dg.ConfigurableResource):
+            found[name] = _looked_up(value)
+    return resource.model_copy(update=found)
 
 
 def _root_cause(error: BaseException) -> str:

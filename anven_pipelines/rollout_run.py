@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from rich.table import Table
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.rollout_report import report_of
+from anven_pipelines.domain.rollout_report import drill_report, report_of
 from anven_pipelines.domain.rollout_status import LONGEST_OVERRIDE
 from anven_pipelines.migrate import of_kind, prepared
+from anven_pipelines.resources.drills import Drills
+from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-Action = Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override"]
+Action = Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override", "notify"]
 
 _KINDS: Final = {
     "approve": "approved",
@@ -43,7 +45,8 @@ def act(workload: str, action: Action, *, home: Path, who: str | None, hours: fl
         reason: Why, for the audit log.
 
     Returns:
-        The report of `rollout_report.report_of`, as plain JSON.
+        The report of `rollout_report.report_of`, `drill`, the newest rehearsal, and `notices`, how each receiver
+        fares, as plain JSON.
 
     Raises:
         InvalidInput: it cannot happen now, or the workload is unknown.
@@ -63,7 +66,13 @@ def act(workload: str, action: Action, *, home: Path, who: str | None, hours: fl
                 payload["until"] = (now + timedelta(hours=hours)).isoformat()
             rollouts.act(workload, _KINDS[action], payload, now=now)
         found = rollouts.step(workload, now=now) if action == "step" else rollouts.look(workload, now=now)
-    return report_of(found.plan, found.before, found.evidence, found.decision, found.status)
+        notices = of_kind(definitions, "notices", Notices)
+        told = notices.deliver(workload, now=now) if action == "notify" else notices.report(workload, now=now)
+        interrupted = of_kind(definitions, "drills", Drills).interrupted(workload)
+    report = report_of(found.plan, found.before, found.evidence, found.decision, found.status)
+    drill = drill_report(found.plan, found.status, now=now)
+    report["notices"] = told
+    return report | {"drill": drill | {"interrupted": interrupted.isoformat() if interrupted else None}}
 
 
 def show_rollout(report: dict[str, Any], console: Console) -> None:
@@ -78,7 +87,29 @@ def show_rollout(report: dict[str, Any], console: Console) -> None:
         for found in report["evidence"]:
             table.add_row(found["found"], "yes" if found["harm"] else "no", "yes" if found["proven"] else "no")
         console.print(table)
+    console.print(_drill_line(report["drill"]), highlight=False, markup=False, soft_wrap=True)
+    for receiver in report["notices"]:
+        if receiver["problem"] or receiver["dropped"]:
+            console.print(_receiver_line(receiver), style="yellow", highlight=False, markup=False, soft_wrap=True)
     colour = _COLOURS[report["decision"]]
     console.print(f"[{colour}]{report['decision']}[/{colour}]")
     for reason in report["reasons"]:
         console.print(f"  {reason}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _drill_line(drill: dict[str, Any]) -> str:
+    """Say how the newest drill went and how old it is."""
+    told = "drill: none"
+    if drill["at"] is not None:
+        took = "" if drill["seconds"] is None else f" in {drill['seconds']:.2f} s"
+        told = f"drill: {'passed' if drill['passed'] else 'failed'}{took}, {drill['age_h']:.1f} h ago"
+    if drill["interrupted"]:
+        told += f"; one that began at {drill['interrupted'][:16]} UTC never ended, unless it is under way"
+    return told + ("; waived" if drill["waived"] else "")
+
+
+def _receiver_line(receiver: dict[str, Any]) -> str:
+    """Say why a receiver of notices is not told, and what it misses."""
+    state = "dead" if receiver["dead"] else "failing"
+    problem = f"{state} since {receiver['failures']} tries: {receiver['problem']}" if receiver["problem"] else "answers"
+    return f"notices to {receiver['receiver']}: {problem}; {receiver['waiting']} wait, {receiver['dropped']} dropped"

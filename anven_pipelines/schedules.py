@@ -20,6 +20,35 @@ drift_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets("traffic_drift"),
     description="Compares the newest calls with the strata of the golden dataset.",
 )
+drill_job = dg.define_asset_job(
+    "drill",
+    selection=dg.AssetSelection.assets("rollout_drill"),
+    description="Rehearses a workload's roll back on the running gateway, with synthetic traffic.",
+)
+
+
+@dg.schedule(
+    job=drill_job,
+    cron_schedule="0 5 * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+def daily_drill(
+    context: dg.ScheduleEvaluationContext, migrations: Migrations, state: StateStore
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Rehearse the roll back of every signed-off workload behind a gateway, each in a run of its own."""
+    day = context.scheduled_execution_time.date().isoformat()
+    drilled = [
+        name
+        for name, declared in sorted(migrations.catalogue().declared.items())
+        if declared.migration.gateway is not None
+        and "drill" not in declared.migration.rollout.waive
+        and state.latest(sign_off_stream(name), SIGNED_OFF) is not None
+    ]
+    for workload in drilled:
+        yield dg.RunRequest(run_key=f"{workload}/{day}", partition_key=workload)
+    if not drilled:
+        yield dg.SkipReason("no signed-off workload has a section `gateway` and does not waive the drill")
 
 
 @dg.schedule(job=drift_job, cron_schedule="0 6 * * *", execution_timezone="UTC")

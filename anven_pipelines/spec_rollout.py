@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
+from anven_pipelines.spec_notify import Receiver
 from anven_pipelines.spec_values import Duration, Level, Section, Share
 
 Strategy = Literal["canary", "blue_green", "phased", "big_bang"]
@@ -94,10 +95,13 @@ class Rollout(Section):
     """Largest share of the target's requests that legacy answered in its place, before the ramp stops."""
     drill_age: Duration = Field(default=timedelta(days=7), json_schema_extra={"default": "7d"})
     """Oldest rollback drill that still counts."""
-    drill_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
-    """Longest time to 100 % legacy that a drill may measure, in seconds."""
+    drill_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Longest time to 100 % legacy that a drill may measure, in seconds: one in which the gateway's workers follow
+    their traffic file, and one for writing it and for seeing that they did."""
     waive: list[Metric | Literal["drill"]] = Field(default_factory=list)
     """What does not gate an advance; every decision says so. A waived metric still rolls back on proven harm."""
+    notify: list[Receiver] = Field(default_factory=list, max_length=20)
+    """Who is told of every change and of what holds the rollout; an edit of it is no edit of the plan."""
 
     @property
     def steps(self) -> list[Stage]:

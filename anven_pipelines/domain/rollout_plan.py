@@ -58,7 +58,8 @@ class RolloutPlan:
     @property
     def digest(self) -> str:
         """Names the plan: a rollout goes on only under the plan that it began with."""
-        return digest_of([self.workload, list(self.metrics), self.rollout.model_dump(mode="json")])
+        decisive = self.rollout.model_dump(mode="json", exclude={"notify"})  # who is told decides nothing
+        return digest_of([self.workload, list(self.metrics), decisive])
 
     def written(self) -> dict[str, Any]:
         """Return the plan as JSON, for the event that begins an attempt; `plan_in` reads it."""

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from anven_pipelines.domain.rollout import drill_gaps
+
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from anven_pipelines.domain.rollout import Decision
     from anven_pipelines.domain.rollout_evidence import Evidence
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.rollout_status import RolloutStatus
 
 _WORDS = {"Advance": "advance", "Hold": "hold", "RollBack": "roll back", "Complete": "complete"}
+
+
+def drill_report(plan: RolloutPlan, status: RolloutStatus, *, now: datetime) -> dict[str, Any]:
+    """Return the newest drill, its age in hours, and what is missing in it; `waived` where it gates nothing."""
+    drill = status.drill
+    return {
+        "at": drill.at.isoformat() if drill else None,
+        "age_h": round((now - drill.at) / timedelta(hours=1), 2) if drill else None,
+        "passed": drill.passed if drill else None,
+        "seconds": drill.seconds if drill else None,
+        "limit_s": plan.rollout.drill_s,
+        "waived": "drill" in plan.rollout.waive,
+        "missing": [gap.reason for gap in drill_gaps(drill, plan, now=now)],
+    }
 
 
 def report_of(

@@ -108,11 +108,20 @@ def status_of(events: Iterable[Event]) -> RolloutStatus:
     """
     status = RolloutStatus()
     for event in events:  # each rests on those before
-        if refusal(status, event.kind) is None:
-            status = after(status, event.kind, event.payload, at=event.ts)
-        elif event.kind in CHANGES:  # its key is taken: the next change needs the next number
-            status = _changed(status, event.ts)
+        status = followed(status, event)
     return status
+
+
+def followed(status: RolloutStatus, event: Event) -> RolloutStatus:
+    """Return the status after one more event of the log, which may have come too late.
+
+    Raises:
+        InvalidInput: it is of no known kind.
+    """
+    if refusal(status, event.kind) is None:
+        return after(status, event.kind, event.payload, at=event.ts)
+    # The key of a change is taken: the next one needs the next number.
+    return _changed(status, event.ts) if event.kind in CHANGES else status
 
 
 def after(status: RolloutStatus, kind: str, payload: Mapping[str, Any], *, at: datetime) -> RolloutStatus:

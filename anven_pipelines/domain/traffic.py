@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Arm = Literal["legacy", "target"]
 
+DRILL: Final = "--drill"
+"""Ends the name of the route on which a workload's roll back is rehearsed; no application is served by it."""
+
 VERSION: Final = 1
 LEAST_KEY_BYTES: Final = 16
 _BITS: Final = 53  # what a float holds exactly
@@ -88,6 +91,11 @@ def bucket(key: bytes, *, workload: str, attempt: int, unit: str) -> float:
         InvalidInput: the key is too short.
     """
     return _point(key, "bucket", workload, attempt, unit)
+
+
+def drill_of(workload: str) -> str:
+    """Return the name of the route, and the model, on which a workload's roll back is rehearsed."""
+    return f"{workload}{DRILL}"
 
 
 def arm_of(bucket: float, route: Route) -> Arm:

@@ -7,9 +7,12 @@ would tell which one answered, and an evaluation whose users know is none.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import TYPE_CHECKING, Any, Final
+
+from anven_pipelines.domain.traffic import DRILL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 EXCHANGE_HEADER: Final = "x-anven-exchange"
 _HEADER: Final = EXCHANGE_HEADER.encode()
+DRILL_HEADER: Final = "x-anven-drill"
+"""Marks a drill's requests; its answers have it too, and say there what a drill alone may know."""
 
 _TOKEN: Final = re.compile(rb'"(?:content|reasoning_content|arguments|name)":\s*"[^"]')
 _FAILED: Final = b'data: {"error"'
@@ -49,7 +54,7 @@ class ClientSide:
         exchange = self._service.begin(time.perf_counter())
         headers = [(name, value) for name, value in scope["headers"] if name != _HEADER]
         headers.append((_HEADER, exchange.id.encode()))
-        response = _Response(exchange, send)
+        response = _Response(exchange, send, worker=self._service.worker)
         try:
             await self._app({**scope, "headers": headers}, receive, response.send)
         finally:
@@ -63,7 +68,8 @@ class ClientSide:
 class _Response:
     """Follows one response and hides the arm in it."""
 
-    def __init__(self, exchange: Exchange, send: Send) -> None:
+    def __init__(self, exchange: Exchange, send: Send, *, worker: str) -> None:
+        self._worker = worker
         self.is_complete = False
         self.is_disconnected = False
         self._exchange = exchange
@@ -76,13 +82,25 @@ class _Response:
         if message["type"] == "http.response.start":
             self._exchange.http_status = message["status"]
             if self._exchange.assignment is not None:
-                message = _discreet(message)
+                message = _discreet(message, told=self._told())
                 if message["status"] >= _BAD:  # its length changes with its text
                     self._held = message
                     return
         elif message["type"] == "http.response.body":
             message = await self._body(message)
         await self._send(message)
+
+    def _told(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Return the header that tells a drill, and nobody else, who answered it."""
+        exchange = self._exchange
+        if exchange.assignment is None or not exchange.assignment.route.workload.endswith(DRILL):
+            return ()
+        facts = {
+            "worker": self._worker,
+            "generation": exchange.assignment.route.generation,
+            "served": "legacy" if exchange.is_rescued or exchange.is_unfit else exchange.assignment.asked,
+        }
+        return ((DRILL_HEADER.encode(), json.dumps(facts).encode()),)
 
     def look_at_connection(self) -> None:
         """Notice that the client hung up before it had its answer."""
@@ -116,9 +134,9 @@ class _Response:
             exchange.stream_failed = True
 
 
-def _discreet(message: Message) -> Message:
+def _discreet(message: Message, *, told: tuple[tuple[bytes, bytes], ...]) -> Message:
     headers = [(name, value) for name, value in message.get("headers", ()) if not name.lower().startswith(_TELLING)]
-    return {**message, "headers": headers}
+    return {**message, "headers": [*headers, *told]}
 
 
 def _with_length(message: Message, length: int | None) -> Message:

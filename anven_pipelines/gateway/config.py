@@ -9,9 +9,11 @@ import yaml
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompts import AdaptedPrompt, carry_over, declared_prompt
+from anven_pipelines.domain.traffic import DRILL, drill_of
 from anven_pipelines.gateway.service import group
 from anven_pipelines.gateway.settings import KEY_ENV, ArmSettings, GatewaySettings, WorkloadSettings
 from anven_pipelines.migration_file import parse
+from anven_pipelines.spec import Contract
 from anven_pipelines.spec_gateway import Upstream
 from anven_pipelines.spec_target import EndpointTarget
 
@@ -56,8 +58,9 @@ def prepare(
         InvalidInput: no file has the section, or one of them asks for what cannot be.
     """
     declared = _declared(migrations)
+    served = {name: workload_settings(each, prompt=_prompt(each, prompts)) for name, each in declared.items()}
     settings = GatewaySettings(
-        workloads={name: workload_settings(each, prompt=_prompt(each, prompts)) for name, each in declared.items()},
+        workloads=served | {drill_of(name): drill_settings(each) for name, each in served.items()},
         traffic=str(traffic.absolute()),
         events=str(events.absolute()),
     )
@@ -72,7 +75,7 @@ def prepare(
 
 
 def proxy_config(migrations: Mapping[str, Migration]) -> dict[str, Any]:
-    """Return LiteLLM's configuration: three model groups for each workload, and our plugin.
+    """Return LiteLLM's configuration: three model groups for each workload and for its drills, and our plugin.
 
     The group `<workload>` is legacy's, so that a request which the plugin did not deal is answered as it always was.
     Retries and cooldowns of the router are off: the target's failures have to show, and legacy rescues them.
@@ -112,6 +115,17 @@ def workload_settings(migration: Migration, *, prompt: AdaptedPrompt) -> Workloa
     )
 
 
+def drill_settings(workload: WorkloadSettings) -> WorkloadSettings:
+    """Return how a drill asks: the same arms, with its own words as they are and few tokens."""
+    return workload.model_copy(
+        update={
+            "legacy": workload.legacy.model_copy(update={"prompt": carry_over()}),
+            "target": workload.target.model_copy(update={"prompt": carry_over(), "params": {}}),
+            "contract": Contract(),
+        }
+    )
+
+
 def _declared(files: Sequence[Path]) -> dict[str, Migration]:
     found: dict[str, Migration] = {}
     for file in files:
@@ -122,6 +136,9 @@ def _declared(files: Sequence[Path]) -> dict[str, Migration]:
             raise InvalidInput(message) from error
         if migration.gateway is None:
             continue
+        if migration.workload.endswith(DRILL):
+            message = f"{file}: the workload is {migration.workload!r}; names that end in {DRILL!r} are the drills' own"
+            raise InvalidInput(message)
         if migration.workload in found:
             message = f"{file}: the workload {migration.workload!r} is declared twice; one file for each is needed"
             raise InvalidInput(message)
@@ -181,7 +198,9 @@ def _target(migration: Migration) -> Upstream:
 def _groups(migration: Migration) -> list[dict[str, Any]]:
     name = migration.workload
     legacy, target = _params(_section(migration).legacy), _params(_target(migration))
-    groups = {name: legacy, group(name, "legacy"): legacy, group(name, "target"): target}
+    groups: dict[str, dict[str, Any]] = {}
+    for each in (name, drill_of(name)):
+        groups |= {each: legacy, group(each, "legacy"): legacy, group(each, "target"): target}
     return [
         {"model_name": each, "litellm_params": params, "model_info": {"id": f"{each}-1"}}
         for each, params in groups.items()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Labels = tuple[tuple[str, str], ...]
 
 BUCKETS_S: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0)
+ALIVE_S: Final = 5.0
+"""Age of its samples, which are written each second, above which a worker is taken to have ended."""
 KEPT_S: Final = 24 * 3600.0
 
 HELP: Final[Mapping[str, tuple[str, str]]] = {
@@ -126,6 +128,16 @@ def write_metrics(folder: Path, worker: str, lines: list[str]) -> None:
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text("\n".join(lines), encoding="utf-8")
         temporary.replace(path)
+
+
+def workers_in(folder: Path, worker: str) -> list[str]:
+    """Return the workers that write their samples now, this one among them."""
+    found = {worker}
+    for path in folder.glob("*.prom"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime <= ALIVE_S:
+                found.add(path.stem)
+    return sorted(found)
 
 
 def exposition(folder: Path, worker: str, lines: list[str]) -> str:

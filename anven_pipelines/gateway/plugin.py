@@ -18,8 +18,9 @@ from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
 
 from anven_pipelines.domain.grading import check_contract
+from anven_pipelines.domain.traffic import DRILL
 from anven_pipelines.gateway.answers import answer_of, usage_of
-from anven_pipelines.gateway.client_side import EXCHANGE_HEADER, ClientSide
+from anven_pipelines.gateway.client_side import DRILL_HEADER, EXCHANGE_HEADER, ClientSide
 from anven_pipelines.gateway.collection import collect_aside
 from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.routes import add_routes
@@ -66,6 +67,9 @@ class AnvenGateway(CustomLogger):
             raise HTTPException(400, f"the model {name!r} is asked by its own name")
         if model not in self.service.workloads or call_type not in _CHAT:
             return None
+        if model.endswith(DRILL) and DRILL_HEADER not in _headers(data):
+            # Whatever a killed drill has left there, no application is served by it.
+            raise HTTPException(400, f"the model {model!r} is for drills, which `anven drill` runs")
         exchange = self._begun(data)
         if exchange is None:
             return None
@@ -155,9 +159,9 @@ class AnvenGateway(CustomLogger):
         user_api_key_dict: object,  # noqa: ARG002 - LiteLLM\'s interface
         model_names: Sequence[str],
     ) -> Sequence[str]:
-        """Leave the arms out of the list of models."""
+        """Leave the arms and the drills out of the list of models."""
         arms = {f"{name}--{arm}" for name in self.service.workloads for arm in ("legacy", "target")}
-        return [name for name in model_names if name not in arms]
+        return [name for name in model_names if name not in arms and not name.endswith(DRILL)]
 
     def _begun(self, data: Mapping[str, Any]) -> Exchange | None:
         return self.service.requests.get(_headers(data).get(EXCHANGE_HEADER, ""))

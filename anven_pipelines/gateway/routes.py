@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from anven_pipelines.domain.traffic import print_traffic
-from anven_pipelines.gateway.metrics import exposition
+from anven_pipelines.gateway.metrics import exposition, workers_in
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -64,6 +64,8 @@ def status(service: GatewayService) -> dict[str, Any]:
     """Return what this worker does: routes in force, open breakers, the event log, and what is wrong."""
     return {
         "worker": service.worker,
+        "workers": workers_in(service.metrics_folder, service.worker),
+        "workloads": sorted(service.workloads),
         "routes": json.loads(print_traffic(service.traffic.traffic))["routes"],
         "breakers": {name: service.breakers.reason(name) for name in service.workloads},
         "in_flight": len(service.requests),

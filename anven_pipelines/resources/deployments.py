@@ -19,6 +19,7 @@
 | ANVEN_MODEL_CACHE | folder of fetched weights, `~/.cache/anven_pipelines/models` where absent | the same |
 | HF_HUB_CACHE, HF_HOME | Hugging Face's cache, for weights at hf:// | the same |
 | ANVEN_GATEWAY | folder shared with the gateway, `$ANVEN_HOME/gateway` where absent | the same |
+| ANVEN_GATEWAY_URL | where drills ask the gateway, `http://127.0.0.1:4000` where absent | the same: its balancer |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
 """
 
@@ -33,6 +34,7 @@ import dagster as dg
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference
+from anven_pipelines.resources.drills import Drills
 from anven_pipelines.resources.environment import keep_private
 from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.judge import Judge
@@ -41,6 +43,7 @@ from anven_pipelines.resources.load_driver import LoadDriver
 from anven_pipelines.resources.manifest_io import ManifestIOManager
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.resources.prompt_search import PromptSearch
 from anven_pipelines.resources.rollouts import Rollouts
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 
 Deployment = Literal["local", "staging", "production"]
 
+GATEWAY_URL: Final = "http://127.0.0.1:4000"
+"""Where `anven gateway` serves unless told otherwise."""
 SHARED_SETTINGS: Final = ("ANVEN_ARTIFACTS_URL", "ANVEN_STATE_URL", "MLFLOW_TRACKING_URI")
 # A run worker that dies early would stay STARTING for ever without run monitoring; `nux` is Dagster's newsletter form.
 DAGSTER_SETTINGS: Final = """\
@@ -148,6 +153,12 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         registry="" if shared else str(folder / "registered"),
     )
     gateway = Path(environment.get("ANVEN_GATEWAY") or folder / "gateway")
+    rollouts = Rollouts(
+        migrations=migrations,
+        state=state,
+        gateway=Gateway(traffic=str(gateway / "traffic.json")),
+        metrics=ProductionMetrics(events=str(gateway / "events"), store=str(gateway / "ingested")),
+    )
     return {
         "artifacts": artifacts,
         "io_manager": ManifestIOManager(artifacts=artifacts),
@@ -165,12 +176,9 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         "load_driver": LoadDriver(),
         "judge": judge,
         "migrations": migrations,
-        "rollouts": Rollouts(
-            migrations=migrations,
-            state=state,
-            gateway=Gateway(traffic=str(gateway / "traffic.json")),
-            metrics=ProductionMetrics(events=str(gateway / "events"), store=str(gateway / "ingested")),
-        ),
+        "rollouts": rollouts,
+        "notices": Notices(state=state, migrations=migrations, folder=str(gateway / "notices")),
+        "drills": Drills(rollouts=rollouts, url=environment.get("ANVEN_GATEWAY_URL") or GATEWAY_URL),
     }
 
 

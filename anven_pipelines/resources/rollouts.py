@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dagster as dg
 
 from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
+from anven_pipelines.domain.notice import HELD, hold_stream, new_hold
 from anven_pipelines.domain.rollout import Gap, Hold, RollBack, decide
 from anven_pipelines.domain.rollout_plan import plan_in, plan_of
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
@@ -196,6 +197,18 @@ class Rollouts(dg.ConfigurableResource[None]):
         status = self.status(workload)
         self._publish(workload, status)
         return status
+
+    def note_hold(self, workload: str, found: Look, *, now: datetime) -> None:
+        """Write down what holds a rollout, where that is new: people are told of it.
+
+        Raises:
+            UnavailableService: the state store does not answer.
+        """
+        if not isinstance(found.decision, Hold):
+            return
+        stream = hold_stream(workload)
+        if held := new_hold(found.decision, found.before, self.state.latest(stream), now=now):
+            self.state.append(stream=stream, kind=HELD, key=held.key, payload=held.payload, now=now)
 
     def is_behind(self, workload: str, status: RolloutStatus) -> bool:
         """Tell whether the gateway's file does not say what the log does: a step was killed in between.

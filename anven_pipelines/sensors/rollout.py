@@ -8,7 +8,7 @@ import dagster as dg
 from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.domain.rollout import Hold
 from anven_pipelines.domain.rollout_status import RolloutStatus
-from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.rollouts import Look, Rollouts
 
 STEP_TAG = "anven/rollout_step"
 
@@ -24,6 +24,7 @@ class _Glance(NamedTuple):
 
     told: str | None = None
     request: dg.RunRequest | None = None
+    found: Look | None = None
 
 
 @dg.sensor(job=rollout_step_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
@@ -44,6 +45,7 @@ def rollout(context: dg.SensorEvaluationContext, rollouts: Rollouts) -> dg.Senso
         except Exception as error:  # a mistake of ours in one workload must not keep another from its roll back
             context.log.exception("%s cannot be looked at", workload)
             glances.append(_Glance(f"{workload}: {type(error).__name__}: {error}"))
+    _note_holds(context, rollouts, [glance.found for glance in glances if glance.found])
     requests = [glance.request for glance in glances if glance.request]
     told = "\n".join(glance.told for glance in glances if glance.told)
     return dg.SensorResult(
@@ -61,7 +63,16 @@ def _glance(instance: dg.DagsterInstance, rollouts: Rollouts, workload: str) -> 
     found = rollouts.look(workload, now=datetime.now(UTC))
     is_due = not isinstance(found.decision, Hold) or rollouts.is_behind(workload, found.before)
     request = _request(instance, workload, found.before) if is_due else None
-    return _Glance(f"{workload}: {'; '.join(found.decision.reasons)}", request)
+    return _Glance(f"{workload}: {'; '.join(found.decision.reasons)}", request, found)
+
+
+def _note_holds(context: dg.SensorEvaluationContext, rollouts: Rollouts, looks: list[Look]) -> None:
+    """Write down for people what holds each rollout; whatever goes wrong with that moves nothing."""
+    for found in looks:
+        try:
+            rollouts.note_hold(found.plan.workload, found, now=datetime.now(UTC))
+        except Exception:  # a notice must not keep a roll back waiting
+            context.log.exception("what holds %s was not written down", found.plan.workload)
 
 
 def _request(instance: dg.DagsterInstance, workload: str, status: RolloutStatus) -> dg.RunRequest | None:

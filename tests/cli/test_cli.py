@@ -39,6 +39,8 @@ def anven(*words: str, folder: Path, **environment: str) -> subprocess.Completed
         ["load"],
         ["dev"],
         ["gateway"],
+        ["drill"],
+        ["rollout"],
         ["doctor"],
         ["weights"],
         ["fill-mlflow"],

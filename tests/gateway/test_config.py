@@ -41,7 +41,12 @@ def prepared(folder: Path, *files: Path, prompts: Path | None = None) -> tuple[d
 def test_each_workload_has_three_groups_and_its_own_name_is_legacys(tmp_path: Path) -> None:
     config, settings = prepared(tmp_path, written(tmp_path))
     groups = {each["model_name"]: each["litellm_params"] for each in config["model_list"]}
-    assert set(groups) == {"support", "support--legacy", "support--target"}
+    drill = {"support--drill", "support--drill--legacy", "support--drill--target"}
+    assert set(groups) == {"support", "support--legacy", "support--target"} | drill
+    assert [groups[f"support--drill{arm}"] for arm in ("", "--target")] == [
+        groups["support"],
+        groups["support--target"],
+    ]
     assert groups["support"] == groups["support--legacy"]
     assert groups["support--legacy"]["api_key"] == "os.environ/LEGACY_KEY"
     assert groups["support--target"] == {
@@ -74,7 +79,17 @@ def test_the_target_may_be_served_elsewhere_than_it_was_evaluated(tmp_path: Path
 
 def test_a_workload_without_the_section_is_left_out(tmp_path: Path) -> None:
     _, settings = prepared(tmp_path, written(tmp_path), written(tmp_path, workload="batch", gateway=None))
-    assert list(settings.workloads) == ["support"]
+    assert list(settings.workloads) == ["support", "support--drill"]
+
+
+def test_a_drill_asks_in_its_own_words_and_no_workload_may_have_its_name(tmp_path: Path) -> None:
+    rewrites = [{"user": "(?s)(?P<all>.*)", "messages": [{"role": "user", "content": "adapted {all}"}]}]
+    _, settings = prepared(tmp_path, written(tmp_path, prompt={"rewrites": rewrites}))
+    drill = settings.workloads["support--drill"]
+    assert (drill.target.prompt, drill.target.params) == (carry_over(), {})
+    assert settings.workloads["support"].target.prompt != carry_over()
+    with pytest.raises(InvalidInput, match="names that end in '--drill' are the drills' own"):
+        prepared(tmp_path, written(tmp_path, workload="support--drill"))
 
 
 def test_a_found_prompt_takes_the_place_of_the_files_rewrites(tmp_path: Path) -> None:

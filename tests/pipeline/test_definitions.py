@@ -61,6 +61,7 @@ def test_definitions_load_in_a_fresh_interpreter_without_settings_and_without_wh
         "prompt_baseline",
         "rejected_lines",
         "request_log",
+        "rollout_drill",
         "rollout_status",
         "scorecard",
         "scores",
