@@ -70,9 +70,9 @@ class Metrics(Section):
     """Where the controller reads what production shows."""
 
     source: Literal["event_log", "prometheus"] = "event_log"
-    """`event_log`: the gateway's own events, one by one. `prometheus`: its counters, as a server scraped them; weaker."""
+    """`event_log`: the gateway's own events. `prometheus`: its counters, as a server scraped them, which is weaker."""
     url: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
-    """Base URL of the Prometheus server, such as http://prometheus:9090, its path prefix included; no key stands in it."""
+    """Base URL of the Prometheus server, such as http://prometheus:9090, with its path prefix; no key stands in it."""
     token_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of the environment variable that holds a bearer token; the token itself never stands in a file."""
     match: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(default_factory=dict)
@@ -84,7 +84,7 @@ class Metrics(Section):
     def _is_reachable(self) -> Metrics:
         if (self.source == "prometheus") != (self.url is not None):
             message = (
-                f"`url` is needed with `source: prometheus` and only there, found source {self.source} and url {self.url}"
+                f"`url` is needed with `source: prometheus` and only there, found {self.source} and url {self.url}"
             )
             raise ValueError(message)
         if not timedelta(0) < self.timeout <= timedelta(minutes=2):

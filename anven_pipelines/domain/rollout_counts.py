@@ -108,7 +108,9 @@ def assignment_of_counts(plan: RolloutPlan, stage: int, workers: Workers) -> Ass
     p_value = None
     if share < 1:
         found = [
-            SampleRatio(shares=(share, 1 - share)).update([int(worker.target.of("total")), int(worker.legacy.of("total"))])
+            SampleRatio(shares=(share, 1 - share)).update(
+                [int(worker.target.of("total")), int(worker.legacy.of("total"))]
+            )
             for worker in workers
         ]
         p_value = min((1.0, *(each.p_value * k * (k + 1) for k, each in enumerate(found, 1))))
@@ -176,7 +178,7 @@ class _Side(NamedTuple):
         return None
 
     def uneven(self) -> str | None:
-        """Say that one arm lacks more values than the other; None where that is not proven, or they do not run together."""
+        """Say that one arm lacks more values than the other; None where that is not proven, or they run apart."""
         if self.share is None or self.metric == "errors":
             return None
         measure = _MEASURES[self.metric]
@@ -278,7 +280,7 @@ def _pooled(parts: Sequence[tuple[Callable[[float], Interval], float, float]]) -
 
 
 def _p95(side: _Side, name: ArmName, *, alpha: float) -> Interval:
-    """Interval of an arm's p95 in milliseconds, both sides together; of a tail that never ended the estimate is finite."""
+    """Interval of an arm's p95 in milliseconds that errs at a rate of alpha, both sides together."""
     found = bucket_quantile(
         [
             ({edges: count for edges, count in each.buckets[side.metric].items() if count}, _part(alpha, k))

@@ -63,9 +63,7 @@ NEVER_MS: Final = 1e12
 """Stands for the time of a request that failed: beyond every limit, and finite."""
 HISTORIC: Final = 2.0
 """Every limit is so many times as wide where legacy has no traffic any more and was measured in another stage."""
-MEASURED: Final = (
-    0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
-)
+MEASURED: Final = 0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
 
 
 UNEVEN_P: Final = 0.001

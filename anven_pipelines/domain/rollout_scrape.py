@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from anven_pipelines.domain.errors import InvalidInput
@@ -141,7 +142,7 @@ def gap_of(known_at: Iterable[datetime], *, since: datetime, now: datetime) -> s
         now: When it is looked.
     """
     times = [since, *sorted(known_at), now]
-    for before, after in zip(times, times[1:], strict=False):
+    for before, after in pairwise(times):
         if after - before > _KEPT:
             return (
                 f"Prometheus knows nothing of the gateway between {before:%Y-%m-%d %H:%M} and {after:%Y-%m-%d %H:%M} "

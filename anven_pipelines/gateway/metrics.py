@@ -6,8 +6,8 @@ told apart by the label `worker`. The file of a worker that has ended stays for 
 
 Labels follow the event log: `intended` is the arm by assignment, by which evidence is counted.
 
-A worker holds a lock on a file of its own for as long as it lives. By it the others tell whether one that writes no more
-has ended, so that its counts are whole, or lives and counts what nobody sees.
+A worker holds a lock on a file of its own for as long as it lives. By it the others tell whether one that writes no
+more has ended, so that its counts are whole, or lives and counts what nobody sees.
 """
 
 from __future__ import annotations

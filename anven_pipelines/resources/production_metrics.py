@@ -1,4 +1,4 @@
-"""What production shows of a workload, as the controller judges it: from the gateway's event log, or from Prometheus."""
+"""What production shows of a workload, as it is judged: from the gateway's event log, or from Prometheus."""
 
 from __future__ import annotations
 

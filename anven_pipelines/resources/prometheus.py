@@ -1,7 +1,6 @@
 """Asks a Prometheus server, within bounds of time and size, and takes no answer in part for one.
 
-The HTTP API is that of Prometheus 2 and later (https://prometheus.io/docs/prometheus/latest/querying/api/), which Thanos,
-Mimir and VictoriaMetrics speak, too.
+The HTTP API is that of Prometheus 2 and later (https://prometheus.io/docs/prometheus/latest/querying/api/).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 import os
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import httpx
 
@@ -100,7 +99,9 @@ class Prometheus:
             self._fail(f"answered {str(data)[:_TOLD]!r}, where a {kind} was asked for")
         result: list[Any] = data["result"]
         field = "value" if kind == "vector" else "values"
-        if not all(isinstance(each, dict) and field in each and isinstance(each.get("metric"), dict) for each in result):
+        if not all(
+            isinstance(each, dict) and field in each and isinstance(each.get("metric"), dict) for each in result
+        ):
             self._fail(f"answered a {kind} of which a series has no {field}")
         return result
 
@@ -146,7 +147,7 @@ class Prometheus:
             self._fail(f"answered with status {status}, {told}")
         return found
 
-    def _fail(self, why: str) -> Any:  # noqa: ANN401 - it never returns
+    def _fail(self, why: str) -> NoReturn:
         message = f"Prometheus at {self._url} {why}"
         raise UnavailableService(message)
 
@@ -157,7 +158,7 @@ def _authorization(metrics: Metrics, environment: Mapping[str, str]) -> dict[str
     token = environment.get(metrics.token_env, "").strip()
     if not token:
         message = (
-            f"the environment variable {metrics.token_env} is not set or empty; the token of Prometheus is needed in it: "
+            f"the environment variable {metrics.token_env} is not set or empty; Prometheus' token is needed in it: "
             f"export {metrics.token_env}=..., or leave rollout.metrics.token_env out where none is needed"
         )
         raise InvalidInput(message)

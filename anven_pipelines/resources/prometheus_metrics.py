@@ -7,12 +7,11 @@ a worker that vanished, a server that warns, was down too long, or knows only wh
 from __future__ import annotations
 
 import json
-
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
+from anven_pipelines.domain.errors import AnvenError, UnavailableService
 from anven_pipelines.domain.rollout_counts import MOST_WORKERS, CountWindow, assignment_of_counts, compare_counts
 from anven_pipelines.domain.rollout_evidence import Comparison, Evidence
 from anven_pipelines.domain.rollout_measure import spans_of
@@ -32,6 +31,7 @@ from anven_pipelines.resources.prometheus import Prometheus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.rollout_status import RolloutStatus
@@ -140,7 +140,7 @@ class _Look:
             f"max by (job, instance) (up) and on (job, instance) group by (job, instance) ({told})", at=self._now
         )
         if not found:
-            return "Prometheus has scraped no gateway that serves the workload of late: is the gateway in its scrape_configs?"
+            return "Prometheus has not scraped the gateway of late: is it in its scrape_configs, and `match` right?"
         down = sorted(each.labels.get("instance", "") for each in found if each.value != 1)
         return f"Prometheus cannot scrape the gateway at {', '.join(down)}: it is down" if down else None
 
@@ -172,7 +172,9 @@ class _Look:
         """Return the counts of the last generation of this attempt in which legacy had traffic, all scores in."""
         rollout = self._plan.rollout
         at = min(self._now, self._entered_at + rollout.settle + rollout.label_delay + _AFTER)
-        found = snapshot_of(self._server.instant(f"last_over_time({self._selector('worker|unit')}[{_span(_HOUR)}])", at=at))
+        found = snapshot_of(
+            self._server.instant(f"last_over_time({self._selector('worker|unit')}[{_span(_HOUR)}])", at=at)
+        )
         shared = found.shared_before(self._status.generation, attempt=self._status.attempt)
         if shared is None:
             return []
