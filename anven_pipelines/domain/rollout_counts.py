@@ -61,8 +61,8 @@ class _Measure(NamedTuple):
 _MEASURES: Final[Mapping[Metric, _Measure]] = {
     "quality": _Measure("points", "score_loss", "scored", "due"),
     "safety": _Measure("points", "unsafe", "judged", "due"),
-    "errors": _Measure("points", "errors", "total", "total"),
-    "contract": _Measure("points", "contract_failures", "contract_checks", "total"),
+    "errors": _Measure("points", "errors", "seen", "seen"),
+    "contract": _Measure("points", "contract_failures", "contract_checks", "seen"),
     "ttft": _Measure("ms", "", "ttft_measured", "streamed"),
     "latency": _Measure("ms", "", "latency_measured", "timed"),
     "cost": _Measure("USD", "cost_usd", "priced", "timed"),
@@ -83,7 +83,7 @@ def compare_counts(
         before: Counts of the last stage in which legacy had traffic; needed where it has none now.
     """
     share = plan.stages[stage].share
-    if share == 1 and not any(worker.legacy.of("total") for worker in before):
+    if share == 1 and not any(worker.legacy.of("seen") for worker in before):
         why = "legacy has no traffic in this stage and had none before that could be compared with"
         return tuple(_unknown(metric, why) for metric in plan.metrics)
     return tuple(
@@ -102,14 +102,14 @@ def assignment_of_counts(plan: RolloutPlan, stage: int, workers: Workers) -> Ass
         workers: Counts of the stage, in the order of their starts.
     """
     share = plan.stages[stage].share
-    target, legacy = (max((int(count) for count in _each(workers, arm, "total")), default=0) for arm in _ARMS)
-    all_target = sum(_each(workers, "target", "total"))
+    target, legacy = (max((int(count) for count in _each(workers, arm, "seen")), default=0) for arm in _ARMS)
+    all_target = sum(_each(workers, "target", "seen"))
     fell_back = sum(_each(workers, "target", "fell_back")) / all_target if all_target else 0.0
     p_value = None
     if share < 1:
         found = [
             SampleRatio(shares=(share, 1 - share)).update(
-                [int(worker.target.of("total")), int(worker.legacy.of("total"))]
+                [int(worker.target.of("seen")), int(worker.legacy.of("seen"))]
             )
             for worker in workers
         ]
@@ -182,7 +182,7 @@ class _Side(NamedTuple):
         if self.share is None or self.metric == "errors":
             return None
         measure = _MEASURES[self.metric]
-        concerned = "total" if self.metric in _LEFT else measure.applies
+        concerned = "seen" if self.metric in _LEFT else measure.applies
         lacks = {
             name: [
                 each.of(measure.applies) - each.of(measure.known) + (each.of("left") if self.metric in _LEFT else 0)

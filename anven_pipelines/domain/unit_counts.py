@@ -20,7 +20,7 @@ KEPT_S: Final = 24 * 3600.0
 """How long the samples of a worker that has ended are still told."""
 
 COUNTERS: Final[Mapping[str, str]] = {
-    "total": "Units that were seen, by the arm that they were assigned to.",
+    "seen_total": "Units that were seen, by the arm that they were assigned to.",
     "moved_total": "Units that were asked of the other arm, too.",
     "fell_back_total": "Units of the target that legacy answered.",
     "left_total": "Units whose client hung up.",

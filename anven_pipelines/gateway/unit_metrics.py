@@ -190,7 +190,7 @@ class UnitMetrics:
 def _count(arm: _Arm, event: GatewayEvent) -> None:
     """Count a unit by its request, as the event log's reader does (`domain/rollout_units.py`)."""
     failed, left = _failed(event), event.status == "disconnected"
-    arm.add("total")
+    arm.add("seen")
     arm.add("errors", failed)
     arm.add("left", left)
     arm.add("fell_back", event.intended == "target" and event.served == "legacy")
