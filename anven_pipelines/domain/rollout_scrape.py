@@ -168,7 +168,7 @@ def silence_of(
     for name in missing_workers(history, present):
         if history[name].is_up is not False:
             return (
-                f"worker {name} vanished from Prometheus without having ended, last seen {_at(history[name].at)}: what "
+                f"worker {name} vanished from Prometheus without having ended, last known at {history[name].at:%H:%M:%S} UTC: what "
                 "it counted since is unknown"
             ), None
     if not present.told:
@@ -184,7 +184,10 @@ def silence_of(
         return None, datetime.fromtimestamp(newest, UTC)
     oldest, name = min(alive)
     if now - oldest > stale:
-        return f"worker {name} lives and has told nothing since {_at(oldest)}: what it counted since is unknown", None
+        return (
+            f"worker {name} lives and has told nothing since {oldest:%H:%M:%S} UTC: what it counted since is unknown",
+            None,
+        )
     return None, oldest
 
 
@@ -291,7 +294,3 @@ def _label(sample: Sample, name: str) -> str:
         )
         raise InvalidInput(message)
     return text
-
-
-def _at(time: datetime) -> str:
-    return f"at {time:%H:%M:%S} UTC"
