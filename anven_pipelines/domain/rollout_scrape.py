@@ -167,10 +167,11 @@ def silence_of(
     """
     for name in missing_workers(history, present):
         if history[name].is_up is not False:
+            last = f"{history[name].at:%H:%M:%S} UTC"
             return (
-                f"worker {name} vanished from Prometheus without having ended, last known at {history[name].at:%H:%M:%S} UTC: what "
-                "it counted since is unknown"
-            ), None
+                f"worker {name} vanished from Prometheus without having ended; what it counted since {last} is unknown",
+                None,
+            )
     if not present.told:
         return "Prometheus knows no worker of the gateway that serves the workload: is it scraped?", None
     alive = []
