@@ -31,7 +31,7 @@ PLAN = RolloutPlan(workload="support", rollout=Rollout(), metrics=METRICS)
 QUARTER, LAST = 1, 3
 DAY = timedelta(days=1)
 NOW = T0 + DAY + timedelta(hours=2)
-HARMS: Mapping[Metric, Mapping[str, float]] = {
+HARMS: Mapping[Metric, Mapping[str, Any]] = {
     "quality": {"quality": -0.12},
     "errors": {"errors": 0.08},
     "safety": {"safety": 0.06},
@@ -73,8 +73,8 @@ def production(n: int, *, share: float = 0.25, seed: int = 1, workers: int = 1, 
         flag = UNSAFE if chance("safety", 0.001) else SAFE
         score = float(chance("quality", 0.9))
         for worker in range(workers):
-            base = {"ts": at, "worker": f"w{worker}", "workload": "support", "seq": 2 * number}
-            told = {"request_id": f"q{worker}-{number}"}
+            base: dict[str, Any] = {"ts": at, "worker": f"w{worker}", "workload": "support", "seq": 2 * number}
+            told: dict[str, Any] = {"request_id": f"q{worker}-{number}"}
             events += [
                 GatewayEvent(kind="request", event_id=f"r{worker}-{number}", **base, **told, **request),
                 GatewayEvent(

@@ -145,9 +145,8 @@ def test_a_new_generation_counts_anew_and_only_two_are_kept() -> None:
 
 def test_scores_count_when_they_were_due_and_the_newest_one_before_that() -> None:
     told = Told()
-    first, second, failed, silent = (
-        told.request(unit, **({"status": "error", "served": None} if unit == 2 else {})) for unit in range(4)
-    )
+    first, second, silent = (told.request(unit) for unit in range(3))
+    failed = told.request(3, status="error", served=None)
     told.feedback(first, score=0.2)
     told.feedback(first, score=0.75, minute=60)
     told.feedback(first, flags=(SAFE,))
