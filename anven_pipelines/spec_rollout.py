@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -67,6 +67,33 @@ class Limits(Section):
     """Increase of the cost of a request, as a share of the legacy arm's mean."""
 
 
+class Metrics(Section):
+    """Where the controller reads what production shows."""
+
+    source: Literal["event_log", "prometheus"] = "event_log"
+    """`event_log`: the gateway's own events. `prometheus`: its counters, as a server scraped them, which is weaker."""
+    url: str | None = Field(default=None, pattern=r"^https?://[^\s@?#]+$")
+    """Base URL of the Prometheus server, such as http://prometheus:9090, with its path prefix; no key stands in it."""
+    token_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds a bearer token; the token itself never stands in a file."""
+    match: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = Field(default_factory=dict)
+    """Labels that tell this gateway's series from others with the same workload, such as {job: anven-gateway}."""
+    timeout: Duration = Field(default=timedelta(seconds=10), json_schema_extra={"default": "10s"})
+    """Longest wait for all answers of one look; no answer is evidence of nothing."""
+
+    @model_validator(mode="after")
+    def _is_reachable(self) -> Metrics:
+        if (self.source == "prometheus") != (self.url is not None):
+            message = (
+                f"`url` is needed with `source: prometheus` and only there, found {self.source} and url {self.url}"
+            )
+            raise ValueError(message)
+        if not timedelta(0) < self.timeout <= timedelta(minutes=2):
+            message = f"a `timeout` above 0 and up to 2m is needed, found {self.timeout.total_seconds():g} s"
+            raise ValueError(message)
+        return self
+
+
 class Rollout(Section):
     """The canary plan; the controller follows the verdict."""
 
@@ -98,6 +125,8 @@ class Rollout(Section):
     drill_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """Longest time to 100 % legacy that a drill may measure, in seconds: one in which the gateway's workers follow
     their traffic file, and one for writing it and for seeing that they did."""
+    metrics: Metrics = Metrics()
+    """Where the evidence comes from: the gateway's event log, or a Prometheus server."""
     waive: list[Metric | Literal["drill"]] = Field(default_factory=list)
     """What does not gate an advance; every decision says so. A waived metric still rolls back on proven harm."""
     notify: list[Receiver] = Field(default_factory=list, max_length=20)

@@ -46,6 +46,7 @@ REQUIREMENTS: Final = {
     "real": Requirement(SHARED_DATA.is_dir, f"the folder {SHARED_DATA}"),
     "postgres": Requirement(lambda: importlib.util.find_spec("pgserver") is not None, "the package pgserver"),
     "browser": Requirement(Path("/usr/bin/chromium").exists, "Debian's package chromium"),
+    "prometheus": Requirement(Path("/usr/bin/prometheus").exists, "Debian's package prometheus"),
     "cluster": Requirement(
         lambda: bool(TEST_KUBECONFIG) and Path(TEST_KUBECONFIG).is_file(),
         "the variable ANVEN_TEST_KUBECONFIG, for a cluster with GPUs to count that runs this machine's files",

@@ -63,20 +63,25 @@ NEVER_MS: Final = 1e12
 """Stands for the time of a request that failed: beyond every limit, and finite."""
 HISTORIC: Final = 2.0
 """Every limit is so many times as wide where legacy has no traffic any more and was measured in another stage."""
-_MEASURED: Final = (
-    0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
-)
+MEASURED: Final = 0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
 
 
-_UNEVEN_P: Final = 0.001
+UNEVEN_P: Final = 0.001
 """Values lack unevenly where that is proven at this error rate, all looks together."""
-_SMALLEST_RATE: Final = 1e-12
+SMALLEST_RATE: Final = 1e-12
 
 
 class Window(NamedTuple):
     """Units of one stretch of time, and the one-sided error rate of a claim of harm in it."""
 
     units: pl.DataFrame
+    harm_level: float
+
+
+class Span(NamedTuple):
+    """When a window begins, and the one-sided error rate of a claim of harm in it."""
+
+    since: datetime
     harm_level: float
 
 
@@ -132,12 +137,21 @@ def windows_of(units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, 
         entered_at: When the stage began.
         now: When it is looked.
     """
+    whole, *recent = spans_of(plan, entered_at=entered_at, now=now)
+    return [
+        Window(units, whole.harm_level),
+        *(Window(units.filter(pl.col("seen_at") >= span.since), span.harm_level) for span in recent),
+    ]
+
+
+def spans_of(plan: RolloutPlan, *, entered_at: datetime, now: datetime) -> list[Span]:
+    """Return when the windows begin in which harm is looked for: with the stage, and with the present recent hours."""
     half = plan.harm_level / 2
     k = max(0, int((now - entered_at) / plan.rollout.recent)) + 1
-    if half / (k * (k + 1)) < _SMALLEST_RATE:  # after years; beyond, a level of coverage would round to 1
-        return [Window(units, half)]
-    recent = units.filter(pl.col("seen_at") >= entered_at + (k - 1) * plan.rollout.recent)
-    return [Window(units, half), Window(recent, half / (k * (k + 1)))]
+    whole = Span(entered_at, half)
+    if half / (k * (k + 1)) < SMALLEST_RATE:  # after years; beyond, a level of coverage would round to 1
+        return [whole]
+    return [whole, Span(entered_at + (k - 1) * plan.rollout.recent, half / (k * (k + 1)))]
 
 
 def compare(
@@ -191,7 +205,7 @@ def _compared(
         for window in windows
     ]
     whole = sides[0]
-    least = plan.rollout.labelled if metric in ("quality", "safety") else _MEASURED
+    least = plan.rollout.labelled if metric in ("quality", "safety") else MEASURED
     if unknown := _unmeasured(whole, least=least):
         return _unknown(metric, unknown)
     try:
@@ -305,7 +319,7 @@ def _uneven(units: pl.DataFrame, metric: Metric, *, share: float | None) -> str 
     if share is None or concerned.is_empty():
         return None
     found = concerned.select("treated", lacks.fill_null(value=False).cast(pl.Float64).alias("lacks"))
-    state = RandomisedDifference(level=1 - _UNEVEN_P, smallest_share=min(share, 1 - share))
+    state = RandomisedDifference(level=1 - UNEVEN_P, smallest_share=min(share, 1 - share))
     bounds = state.update(found["lacks"].to_numpy(), found["treated"].to_numpy(), share=share).current()
     if bounds.lower <= 0 <= bounds.upper:
         return None

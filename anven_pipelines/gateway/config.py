@@ -112,6 +112,8 @@ def workload_settings(migration: Migration, *, prompt: AdaptedPrompt) -> Workloa
         ),
         gateway=gateway,
         contract=migration.contract,
+        score_wait=migration.rollout.settle + migration.rollout.label_delay,
+        judged=migration.rollout.judged,
     )
 
 

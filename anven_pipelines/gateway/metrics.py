@@ -5,27 +5,35 @@ told apart by the label `worker`. The file of a worker that has ended stays for 
 (`sum by (workload, intended) (rate(...))`) then never falls.
 
 Labels follow the event log: `intended` is the arm by assignment, by which evidence is counted.
+
+A worker holds a lock on a file of its own for as long as it lives. By it the others tell whether one that writes no
+more has ended, so that its counts are whole, or lives and counts what nobody sees.
 """
 
 from __future__ import annotations
 
+import fcntl
 import time
 from bisect import bisect_left
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, datetime
+from typing import IO, TYPE_CHECKING, Final
+
+from anven_pipelines.domain.unit_counts import BUCKETS, COUNTERS, KEPT_S, PREFIX, bucket_name
+from anven_pipelines.gateway.unit_metrics import UnitMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from anven_pipelines.domain.gateway_event import GatewayEvent
+    from anven_pipelines.gateway.unit_metrics import Maturity
 
 Labels = tuple[tuple[str, str], ...]
 
 BUCKETS_S: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0)
 ALIVE_S: Final = 5.0
 """Age of its samples, which are written each second, above which a worker is taken to have ended."""
-KEPT_S: Final = 24 * 3600.0
 
 HELP: Final[Mapping[str, tuple[str, str]]] = {
     "anven_requests_total": ("counter", "Requests that ended, mirrored ones too (kind=shadow)."),
@@ -43,24 +51,43 @@ HELP: Final[Mapping[str, tuple[str, str]]] = {
     "anven_target_share": ("gauge", "Share of the units that the route in force gives to the target."),
     "anven_breaker_open": ("gauge", "1 while the breaker keeps the workload with legacy."),
     "anven_events_dropped_total": ("counter", "Events that were not written."),
+    "anven_worker_up": ("gauge", "1 while the worker lives, 0 once it has ended and counts no more."),
+    "anven_worker_started_seconds": ("gauge", "When the worker began to count, in seconds since 1970."),
+    "anven_worker_written_seconds": ("gauge", "When the worker last told its samples, in seconds since 1970."),
+    "anven_worker_score_wait_seconds": ("gauge", "How long a unit's score has, from its first request on."),
+    "anven_worker_judged_share": ("gauge", "Share of the units, drawn by hash, that are due for a score."),
+    **{PREFIX + name: ("counter", text) for name, text in COUNTERS.items()},
+    **{bucket_name(name): ("counter", text) for name, text in BUCKETS.items()},
 }
+_UP: Final = "anven_worker_up"
+_WRITTEN: Final = "anven_worker_written_seconds"
 
 
 class GatewayMetrics:
     """Counts of one worker."""
 
-    def __init__(self, worker: str) -> None:
-        """Start at nothing."""
+    def __init__(self, worker: str, maturity: Mapping[str, Maturity] | None = None) -> None:
+        """Start at nothing.
+
+        Args:
+            worker: Names it, differently at each start.
+            maturity: Each workload that is served, and when its scores are due.
+        """
         self._worker = worker
+        self._maturity = dict(maturity or {})
+        self._started_s = time.time()
+        self._units = UnitMetrics(self._maturity)
         self._counts: dict[tuple[str, Labels], float] = {}
         self._histograms: dict[tuple[str, Labels], list[float]] = {}
 
     def observe(self, event: GatewayEvent) -> None:
         """Count an event."""
+        self._units.observe(event)
         workload = event.workload or ""
         arm = (("workload", workload), ("intended", event.intended or ""))
         if event.kind == "breaker":
-            self._add("anven_breaker_trips_total", (("workload", workload), ("reason", event.error_class or "")))
+            tripped = (("generation", str(event.generation or 0)), ("reason", event.error_class or ""))
+            self._add("anven_breaker_trips_total", (("workload", workload), *tripped))
         elif event.kind == "feedback":
             if event.score is not None:
                 self._add("anven_quality_score_sum", arm, event.score)
@@ -78,7 +105,12 @@ class GatewayMetrics:
 
     def lines(self) -> list[str]:
         """Return the samples in Prometheus' text format."""
-        mine = ("worker", self._worker)
+        mine, now = ("worker", self._worker), datetime.now(UTC)
+        for workload, maturity in self._maturity.items():
+            self.gauge("anven_worker_started_seconds", workload, self._started_s)
+            self.gauge(_WRITTEN, workload, now.timestamp())
+            self.gauge("anven_worker_score_wait_seconds", workload, maturity.after.total_seconds())
+            self.gauge("anven_worker_judged_share", workload, maturity.judged)
         found = [_sample(name, (*labels, mine), value) for (name, labels), value in sorted(self._counts.items())]
         for (name, labels), counts in sorted(self._histograms.items()):
             *buckets, total = counts
@@ -87,6 +119,7 @@ class GatewayMetrics:
                 below += count
                 found.append(_sample(f"{name}_bucket", (*labels, mine, ("le", limit)), below))
             found += [_sample(f"{name}_sum", (*labels, mine), total), _sample(f"{name}_count", (*labels, mine), below)]
+        found += [_sample(name, (*labels, mine), value) for name, labels, value in self._units.samples(now)]
         return found
 
     def _request(self, event: GatewayEvent, arm: Labels) -> None:
@@ -120,6 +153,17 @@ class GatewayMetrics:
         counts[-1] += milliseconds / 1e3
 
 
+def hold_lock(folder: Path, worker: str) -> IO[str] | None:
+    """Lock a worker's file until what is returned is closed or the process ends, however; None where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / f"{worker}.lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None  # it is then never known to have ended
+    return lock
+
+
 def write_metrics(folder: Path, worker: str, lines: list[str]) -> None:
     """Put a worker's samples where every worker finds them; a full disk only makes them old."""
     path = folder / f"{worker}.prom"
@@ -148,23 +192,43 @@ def exposition(folder: Path, worker: str, lines: list[str]) -> str:
         worker: This one.
         lines: Its samples.
     """
-    samples = list(lines)
+    samples = [*lines, *_up(lines, is_up=True)]
     for path in sorted(folder.glob("*.prom")):
         if path.stem == worker:
             continue
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > KEPT_S:
+            lock = path.with_suffix(".lock")
+            has_ended = _has_ended(lock)  # before its file is read, which is then its last
+            if time.time() - path.stat().st_mtime > KEPT_S and (has_ended or not lock.exists()):
                 path.unlink()
+                lock.unlink(missing_ok=True)
                 continue
             others = path.read_text(encoding="utf-8").splitlines()
+            samples += _up(others, is_up=not has_ended)
             # What held when a worker ended holds no longer.
             samples += [line for line in others if not line.startswith(("anven_target_share", "anven_breaker_open"))]
+    families: dict[str, list[str]] = {name: [] for name in HELP}
+    for line in samples:
+        families.setdefault(_family(line), []).append(line)
     written: list[str] = []
     for name, (kind, text) in HELP.items():
-        own = [line for line in samples if _family(line) == name]
-        if own:
-            written += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *own]
+        if families[name]:
+            written += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *families[name]]
     return "\n".join(written) + "\n"
+
+
+def _up(lines: list[str], *, is_up: bool) -> list[str]:
+    """Return a sample for each workload of a worker, made of those that say when it wrote."""
+    labels = [line.removeprefix(_WRITTEN).rpartition(" ")[0] for line in lines if line.startswith(_WRITTEN)]
+    return [f"{_UP}{each} {int(is_up)}" for each in labels]
+
+
+def _has_ended(lock: Path) -> bool:
+    """Whether nobody holds a worker's lock; one without a lock may live."""
+    with suppress(OSError), lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _family(line: str) -> str:

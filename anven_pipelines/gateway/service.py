@@ -22,8 +22,9 @@ from anven_pipelines.gateway.assignment import Assignment, assign, unit_of
 from anven_pipelines.gateway.breakers import Breakers
 from anven_pipelines.gateway.event_log import EventLog, LogLimits
 from anven_pipelines.gateway.exchange import Exchange, Usage
-from anven_pipelines.gateway.metrics import GatewayMetrics, write_metrics
+from anven_pipelines.gateway.metrics import GatewayMetrics, hold_lock, write_metrics
 from anven_pipelines.gateway.traffic_source import TrafficSource
+from anven_pipelines.gateway.unit_metrics import Maturity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -74,8 +75,10 @@ class GatewayService:
         self._numbers = itertools.count(1)
         self._served: OrderedDict[str, _Served] = OrderedDict()
         events = Path(settings.events)
-        self.metrics = GatewayMetrics(self.worker)
+        maturity = {name: Maturity(each.score_wait, each.judged) for name, each in settings.workloads.items()}
+        self.metrics = GatewayMetrics(self.worker, maturity)
         self.metrics_folder = events / "metrics"
+        self._metrics_lock = hold_lock(self.metrics_folder, self.worker)
         self._metrics_at = 0.0
         self.log = EventLog(events, worker=self.worker, limits=LogLimits(total_bytes=settings.events_bytes))
         self.traffic = TrafficSource(Path(settings.traffic))
@@ -90,6 +93,9 @@ class GatewayService:
             if exchange.status is not None:
                 self._write(exchange)
         self.log.close()
+        write_metrics(self.metrics_folder, self.worker, self.metric_lines())
+        if self._metrics_lock is not None:
+            self._metrics_lock.close()
 
     def is_idle(self) -> bool:
         """Return whether no client waits for an answer."""

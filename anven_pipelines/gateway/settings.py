@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +46,10 @@ class WorkloadSettings(BaseModel):
     target: ArmSettings
     gateway: Gateway
     contract: Contract
+    score_wait: timedelta = timedelta(0)
+    """How long a unit's score has, from its first request on."""
+    judged: float = 1.0
+    """Share of the units that are due for a score."""
 
     @property
     def limits(self) -> BreakerLimits:

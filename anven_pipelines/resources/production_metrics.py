@@ -1,4 +1,4 @@
-"""What production shows of a workload, as the controller judges it: from the gateway's event log."""
+"""What production shows of a workload, as it is judged: from the gateway's event log, or from Prometheus."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.domain.rollout_evidence import Evidence
 from anven_pipelines.domain.rollout_measure import assignment_of, compare, windows_of
 from anven_pipelines.domain.rollout_units import units_of
+from anven_pipelines.resources.prometheus_metrics import prometheus_evidence
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,7 +29,7 @@ _MOST_LOST: Final = 0.01
 
 
 class ProductionMetrics(dg.ConfigurableResource[None]):
-    """Reads the event log that the gateway's workers write, each line once."""
+    """Reads the event log that the gateway's workers write, each line once, or what Prometheus scraped of them."""
 
     events: str = Field(description="Folder of the gateway's event log.")
     store: str = Field(description="Folder of the events that were read.")
@@ -39,6 +40,8 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         A log that cannot be read, in whole or in much of it, is evidence of nothing: the reason stands in `problem`. A
         breaker that tripped is told whatever else fails.
         """
+        if plan.rollout.metrics.source == "prometheus":
+            return prometheus_evidence(plan, status, now=now)
         since = status.entered_at
         try:
             events, lost = self._workload(plan.workload, since=since)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import os
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.gateway_event import GatewayEvent
-from anven_pipelines.gateway.metrics import HELP, GatewayMetrics, exposition, write_metrics
+from anven_pipelines.gateway.metrics import HELP, GatewayMetrics, exposition, hold_lock, write_metrics
+from anven_pipelines.gateway.unit_metrics import Maturity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +83,44 @@ def test_every_worker_is_told_and_gauges_of_others_are_not(tmp_path: Path) -> No
     assert sum(samples(text, "anven_requests_total").values()) == 2
     assert list(samples(text, "anven_target_share").values()) == [0.25]
     assert text.count("# TYPE anven_requests_total counter") == 1
+
+
+def test_a_worker_is_up_until_it_ends_however_and_is_never_guessed_to_have_ended(tmp_path: Path) -> None:
+    serving = {"support": Maturity(timedelta(minutes=5))}
+    for name in ("lives", "ended", "unlocked"):
+        write_metrics(tmp_path, name, GatewayMetrics(name, serving).lines())
+    living, ended = hold_lock(tmp_path, "lives"), hold_lock(tmp_path, "ended")
+    assert living is not None
+    assert ended is not None
+    ended.close()
+    text = exposition(tmp_path, "w", GatewayMetrics("w", serving).lines())
+
+    up = {worker: samples(text, "anven_worker_up", worker=worker) for worker in ("w", "lives", "ended", "unlocked")}
+    assert {worker: list(found.values()) for worker, found in up.items()} == {
+        "w": [1],
+        "lives": [1],
+        "ended": [0],
+        "unlocked": [1],  # whether it lives is not known: one that is silent makes the evidence unknown
+    }
+    assert list(samples(text, "anven_worker_score_wait_seconds", worker="w").values()) == [300]
+    living.close()
+
+
+def test_what_ended_more_than_a_day_ago_is_told_no_more_and_what_lives_always_is(tmp_path: Path) -> None:
+    living = hold_lock(tmp_path, "lives")
+    ended = hold_lock(tmp_path, "ended")
+    assert living is not None
+    assert ended is not None
+    ended.close()
+    for name in ("lives", "ended"):
+        write_metrics(tmp_path, name, GatewayMetrics(name, {"support": Maturity()}).lines())
+        os.utime(tmp_path / f"{name}.prom", (0, 0))
+    text = exposition(tmp_path, "w", [])
+
+    assert 'worker="lives"' in text
+    assert 'worker="ended"' not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lives.lock", "lives.prom"]
+    living.close()
 
 
 def test_feedback_and_breakers_are_counted(tmp_path: Path) -> None:
