@@ -18,7 +18,7 @@ _LONGEST_SHOWN: Final = 80
 _USER: Final = re.compile(r"(?<=://)[^/\s'\"]*(?=@)")  # of a URL: it may hold a password ...
 _QUERY: Final = re.compile(r"(://[^\s'\"?]*\?)[^\s'\"]*")  # ... and this a signature
 _SECRET: Final = re.compile(
-    r"(?i)(?!.*_ms$).*(secret|token|passw|pwd|credential|api_?key|access_key)"
+    r"(?i)(?!.*_ms$).*(secret|token(?!s)|passw|pwd|credential|api_?key|access_key)"
 )  # what a name says of its value
 
 _NEEDED: Final = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import regex  # type: ignore[import-untyped]  # it ships no types
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from anven_pipelines.spec_values import Duration, Level, Pattern, Price, Section, Share
+from anven_pipelines.spec_values import Duration, Level, Pattern, PositiveDuration, Price, Section, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,6 +19,14 @@ Risk = Literal["low", "medium", "high"]
 
 REFLECTING: Final[frozenset[StrategyName]] = frozenset({"gepa", "prompt_ops"})
 BY_RISK: Final[Mapping[Risk | None, Mode]] = {"high": "structural", "medium": "minimal", None: "minimal", "low": "full"}
+
+
+def _policies(value: object) -> object:
+    """Refuse what is neither, in one sentence."""
+    if value == "found" or (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        return value
+    message = "`found` or a list of sentences is needed"
+    raise ValueError(message)
 
 
 class PromptMessage(Section):
@@ -57,8 +65,8 @@ class SearchBudget(Section):
     """Prompt and answer tokens of the target; looked at between two rounds."""
     usd: float | None = Field(default=None, gt=0)
     """Cost of the target's answers at its declared price; looked at between two rounds."""
-    time: Duration | None = None
-    """Time of the search; looked at between two rounds. A search under a time limit need not repeat itself."""
+    time: PositiveDuration | None = None
+    """Time of the search, above 0; looked at between two rounds. A search under a time limit need not repeat itself."""
 
 
 class Reflection(Section):
@@ -135,7 +143,7 @@ class PromptAdaptation(Section):
     """One-sided error rate of the claim that there is a gain, over all prompts of the workload and all attempts."""
     guard_margin: Share = 0.10
     """Largest share that may be lost of what the unchanged prompt answers right, proven at `level`."""
-    policies: Literal["found"] | list[str] = "found"
+    policies: Annotated[Literal["found"] | list[str], BeforeValidator(_policies)] = "found"
     """Sentences that a prompt must keep word for word. `found`: those of the legacy prompt that read like policy or
     safety (English only; `prompt_baseline` shows them); a list names them, and an empty one keeps none."""
     longest: float = Field(default=2.0, gt=0)

@@ -43,6 +43,14 @@ def _written(value: timedelta) -> str:
     return f"{thousandths // round(1000 * _SECONDS[unit])}{unit}"
 
 
+def _above_zero(value: timedelta) -> timedelta:
+    """Refuse a duration of nothing."""
+    if value <= timedelta(0):
+        message = "a duration above 0 is needed, such as 30m"
+        raise ValueError(message)
+    return value
+
+
 def _share(value: float) -> float:
     """Refuse percentages written as whole numbers, and say what was probably meant."""
     if not 0 < value < 1:
@@ -88,6 +96,9 @@ Duration = Annotated[
     PlainSerializer(_written, when_used="json"),
     WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)\s*$", "examples": ["30s", "24h"]}),
 ]
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_above_zero)]
 
 
 Share = Annotated[

@@ -36,8 +36,9 @@ def calls_of(request_log: dict[str, Manifest], declared: Declared) -> Manifest:
     parts = tuple(part for part in logged.parts if part.labels.get("source") == key)
     if not parts:
         message = (
-            f"{declared.file}: legacy.logs {declared.migration.legacy.logs} has no rows in request_log; "
-            "materialise request_log for the days of these files (its checks name files that cannot be read)"
+            f"{declared.file}: legacy.logs {declared.migration.legacy.logs} has no calls in request_log; calls that "
+            "can be read are needed: add some where the files hold none, mend those that request_log's checks name, or "
+            "materialise request_log for the days of these files"
         )
         raise MissingInput(message)
     return logged.model_copy(update={"parts": parts})

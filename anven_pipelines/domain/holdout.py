@@ -97,7 +97,8 @@ def require_sealed(rows: pl.DataFrame, migration: Migration) -> None:
     if not (rows["split"] == "sealed").any():
         message = (
             f"{migration.workload}: none of {rows.height} items can be sealed: each, or one of its conversation, was "
-            "opened by a sign-off that failed, an export or a nightly regression, or stood open in an earlier version; "
+            "opened by a sign-off that failed, an export or a nightly regression, or stood open in an earlier version, "
+            "of this workload or of another one with the same calls; "
             "add logs, or let them judge again with `sign_off.waive: [holdout]`, and the verdict says so"
         )
         raise BurntHoldout(message)

@@ -95,7 +95,7 @@ class Search:
         for number, items in enumerate(searched):
             spent = self._spending.calls
             trial = self._trial(items.template, items.search)
-            entries = self._entries(trial, items, share=1 / (len(searched) - number), reserve=reserve)
+            entries = self._entries(trial, items, notes, share=1 / (len(searched) - number), reserve=reserve)
             chosen, told = self._meet(trial, entries, notes)
             self._searched[items.template.name] = self._spending.calls - spent
             heats += told
@@ -122,7 +122,9 @@ class Search:
         mode = self.migration.prompt.mode_for(self.migration.risk)
         return tuple(self.strategies) if mode in {"minimal", "full"} else ()
 
-    def _entries(self, trial: TargetTrial, items: TemplateItems, *, share: float, reserve: int) -> list[Entry]:
+    def _entries(
+        self, trial: TargetTrial, items: TemplateItems, notes: list[str], *, share: float, reserve: int
+    ) -> list[Entry]:
         """Return what meets: the unchanged prompt, its conversion, the declared rewrites, and what strategies find."""
         template = items.template
         entries = [Entry(UNCHANGED, carry_over())]
@@ -133,6 +135,11 @@ class Search:
             entries.append(rewrites)
         spending, names = self._spending, self._names()
         left = max(0, spending.budget.calls - spending.calls - reserve) * share
+        if names and left < len(names):
+            notes.append(
+                f"{template.name}: no calls were left for {' and '.join(names)} to look with; prompt.budget.calls "
+                f"is {spending.budget.calls}, and {reserve} are kept to judge; raise it or lower golden.size"
+            )
         for name in names:
             spending.until = spending.calls + int(left / len(names))
             self.tell(f"{template.name}: {name} looks for a prompt, with {spending.until - spending.calls} calls")

@@ -32,7 +32,8 @@ def command_of(environ: Mapping[str, str]) -> list[str]:
         found = f"is {python!r}, which does not run" if python else "is not set"
         message = (
             f"the strategy prompt-ops needs the Python of an environment with llama-prompt-ops, and {PYTHON} {found}; "
-            f"make one (python3 -m venv DIR, DIR/bin/pip install llama-prompt-ops) and export {PYTHON}=DIR/bin/python"
+            f"make one (python3 -m venv DIR, DIR/bin/pip install llama-prompt-ops==0.0.8) and export "
+            f"{PYTHON}=DIR/bin/python"
         )
         raise InvalidInput(message)
     return [python, "-I", "-m", "llama_prompt_ops.interfaces.cli"]

@@ -498,3 +498,12 @@ def test_the_found_prompts_are_registered_as_candidates() -> None:
 
 def replace_origin(candidate: Candidate) -> Candidate:
     return candidate.model_copy(update={"origin": "finds"})
+
+
+@pytest.mark.parametrize(("calls", "starved"), [(418, True), (419, False)])
+def test_a_strategy_without_calls_is_told_with_what_is_kept(calls: int, starved: bool) -> None:
+    """Three entries on 90 search items, and 60 validation items and 14 attacks two ways, are kept."""
+    adaptation = adapt(World(half_and("Good", 9)), finds(GOOD), budget={"calls": calls})
+    told = [each for each in adaptation.reasons if "no calls were left for" in each]
+    assert bool(told) == starved
+    assert not starved or "prompt.budget.calls is 418, and 418 are kept" in told[0]
