@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 
-from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, TamperedLog, UnavailableService, UnknownWorkload
+from anven_pipelines.domain.load_report import LoadReport
 from anven_pipelines.domain.notice import HELD, hold_stream, new_hold
-from anven_pipelines.domain.rollout import Gap, Hold, RollBack, decide
-from anven_pipelines.domain.rollout_plan import plan_in, plan_of
+from anven_pipelines.domain.rollout import Advance, Gap, Hold, RollBack, decide
+from anven_pipelines.domain.rollout_capacity import shortfall
+from anven_pipelines.domain.rollout_plan import edit_of, plan_in, plan_of
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
 from anven_pipelines.domain.rollout_steps import route_of, start_refusal, step_of
 from anven_pipelines.domain.sign_off import sign_off_stream
+from anven_pipelines.domain.traffic import DRILL
+from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.production_metrics import ProductionMetrics
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_evidence import Evidence
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.traffic import Route
+    from anven_pipelines.domain.uptime import Uptime
 
 
 class Look(NamedTuple):
@@ -62,6 +67,7 @@ class Rollouts(dg.ConfigurableResource[None]):
     state: StateStore
     gateway: Gateway
     metrics: ProductionMetrics
+    artifacts: ArtifactStore
 
     def status(self, workload: str) -> RolloutStatus:
         """Return where a workload's rollout stands.
@@ -72,13 +78,19 @@ class Rollouts(dg.ConfigurableResource[None]):
         return status_of(self.state.events(stream_of(workload)))
 
     def begun(self) -> list[str]:
-        """Return the workloads whose rollout has ever begun, declared by now or not.
+        """Return the workloads whose rollout has ever begun, declared by now or not, by the log or the traffic file.
 
         Raises:
             UnavailableService: the state store does not answer.
         """
         prefix = stream_of("")
-        return sorted({event.stream.removeprefix(prefix) for event in self.state.events_under(prefix)})
+        logged = {event.stream.removeprefix(prefix) for event in self.state.events_under(prefix)}
+        try:
+            routes = self.gateway.read().routes
+        except AnvenError:  # each workload's look says so
+            return sorted(logged)
+        routed = {name for name, route in routes.items() if route.generation and not name.endswith(DRILL)}
+        return sorted(logged | routed)
 
     def plan(self, workload: str, status: RolloutStatus) -> RolloutPlan:
         """Return the plan that the open attempt began with; the declared one where none is open.
@@ -93,12 +105,15 @@ class Rollouts(dg.ConfigurableResource[None]):
             declared = plan_of(self.migrations.of(workload).migration)
         except UnknownWorkload as error:
             return replace(begun, edited=f"the migration file is gone or broken ({error})")
-        return (
-            begun if declared.digest == status.plan else replace(begun, edited="the migration file's rollout changed")
-        )
+        return replace(begun, edited=edit_of(begun, declared))
 
-    def look(self, workload: str, *, now: datetime) -> Look:
+    def look(self, workload: str, *, now: datetime, uptime: Uptime | None = None) -> Look:
         """Decide on the next step, and take none.
+
+        Args:
+            workload: Whose rollout it is.
+            now: This machine's clock.
+            uptime: The same moment by how long it has been up, against clocks that are set; None where unknown.
 
         Raises:
             UnknownWorkload: no attempt is open, and no readable file declares the workload.
@@ -106,10 +121,15 @@ class Rollouts(dg.ConfigurableResource[None]):
         """
         status = self.status(workload)
         plan = self.plan(workload, status)
-        evidence = self.metrics.evidence(plan, status, now=now)
-        return Look(plan, status, evidence, decide(plan, status, evidence, now=now), status)
+        evidence = replace(self.metrics.evidence(plan, status, now=now), killed=self._killed(workload))
+        decision = decide(plan, status, evidence, now=now, uptime=uptime)
+        if isinstance(decision, Advance):  # nothing else waits for the artifact store
+            share = plan.stages[decision.stage].share
+            evidence = replace(evidence, capacity=self._shortfall(workload, share, evidence.peak_rate))
+            decision = decide(plan, status, evidence, now=now, uptime=uptime)
+        return Look(plan, status, evidence, decision, status)
 
-    def step(self, workload: str, *, now: datetime) -> Look:
+    def step(self, workload: str, *, now: datetime, uptime: Uptime | None = None) -> Look:
         """Look, decide anew and act on it; what was decided before is put in force where nothing new follows.
 
         Raises:
@@ -117,23 +137,29 @@ class Rollouts(dg.ConfigurableResource[None]):
             TamperedLog: the log was altered: nothing is decided on it. Where harm is proven or the breaker tripped the
                 gateway is told to keep the workload at legacy all the same.
             UnavailableService: the state store or the traffic file does not answer; what was written stays and is put
-                in force by the next step.
+                in force by the next step. Where harm is proven and cannot be written, the gateway is told to keep the
+                workload at legacy all the same.
         """
         try:
             self.state.require_intact()
         except TamperedLog:
-            if isinstance(self.look(workload, now=now).decision, RollBack):
+            if isinstance(self.look(workload, now=now, uptime=uptime).decision, RollBack):
                 self.gateway.kill(workload)
             raise
         if not (status := self.status(workload)).is_open:  # needs no plan, whose file may be gone
             self._publish(workload, status)
-        found = self.look(workload, now=now)
+        found = self.look(workload, now=now, uptime=uptime)
         step = step_of(found.decision, found.before, found.evidence)
         if step is None:
             self._publish(workload, found.before)
             return found
+        payload = step.payload | (uptime.written() if uptime else {})
         try:
-            self.state.append(stream=stream_of(workload), kind=step.kind, key=step.key, payload=step.payload, now=now)
+            self.state.append(stream=stream_of(workload), kind=step.kind, key=step.key, payload=payload, now=now)
+        except UnavailableService:
+            if isinstance(found.decision, RollBack):  # it is written once the log can be
+                self.gateway.kill(workload)
+            raise
         except InvalidInput:
             overtaken = self.status(workload)
             if overtaken.generation == found.before.generation:
@@ -148,7 +174,7 @@ class Rollouts(dg.ConfigurableResource[None]):
             return found._replace(decision=Hold((gap,)), status=status)
         return found._replace(status=status)
 
-    def start(self, workload: str, *, who: str, now: datetime) -> RolloutStatus:
+    def start(self, workload: str, *, who: str, now: datetime, uptime: Uptime | None = None) -> RolloutStatus:
         """Begin a new attempt with the first stage.
 
         Raises:
@@ -167,9 +193,11 @@ class Rollouts(dg.ConfigurableResource[None]):
             raise InvalidInput(message)
         signed = verdict.hash if verdict else None
         payload = {"who": who, "plan": plan.digest, "planned": plan.written(), "verdict": signed}
-        return self.act(workload, "started", payload, now=now)
+        return self.act(workload, "started", payload, now=now, uptime=uptime)
 
-    def act(self, workload: str, kind: str, payload: Mapping[str, Any], *, now: datetime) -> RolloutStatus:
+    def act(
+        self, workload: str, kind: str, payload: Mapping[str, Any], *, now: datetime, uptime: Uptime | None = None
+    ) -> RolloutStatus:
         """Write what a person or a drill did, and put it in force.
 
         Raises:
@@ -188,12 +216,15 @@ class Rollouts(dg.ConfigurableResource[None]):
             message = f"{workload}: {kind} is not possible: {reason}"
             raise InvalidInput(message)
         key = change_key(status.generation + 1) if kind in CHANGES else f"{kind}-{now.isoformat()}"
+        told = {**payload, **(uptime.written() if uptime else {})}
         try:
-            self.state.append(stream=stream_of(workload), kind=kind, key=key, payload=payload, now=now)
+            self.state.append(stream=stream_of(workload), kind=kind, key=key, payload=told, now=now)
         except InvalidInput:
             if self.status(workload).generation == status.generation:
                 raise
-            return self.act(workload, kind, payload, now=now)  # a step came first; each is one generation further
+            return self.act(
+                workload, kind, payload, now=now, uptime=uptime
+            )  # a step came first; each is one generation further
         status = self.status(workload)
         self._publish(workload, status)
         return status
@@ -223,18 +254,43 @@ class Rollouts(dg.ConfigurableResource[None]):
         # The kill switch and the shadow are people's.
         return replace(in_force, killed=False, shadow=0.0) != self._route(workload, status)
 
-    def _publish(self, workload: str, status: RolloutStatus) -> None:
-        if not status.generation:
-            return
-        self.gateway.publish(self._route(workload, status))
+    def _shortfall(self, workload: str, share: float, peak_rate: float | None) -> str | None:
+        """Say why the target may not bear a share; None where it does, or no load benchmark was run."""
+        try:
+            manifest = self.artifacts.load_manifest("load_benchmark", workload)
+            planned = None if manifest is None else LoadReport.model_validate(manifest.facts["load"])
+        except (AnvenError, LookupError, ValueError) as error:
+            return f"what the load benchmark found cannot be read: {error}"
+        return shortfall(share, peak_rate, planned)
+
+    def _killed(self, workload: str) -> str | None:
+        """Say that people keep the workload at legacy, or that nobody can tell; None where they do not."""
+        try:
+            killed = self.gateway.read().of(workload).killed
+        except AnvenError as error:
+            return f"whether the kill switch is on cannot be read: {error}"
+        return f"the kill switch is on: set `killed` to false in {self.gateway.traffic}" if killed else None
+
+    def require_known(self, workload: str) -> None:
+        """Refuse a traffic file that is ahead of the log: what the gateway does was decided by nobody who is known.
+
+        Raises:
+            InvalidInput: it is ahead, or the file is none.
+            UnavailableService: the state store does not answer, or the file cannot be read.
+        """
         in_force, logged = self.gateway.read().of(workload).generation, self.status(workload).generation
         if in_force > logged:
             message = (
                 f"{self.gateway.traffic}: {workload} is at generation {in_force}, the log at {logged}: the state "
-                "store was replaced or set back. Restore it; or remove the workload from the file, which gives its "
-                "traffic to legacy, and restart the gateway"
+                "store was replaced or set back, or the route was written by hand. Restore the store; or remove the "
+                "workload from the file, which gives its traffic to legacy, and restart the gateway"
             )
             raise InvalidInput(message)
+
+    def _publish(self, workload: str, status: RolloutStatus) -> None:
+        if status.generation:
+            self.gateway.publish(self._route(workload, status))
+        self.require_known(workload)
 
     def _route(self, workload: str, status: RolloutStatus) -> Route:
         return route_of(workload, status, self.plan(workload, status) if status.is_open else None)

@@ -16,13 +16,15 @@ from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.assets.rollout import rollout_status
 from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
 from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
+from anven_pipelines.domain.load import LOAD_REQUESTS
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
-from anven_pipelines.domain.traffic import Traffic, print_traffic
+from anven_pipelines.domain.traffic import Route, Traffic, drill_of, print_traffic
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.sensors.rollout import rollout
+from tests.load_rows import load_report
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import Place
@@ -249,6 +251,35 @@ def test_a_decision_whose_step_was_killed_is_put_in_force_by_the_next(place: Pla
     assert (share_in_force(rollouts), rollouts.status("support").generation) == (1.0, 2)
 
 
+@pytest.mark.parametrize(("sustained", "decision"), [(10.0, Advance), (0.01, Hold)])
+def test_a_stage_that_the_load_benchmark_does_not_bear_is_not_entered(
+    place: Place, rollouts: Rollouts, sustained: float, decision: type
+) -> None:
+    """6,000 users in 24 hours are .07 requests a second."""
+    serve(place)
+    report = load_report(sustained).model_dump(mode="json")
+    manifest = place.artifacts.publish(LOAD_REQUESTS, [LOAD_REQUESTS.empty()], facts={"load": report})
+    place.artifacts.save_manifest("load_benchmark", "support", manifest)
+
+    found = rollouts.step("support", now=NOW)
+
+    assert isinstance(found.decision, decision)
+    if decision is Hold:
+        assert found.decision.reasons[0].startswith("capacity for the next stage: 100% of 0.0")
+
+
+def test_a_load_benchmark_that_cannot_be_read_holds_an_advance_and_no_roll_back(
+    place: Place, rollouts: Rollouts
+) -> None:
+    serve(place)
+    file = place.folder / "home" / "artifacts" / "manifests" / "load_benchmark" / "support" / "current.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+
+    assert "what the load benchmark found cannot be read" in rollouts.step("support", now=NOW).decision.reasons[0]
+    assert rollouts.status("support").stage == 0
+
+
 def test_a_step_that_was_overtaken_changes_nothing(
     place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,8 +287,8 @@ def test_a_step_that_was_overtaken_changes_nothing(
     serve(place)
     look = Rollouts.look
 
-    def look_and_be_overtaken(self: Rollouts, workload: str, *, now: datetime) -> Any:
-        found = look(self, workload, now=now)
+    def look_and_be_overtaken(self: Rollouts, workload: str, *, now: datetime, uptime: Any) -> Any:
+        found = look(self, workload, now=now, uptime=uptime)
         rolled_back = {"from_stage": 0, "reasons": ["harm"], "evidence": [], "as_of": None}
         place.state.append(
             stream=stream_of(workload), kind="rolled_back", key="generation-2", payload=rolled_back, now=now
@@ -295,8 +326,8 @@ def test_a_pause_that_comes_while_a_step_decides_holds_it(
     serve(place)
     look = Rollouts.look
 
-    def look_and_be_paused(self: Rollouts, workload: str, *, now: datetime) -> Any:
-        found = look(self, workload, now=now)
+    def look_and_be_paused(self: Rollouts, workload: str, *, now: datetime, uptime: Any) -> Any:
+        found = look(self, workload, now=now, uptime=uptime)
         place.state.append(stream=stream_of(workload), kind="paused", key="paused-1", payload={"who": "bo"}, now=now)
         return found
 
@@ -333,6 +364,34 @@ def test_an_edit_of_the_plan_stops_the_ramp(place: Place, rollouts: Rollouts) ->
     assert "the migration file's rollout changed since this attempt began" in decision.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"target": {"model": "another", "engine": "recorded", "answers": "../answers.jsonl"}}, "target"),
+        ({"prompt": {"longest": 3.0}}, "prompt"),
+        (
+            {"gateway": {"legacy": {"model": "openai/gpt-4o"}, "target": {"model": "hosted_vllm/another"}}},
+            "gateway",
+        ),
+        ({"contract": {"json_object": True}}, "contract"),
+    ],
+)
+def test_an_edit_of_what_is_served_stops_the_ramp_as_well(
+    place: Place, rollouts: Rollouts, section: dict[str, Any], words: str
+) -> None:
+    serve(place)
+    place.declare(rollout=ROLLOUT, **section)
+
+    decision = rollouts.step("support", now=NOW).decision
+
+    assert isinstance(decision, Hold)
+    assert decision.reasons == (
+        f"the migration file's {words} changed since this attempt began: abort it and start anew, or restore the file",
+    )
+    place.declare(rollout=ROLLOUT)
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
 def test_the_sensor_asks_for_a_step_once_and_again_when_it_failed(place: Place, rollouts: Rollouts) -> None:
     serve(place, errors=0.3)
     place.declare(workload="broken", rollout=ROLLOUT)
@@ -347,6 +406,24 @@ def test_the_sensor_asks_for_a_step_once_and_again_when_it_failed(place: Place, 
     )
     (request,) = tick(place, rollouts).run_requests or []
     assert request.run_key == "support/1/1/1"
+
+
+def test_a_step_that_was_killed_while_it_ran_is_asked_for_again(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody ends its run: to Dagster it goes on for ever."""
+    serve(place, errors=0.3)
+    (request,) = tick(place, rollouts).run_requests or []
+    place.instance.create_run_for_job(
+        dg.Definitions(jobs=[dg.GraphDefinition("rollout_step").to_job()]).get_job_def("rollout_step"),
+        tags=request.tags,
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert not tick(place, rollouts).run_requests
+
+    monkeypatch.setattr("anven_pipelines.sensors.rollout.PATIENCE", timedelta(0))
+    (again,) = tick(place, rollouts).run_requests or []
+    assert again.run_key == "support/1/1/1"
 
 
 def test_a_roll_back_that_did_not_reach_the_gateway_is_asked_for_and_put_in_force(
@@ -456,9 +533,11 @@ def test_no_step_lifts_the_kill_switch_or_ends_the_shadow(place: Place, rollouts
     file.write_text(print_traffic(Traffic({"support": by_hand})))
     assert not rollouts.is_behind("support", rollouts.status("support"))
 
-    rollouts.step("support", now=NOW)
+    decision = rollouts.step("support", now=NOW).decision
+    assert isinstance(decision, Hold)
+    assert decision.reasons[0].startswith("the kill switch is on: set `killed` to false in ")
     in_force = rollouts.gateway.read().of("support")
-    assert (in_force.generation, in_force.killed, in_force.shadow) == (2, True, 0.25)
+    assert (in_force.generation, in_force.killed, in_force.shadow) == (1, True, 0.25)
 
     rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
     with pytest.raises(InvalidInput, match="its kill switch is on: set `killed` to false"):
@@ -471,6 +550,20 @@ def test_a_log_that_was_set_back_is_told(place: Place, rollouts: Rollouts) -> No
 
     with pytest.raises(InvalidInput, match="support is at generation 7, the log at 1: the state store was replaced"):
         rollouts.step("support", now=NOW)
+
+
+def test_a_log_that_is_gone_is_told_by_the_sensor(place: Place, rollouts: Rollouts) -> None:
+    rehearsed = Route(workload=drill_of("support"), attempt=1, generation=3, stage=0, share=0.0)
+    rollouts.gateway.publish(rehearsed)
+    assert rollouts.begun() == ["support"]
+    for file in (place.folder / "home").glob("state.db*"):
+        file.unlink()
+
+    told = tick(place, rollouts).skip_reason
+
+    assert told is not None
+    assert "support is at generation 1, the log at 0: the state store was replaced or set back" in str(told)
+    assert share_in_force(rollouts) == 0.5
 
 
 def test_a_mistake_in_one_workload_keeps_no_other_from_its_roll_back(place: Place, rollouts: Rollouts) -> None:
