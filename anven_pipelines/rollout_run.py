@@ -15,6 +15,7 @@ from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.drills import Drills
 from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.uptime import uptime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,20 +53,21 @@ def act(workload: str, action: Action, *, home: Path, who: str | None, hours: fl
         InvalidInput: it cannot happen now, or the workload is unknown.
         UnavailableService: the state store or the traffic file does not answer.
     """
-    now, person = datetime.now(UTC), who or getpass.getuser()
+    now, up, person = datetime.now(UTC), uptime(), who or getpass.getuser()
     if not timedelta(0) < timedelta(hours=hours) <= LONGEST_OVERRIDE:
         message = f"--hours is {hours:g}; above 0 and at most {LONGEST_OVERRIDE / timedelta(hours=1):g} is needed"
         raise InvalidInput(message)
     with prepared(home) as definitions:
         rollouts = of_kind(definitions, "rollouts", Rollouts)
         if action == "start":
-            rollouts.start(workload, who=person, now=now)
+            rollouts.start(workload, who=person, now=now, uptime=up)
         elif action in _KINDS:
             payload = {"who": person, "reason": reason, "generation": rollouts.status(workload).generation}
             if action == "override":
                 payload["until"] = (now + timedelta(hours=hours)).isoformat()
-            rollouts.act(workload, _KINDS[action], payload, now=now)
-        found = rollouts.step(workload, now=now) if action == "step" else rollouts.look(workload, now=now)
+            rollouts.act(workload, _KINDS[action], payload, now=now, uptime=up)
+        look = rollouts.step if action == "step" else rollouts.look
+        found = look(workload, now=now, uptime=up)
         notices = of_kind(definitions, "notices", Notices)
         told = notices.deliver(workload, now=now) if action == "notify" else notices.report(workload, now=now)
         interrupted = of_kind(definitions, "drills", Drills).interrupted(workload)

@@ -23,6 +23,7 @@ from anven_pipelines.domain.rollout_report import report_of
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.uptime import uptime
 
 _NO_HARM = Check(
     "rollout_status",
@@ -49,7 +50,7 @@ def rollout_status(
 
     It acts on what it decides, so whoever materialises it asks for the next step, and gets it only where it is proven.
     """
-    found = rollouts.step(context.partition_key, now=datetime.now(UTC))
+    found = rollouts.step(context.partition_key, now=datetime.now(UTC), uptime=uptime())
     report = report_of(found.plan, found.before, found.evidence, found.decision, found.status)
     document = canonical_json(report)
     return result(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
-from anven_pipelines.domain.rollout_status import OVERRIDE_PEOPLE
+from anven_pipelines.domain.rollout_status import CLOCK_SKEW, OVERRIDE_PEOPLE
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_evidence import Assignment, Evidence
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.rollout_status import Drill, RolloutStatus
+    from anven_pipelines.domain.uptime import Uptime
     from anven_pipelines.spec_rollout import Stage
 
 Kind = Literal["wait", "person", "unknown", "stopped"]
@@ -26,8 +27,6 @@ MISMATCH_P: Final = 0.001
 """A planned share is refuted at this p-value of all looks together; it is a fault of the gateway, not of the target."""
 MOST_MOVED: Final = 0.001
 """Share of units that may be asked of both arms under one share, before the assignment is not what it says."""
-CLOCK_SKEW: Final = timedelta(seconds=30)
-"""How far ahead of this clock an event may be dated."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,9 @@ class Complete:
 Decision = Advance | Hold | RollBack | Complete
 
 
-def decide(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence, *, now: datetime) -> Decision:
+def decide(
+    plan: RolloutPlan, status: RolloutStatus, evidence: Evidence, *, now: datetime, uptime: Uptime | None = None
+) -> Decision:
     """Decide on the next step of a rollout.
 
     Args:
@@ -91,6 +92,7 @@ def decide(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence, *, now:
         status: Where it stands.
         evidence: What production showed in the present generation.
         now: The controller's clock, with its time zone.
+        uptime: The same moment of the controller's machine, which shows a clock that was set; None where unknown.
 
     Returns:
         Proven harm and a tripped breaker roll back from every phase in which the target has traffic, whatever else is
@@ -103,11 +105,10 @@ def decide(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence, *, now:
         return RollBack(breaches)
     if status.phase == "completed":
         return Hold((Gap("wait", "the rollout is completed: production is watched for harm"),))
-    if gaps := blocking_gaps(plan, status):
+    if gaps := blocking_gaps(plan, status, evidence):
         return Hold(gaps)
-    return _advance_or_hold(
-        plan, status.stage, missing_proof(plan, status, evidence, now=now), status.overriders(now), evidence
-    )
+    gaps = missing_proof(plan, status, evidence, now=now, uptime=uptime)
+    return _advance_or_hold(plan, status.stage, gaps, status.overriders(now, uptime), evidence)
 
 
 def _advance_or_hold(
@@ -138,11 +139,13 @@ def proven_breaches(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence
     return tuple(breaches)
 
 
-def blocking_gaps(plan: RolloutPlan, status: RolloutStatus) -> tuple[Gap, ...]:
+def blocking_gaps(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence) -> tuple[Gap, ...]:
     """Return what no override lifts."""
     gaps = []
     if status.phase == "paused":
         gaps.append(Gap("person", "the rollout is paused: `anven rollout resume` lets it go on"))
+    if evidence.killed is not None:
+        gaps.append(Gap("person", evidence.killed))
     edited = plan.edited or ("the migration file's rollout changed" if status.plan != plan.digest else None)
     if edited is not None:
         mend = "since this attempt began: abort it and start anew, or restore the file"
@@ -150,13 +153,16 @@ def blocking_gaps(plan: RolloutPlan, status: RolloutStatus) -> tuple[Gap, ...]:
     return tuple(gaps)
 
 
-def missing_proof(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence, *, now: datetime) -> tuple[Gap, ...]:
+def missing_proof(
+    plan: RolloutPlan, status: RolloutStatus, evidence: Evidence, *, now: datetime, uptime: Uptime | None = None
+) -> tuple[Gap, ...]:
     """Return everything that is missing for the next step; empty where all is proven."""
-    if status.stage is None or status.entered_at is None:
+    stayed = status.stayed(now, uptime)
+    if status.stage is None or stayed is None:
         return (Gap("person", "the rollout has not begun"),)
     stage, rollout = plan.stages[status.stage], plan.rollout
     gaps = [
-        *_time_gaps(stage, entered_at=status.entered_at, now=now),
+        *_time_gaps(stage, stayed=stayed, now=now),
         *_approval_gaps(plan, status),
         *([] if "drill" in rollout.waive else drill_gaps(status.drill, plan, now=now)),
     ]
@@ -208,13 +214,12 @@ def drill_gaps(drill: Drill | None, plan: RolloutPlan, *, now: datetime) -> list
     return []
 
 
-def _time_gaps(stage: Stage, *, entered_at: datetime, now: datetime) -> list[Gap]:
-    stayed = now - entered_at
+def _time_gaps(stage: Stage, *, stayed: timedelta, now: datetime) -> list[Gap]:
     if stayed < timedelta(0):
         return [Gap("unknown", f"the stage was entered {_short(-stayed)} ahead of this clock: check the clocks")]
     if stayed < stage.soak:
         reason = f"{_short(stayed)} of {_short(stage.soak)} in this stage"
-        return [Gap("wait", reason, until=entered_at + stage.soak)]
+        return [Gap("wait", reason, until=now - stayed + stage.soak)]
     return []
 
 

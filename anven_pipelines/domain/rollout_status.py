@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.uptime import Uptime, uptime_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,8 @@ CHANGES: Final[tuple[Change, ...]] = ("started", "advanced", "rolled_back", "abo
 OVERRIDE_PEOPLE: Final = 2
 """Different people who have to sign an override."""
 LONGEST_OVERRIDE: Final = timedelta(hours=24)
+CLOCK_SKEW: Final = timedelta(seconds=30)
+"""How far ahead of this clock another one may be."""
 
 
 class Drill(NamedTuple):
@@ -43,7 +46,16 @@ class Override(NamedTuple):
     """One person's wish to advance although something is missing."""
 
     who: str
+    at: datetime
     until: datetime
+    uptime: Uptime | None
+    """Of the machine on which it was signed; None where that is unknown."""
+
+    def counts(self, now: datetime, uptime: Uptime | None) -> bool:
+        """Tell whether it has not expired: neither by the clock nor, where that is known, by the time gone by."""
+        gone_by = uptime.since(self.uptime) if uptime else None
+        by_clock = self.at - CLOCK_SKEW <= now < self.until
+        return by_clock and (gone_by is None or gone_by < self.until - self.at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,7 @@ class RolloutStatus:
         generation: Changes of the traffic so far.
         stage: Place in the plan's stages; None where legacy has all traffic.
         entered_at: When the present generation began; None before the first.
+        entered_up: The same moment of the machine on which it began; None where that is unknown.
         plan: Digest of the plan that the attempt began with.
         planned: That plan, as `RolloutPlan.written` gives it; None where the log does not hold it.
         approvals: Who approved the next stage, in this generation.
@@ -68,6 +81,7 @@ class RolloutStatus:
     generation: int = 0
     stage: int | None = None
     entered_at: datetime | None = None
+    entered_up: Uptime | None = None
     plan: str | None = None
     planned: Mapping[str, Any] | None = field(default=None, compare=False)  # `plan` stands for it
     approvals: frozenset[str] = frozenset()
@@ -83,9 +97,21 @@ class RolloutStatus:
         """Return the target's share of the traffic."""
         return plan.stages[self.stage].share if self.is_open and self.stage is not None else 0.0
 
-    def overriders(self, now: datetime) -> frozenset[str]:
+    def stayed(self, now: datetime, uptime: Uptime | None) -> timedelta | None:
+        """Return how long the present generation has lasted, at least; None before the first.
+
+        Negative where it began ahead of this clock. Where the machine has not been started anew, a clock that was set
+        forward meanwhile, or back when the generation began, adds nothing.
+        """
+        if self.entered_at is None:
+            return None
+        by_clock = now - self.entered_at
+        gone_by = uptime.since(self.entered_up) if uptime else None
+        return by_clock if gone_by is None else min(by_clock, gone_by)
+
+    def overriders(self, now: datetime, uptime: Uptime | None = None) -> frozenset[str]:
         """Return who signed an override that has not expired."""
-        return frozenset(override.who for override in self.overrides if now < override.until)
+        return frozenset(override.who for override in self.overrides if override.counts(now, uptime))
 
 
 def stream_of(workload: str) -> str:
@@ -121,7 +147,7 @@ def followed(status: RolloutStatus, event: Event) -> RolloutStatus:
     if refusal(status, event.kind) is None:
         return after(status, event.kind, event.payload, at=event.ts)
     # The key of a change is taken: the next one needs the next number.
-    return _changed(status, event.ts) if event.kind in CHANGES else status
+    return _changed(status, event.payload, event.ts) if event.kind in CHANGES else status
 
 
 def after(status: RolloutStatus, kind: str, payload: Mapping[str, Any], *, at: datetime) -> RolloutStatus:
@@ -157,24 +183,32 @@ def refusal(status: RolloutStatus, kind: str) -> str | None:
     return None
 
 
-def _changed(status: RolloutStatus, at: datetime, **fields: Any) -> RolloutStatus:  # noqa: ANN401 - fields of the status
-    fresh: dict[str, Any] = {"generation": status.generation + 1, "entered_at": at, "approvals": frozenset()}
-    return replace(status, **(fresh | {"overrides": ()} | fields))
+def _changed(status: RolloutStatus, payload: Mapping[str, Any], at: datetime, **fields: Any) -> RolloutStatus:  # noqa: ANN401 - fields of the status
+    fresh: dict[str, Any] = {
+        "generation": status.generation + 1,
+        "entered_at": at,
+        "entered_up": uptime_in(payload),
+        "approvals": frozenset(),
+        "overrides": (),
+    }
+    return replace(status, **(fresh | fields))
 
 
 def _started(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
     attempt = status.attempt + 1
     planned = payload.get("planned")
-    return _changed(status, at, phase="running", attempt=attempt, stage=0, plan=payload["plan"], planned=planned)
+    return _changed(
+        status, payload, at, phase="running", attempt=attempt, stage=0, plan=payload["plan"], planned=planned
+    )
 
 
 def _advanced(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
-    return _changed(status, at, stage=payload["stage"])
+    return _changed(status, payload, at, stage=payload["stage"])
 
 
 def _ended(phase: Phase) -> Callable[[RolloutStatus, Mapping[str, Any], datetime], RolloutStatus]:
-    def ended(status: RolloutStatus, _: Mapping[str, Any], at: datetime) -> RolloutStatus:
-        return _changed(status, at, phase=phase, stage=status.stage if phase == "completed" else None)
+    def ended(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+        return _changed(status, payload, at, phase=phase, stage=status.stage if phase == "completed" else None)
 
     return ended
 
@@ -198,7 +232,7 @@ def _overridden(status: RolloutStatus, payload: Mapping[str, Any], at: datetime)
     until = min(datetime.fromisoformat(payload["until"]), at + LONGEST_OVERRIDE)
     if payload["generation"] != status.generation:
         return status
-    return replace(status, overrides=(*status.overrides, Override(payload["who"], until)))
+    return replace(status, overrides=(*status.overrides, Override(payload["who"], at, until, uptime_in(payload))))
 
 
 def _drilled(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:

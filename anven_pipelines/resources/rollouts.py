@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 
-from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, TamperedLog, UnknownWorkload
 from anven_pipelines.domain.notice import HELD, hold_stream, new_hold
 from anven_pipelines.domain.rollout import Gap, Hold, RollBack, decide
 from anven_pipelines.domain.rollout_plan import plan_in, plan_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_evidence import Evidence
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.traffic import Route
+    from anven_pipelines.domain.uptime import Uptime
 
 
 class Look(NamedTuple):
@@ -97,8 +98,13 @@ class Rollouts(dg.ConfigurableResource[None]):
             begun if declared.digest == status.plan else replace(begun, edited="the migration file's rollout changed")
         )
 
-    def look(self, workload: str, *, now: datetime) -> Look:
+    def look(self, workload: str, *, now: datetime, uptime: Uptime | None = None) -> Look:
         """Decide on the next step, and take none.
+
+        Args:
+            workload: Whose rollout it is.
+            now: This machine's clock.
+            uptime: The same moment by how long it has been up, against clocks that are set; None where unknown.
 
         Raises:
             UnknownWorkload: no attempt is open, and no readable file declares the workload.
@@ -106,10 +112,10 @@ class Rollouts(dg.ConfigurableResource[None]):
         """
         status = self.status(workload)
         plan = self.plan(workload, status)
-        evidence = self.metrics.evidence(plan, status, now=now)
-        return Look(plan, status, evidence, decide(plan, status, evidence, now=now), status)
+        evidence = replace(self.metrics.evidence(plan, status, now=now), killed=self._killed(workload))
+        return Look(plan, status, evidence, decide(plan, status, evidence, now=now, uptime=uptime), status)
 
-    def step(self, workload: str, *, now: datetime) -> Look:
+    def step(self, workload: str, *, now: datetime, uptime: Uptime | None = None) -> Look:
         """Look, decide anew and act on it; what was decided before is put in force where nothing new follows.
 
         Raises:
@@ -122,18 +128,19 @@ class Rollouts(dg.ConfigurableResource[None]):
         try:
             self.state.require_intact()
         except TamperedLog:
-            if isinstance(self.look(workload, now=now).decision, RollBack):
+            if isinstance(self.look(workload, now=now, uptime=uptime).decision, RollBack):
                 self.gateway.kill(workload)
             raise
         if not (status := self.status(workload)).is_open:  # needs no plan, whose file may be gone
             self._publish(workload, status)
-        found = self.look(workload, now=now)
+        found = self.look(workload, now=now, uptime=uptime)
         step = step_of(found.decision, found.before, found.evidence)
         if step is None:
             self._publish(workload, found.before)
             return found
+        payload = step.payload | (uptime.written() if uptime else {})
         try:
-            self.state.append(stream=stream_of(workload), kind=step.kind, key=step.key, payload=step.payload, now=now)
+            self.state.append(stream=stream_of(workload), kind=step.kind, key=step.key, payload=payload, now=now)
         except InvalidInput:
             overtaken = self.status(workload)
             if overtaken.generation == found.before.generation:
@@ -148,7 +155,7 @@ class Rollouts(dg.ConfigurableResource[None]):
             return found._replace(decision=Hold((gap,)), status=status)
         return found._replace(status=status)
 
-    def start(self, workload: str, *, who: str, now: datetime) -> RolloutStatus:
+    def start(self, workload: str, *, who: str, now: datetime, uptime: Uptime | None = None) -> RolloutStatus:
         """Begin a new attempt with the first stage.
 
         Raises:
@@ -167,9 +174,11 @@ class Rollouts(dg.ConfigurableResource[None]):
             raise InvalidInput(message)
         signed = verdict.hash if verdict else None
         payload = {"who": who, "plan": plan.digest, "planned": plan.written(), "verdict": signed}
-        return self.act(workload, "started", payload, now=now)
+        return self.act(workload, "started", payload, now=now, uptime=uptime)
 
-    def act(self, workload: str, kind: str, payload: Mapping[str, Any], *, now: datetime) -> RolloutStatus:
+    def act(
+        self, workload: str, kind: str, payload: Mapping[str, Any], *, now: datetime, uptime: Uptime | None = None
+    ) -> RolloutStatus:
         """Write what a person or a drill did, and put it in force.
 
         Raises:
@@ -188,12 +197,15 @@ class Rollouts(dg.ConfigurableResource[None]):
             message = f"{workload}: {kind} is not possible: {reason}"
             raise InvalidInput(message)
         key = change_key(status.generation + 1) if kind in CHANGES else f"{kind}-{now.isoformat()}"
+        told = {**payload, **(uptime.written() if uptime else {})}
         try:
-            self.state.append(stream=stream_of(workload), kind=kind, key=key, payload=payload, now=now)
+            self.state.append(stream=stream_of(workload), kind=kind, key=key, payload=told, now=now)
         except InvalidInput:
             if self.status(workload).generation == status.generation:
                 raise
-            return self.act(workload, kind, payload, now=now)  # a step came first; each is one generation further
+            return self.act(
+                workload, kind, payload, now=now, uptime=uptime
+            )  # a step came first; each is one generation further
         status = self.status(workload)
         self._publish(workload, status)
         return status
@@ -222,6 +234,14 @@ class Rollouts(dg.ConfigurableResource[None]):
         in_force = self.gateway.read().of(workload)
         # The kill switch and the shadow are people's.
         return replace(in_force, killed=False, shadow=0.0) != self._route(workload, status)
+
+    def _killed(self, workload: str) -> str | None:
+        """Say that people keep the workload at legacy, or that nobody can tell; None where they do not."""
+        try:
+            killed = self.gateway.read().of(workload).killed
+        except AnvenError as error:
+            return f"whether the kill switch is on cannot be read: {error}"
+        return f"the kill switch is on: set `killed` to false in {self.gateway.traffic}" if killed else None
 
     def _publish(self, workload: str, status: RolloutStatus) -> None:
         if not status.generation:

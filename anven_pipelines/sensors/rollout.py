@@ -9,6 +9,7 @@ from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.domain.rollout import Hold
 from anven_pipelines.domain.rollout_status import RolloutStatus
 from anven_pipelines.resources.rollouts import Look, Rollouts
+from anven_pipelines.resources.uptime import uptime
 
 STEP_TAG = "anven/rollout_step"
 
@@ -60,7 +61,7 @@ def _glance(instance: dg.DagsterInstance, rollouts: Rollouts, workload: str) -> 
             return _Glance()
         told = f"{workload}: {status.phase.replace('_', ' ')}, which the gateway does not know yet"
         return _Glance(told, _request(instance, workload, status))
-    found = rollouts.look(workload, now=datetime.now(UTC))
+    found = rollouts.look(workload, now=datetime.now(UTC), uptime=uptime())
     is_due = not isinstance(found.decision, Hold) or rollouts.is_behind(workload, found.before)
     request = _request(instance, workload, found.before) if is_due else None
     return _Glance(f"{workload}: {'; '.join(found.decision.reasons)}", request, found)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from anven_pipelines.domain.rollout import Advance, Complete, Decision, Hold, RollBack, decide
+from anven_pipelines.domain.rollout import Advance, Complete, Decision, Gap, Hold, RollBack, decide
 from anven_pipelines.domain.rollout_evidence import Assignment, Comparison, Evidence
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
 from anven_pipelines.domain.rollout_status import Drill, Override, RolloutStatus
+from anven_pipelines.domain.uptime import Uptime
 from anven_pipelines.spec_rollout import Metric, Rollout, Stage
 from anven_pipelines.stats.interval import Interval
 
@@ -93,6 +94,7 @@ def test_after_the_last_stage_it_is_complete_and_still_rolls_back() -> None:
         ({"as_of": NOW + timedelta(minutes=1)}, "the newest event is dated 0:01:00 ahead of this clock"),
         ({"open_flags": 2}, "2 flags of domain experts are open"),
         ({"capacity": "4 replicas are planned, 2 are ready"}, "4 replicas are planned, 2 are ready"),
+        ({"killed": "the kill switch is on"}, "the kill switch is on"),
     ],
 )
 def test_one_gate_that_is_open_in_the_evidence_holds(change: dict[str, Any], reason: str) -> None:
@@ -181,7 +183,7 @@ def test_two_people_override_what_is_missing_until_it_expires_and_never_harm() -
     unproven = replace(ALL_GOOD, **with_comparison(found("quality", -0.05, 0.05)))
 
     def signed(*people: tuple[str, datetime]) -> RolloutStatus:
-        return replace(STATUS, overrides=tuple(Override(*each) for each in people))
+        return replace(STATUS, overrides=tuple(Override(who, NOW, until, None) for who, until in people))
 
     assert isinstance(decided(unproven, signed(("ada", soon), ("ada", soon))), Hold)
     assert isinstance(decided(unproven, signed(("ada", soon), ("bo", gone))), Hold)
@@ -192,6 +194,35 @@ def test_two_people_override_what_is_missing_until_it_expires_and_never_harm() -
     assert isinstance(decided(harmed, signed(("ada", soon), ("bo", soon))), RollBack)
     paused = replace(signed(("ada", soon), ("bo", soon)), phase="paused")
     assert isinstance(decided(unproven, paused), Hold)
+
+
+def test_an_override_counts_nothing_before_it_was_signed_nor_after_its_hours_by_any_clock() -> None:
+    up = Uptime("boot", 7200.0)
+    unproven = replace(ALL_GOOD, **with_comparison(found("quality", -0.05, 0.05)))
+
+    def decided_at(now: datetime, uptime: Uptime | None) -> Decision:
+        overrides = tuple(Override(who, NOW, NOW + timedelta(hours=1), up) for who in ("ada", "bo"))
+        return decide(PLAN, replace(STATUS, overrides=overrides), replace(unproven, as_of=now), now=now, uptime=uptime)
+
+    assert isinstance(decided_at(NOW, up), Advance)
+    assert isinstance(decided_at(NOW, Uptime("after a start", 1.0)), Advance)
+    assert isinstance(decided_at(NOW - timedelta(hours=1), None), Hold)
+    assert isinstance(decided_at(NOW + timedelta(hours=1), None), Hold)
+    assert isinstance(decided_at(NOW, Uptime("boot", 7200.0 + 3600)), Hold)  # the clock was set back
+
+
+def test_a_clock_that_is_set_makes_no_stay_longer() -> None:
+    """The stage was entered 30 minutes ago, whatever the clock says."""
+    entered = replace(STATUS, entered_up=Uptime("boot", 100.0))
+    half_an_hour = Uptime("boot", 1900.0)
+
+    held = decide(PLAN, entered, ALL_GOOD, now=NOW, uptime=half_an_hour)
+
+    assert held == Hold((Gap("wait", "30.0 min of 1.0 d in this stage", until=NOW + timedelta(hours=23.5)),))
+    assert isinstance(decide(PLAN, entered, ALL_GOOD, now=NOW, uptime=Uptime("after a start", 1.0)), Advance)
+    assert isinstance(decide(PLAN, entered, ALL_GOOD, now=NOW, uptime=None), Advance)
+    back = replace(ALL_GOOD, as_of=NOW - timedelta(days=2))
+    assert isinstance(decide(PLAN, entered, back, now=NOW - timedelta(days=2), uptime=Uptime("boot", 9e6)), Hold)
 
 
 def test_what_is_waived_is_said_and_still_rolls_back() -> None:

@@ -256,8 +256,8 @@ def test_a_step_that_was_overtaken_changes_nothing(
     serve(place)
     look = Rollouts.look
 
-    def look_and_be_overtaken(self: Rollouts, workload: str, *, now: datetime) -> Any:
-        found = look(self, workload, now=now)
+    def look_and_be_overtaken(self: Rollouts, workload: str, *, now: datetime, uptime: Any) -> Any:
+        found = look(self, workload, now=now, uptime=uptime)
         rolled_back = {"from_stage": 0, "reasons": ["harm"], "evidence": [], "as_of": None}
         place.state.append(
             stream=stream_of(workload), kind="rolled_back", key="generation-2", payload=rolled_back, now=now
@@ -295,8 +295,8 @@ def test_a_pause_that_comes_while_a_step_decides_holds_it(
     serve(place)
     look = Rollouts.look
 
-    def look_and_be_paused(self: Rollouts, workload: str, *, now: datetime) -> Any:
-        found = look(self, workload, now=now)
+    def look_and_be_paused(self: Rollouts, workload: str, *, now: datetime, uptime: Any) -> Any:
+        found = look(self, workload, now=now, uptime=uptime)
         place.state.append(stream=stream_of(workload), kind="paused", key="paused-1", payload={"who": "bo"}, now=now)
         return found
 
@@ -456,9 +456,11 @@ def test_no_step_lifts_the_kill_switch_or_ends_the_shadow(place: Place, rollouts
     file.write_text(print_traffic(Traffic({"support": by_hand})))
     assert not rollouts.is_behind("support", rollouts.status("support"))
 
-    rollouts.step("support", now=NOW)
+    decision = rollouts.step("support", now=NOW).decision
+    assert isinstance(decision, Hold)
+    assert decision.reasons[0].startswith("the kill switch is on: set `killed` to false in ")
     in_force = rollouts.gateway.read().of("support")
-    assert (in_force.generation, in_force.killed, in_force.shadow) == (2, True, 0.25)
+    assert (in_force.generation, in_force.killed, in_force.shadow) == (1, True, 0.25)
 
     rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
     with pytest.raises(InvalidInput, match="its kill switch is on: set `killed` to false"):
