@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
 
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
+SERVING: Final = ("target", "prompt", "gateway")
+"""Sections of a migration file that say what the arms are: another target, or prompt, has proven nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,14 @@ class RolloutPlan:
         workload: Name of the workload.
         rollout: As declared in the migration file.
         metrics: Those that are judged; `contract` only where a form is declared.
+        serving: Each section of SERVING with its digest; none where an older release wrote the plan down.
         edited: What has become of the migration file since; None where it still declares this plan.
     """
 
     workload: str
     rollout: Rollout
     metrics: tuple[Metric, ...]
+    serving: tuple[tuple[str, str], ...] = ()
     edited: str | None = None
 
     @property
@@ -43,11 +47,6 @@ class RolloutPlan:
         return tuple(metric for metric in self.metrics if metric not in self.rollout.waive)
 
     @property
-    def smallest_share(self) -> float:
-        """The smallest share that either arm has while both are asked; 0.5 where they never are."""
-        return min((min(stage.share, 1 - stage.share) for stage in self.stages if stage.share < 1), default=0.5)
-
-    @property
     def harm_level(self) -> float:
         """One-sided error rate of one metric in one stage, so that all of them together err at `rollout.level`.
 
@@ -56,21 +55,29 @@ class RolloutPlan:
         return self.rollout.level / (len(self.metrics) * (len(self.stages) + 1))
 
     @property
+    def decisive(self) -> dict[str, Any]:
+        """What of the section `rollout` decides; who is told decides nothing."""
+        return self.rollout.model_dump(mode="json", exclude={"notify"})
+
+    @property
     def digest(self) -> str:
         """Names the plan: a rollout goes on only under the plan that it began with."""
-        decisive = self.rollout.model_dump(mode="json", exclude={"notify"})  # who is told decides nothing
-        return digest_of([self.workload, list(self.metrics), decisive])
+        serving = [dict(self.serving)] if self.serving else []
+        return digest_of([self.workload, list(self.metrics), self.decisive, *serving])
 
     def written(self) -> dict[str, Any]:
         """Return the plan as JSON, for the event that begins an attempt; `plan_in` reads it."""
-        return {"metrics": list(self.metrics), "rollout": self.rollout.model_dump(mode="json")}
+        rollout = self.rollout.model_dump(mode="json")
+        return {"metrics": list(self.metrics), "rollout": rollout, "serving": dict(self.serving)}
 
 
 def plan_of(migration: Migration) -> RolloutPlan:
     """Return the plan that a migration file declares."""
     formless = not migration.contract.json_object
     metrics = tuple(metric for metric in METRICS if not (metric == "contract" and formless))
-    return RolloutPlan(workload=migration.workload, rollout=migration.rollout, metrics=metrics)
+    sections = migration.model_dump(mode="json", include=set(SERVING))
+    serving = tuple((name, digest_of(sections[name])) for name in SERVING)
+    return RolloutPlan(workload=migration.workload, rollout=migration.rollout, metrics=metrics, serving=serving)
 
 
 def plan_in(workload: str, written: Mapping[str, Any]) -> RolloutPlan:
@@ -80,4 +87,21 @@ def plan_in(workload: str, written: Mapping[str, Any]) -> RolloutPlan:
         pydantic.ValidationError: another release wrote it, with sections that this one does not know.
     """
     rollout = Rollout.model_validate(written["rollout"])
-    return RolloutPlan(workload=workload, rollout=rollout, metrics=tuple(written["metrics"]))
+    serving = tuple(written.get("serving", {}).items())
+    return RolloutPlan(workload=workload, rollout=rollout, metrics=tuple(written["metrics"]), serving=serving)
+
+
+def edit_of(begun: RolloutPlan, declared: RolloutPlan) -> str | None:
+    """Say what of a migration file is no longer as the attempt began with it; None where all is.
+
+    Args:
+        begun: The plan that the attempt began with.
+        declared: What the file declares now.
+    """
+    now = dict(declared.serving)
+    edited = [
+        *(["rollout"] if declared.decisive != begun.decisive else []),
+        *(["contract"] if declared.metrics != begun.metrics else []),
+        *(name for name, digest in begun.serving if now.get(name) != digest),
+    ]
+    return f"the migration file's {' and '.join(edited)} changed" if edited else None

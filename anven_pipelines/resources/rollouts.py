@@ -18,7 +18,7 @@ import dagster as dg
 from anven_pipelines.domain.errors import AnvenError, InvalidInput, TamperedLog, UnknownWorkload
 from anven_pipelines.domain.notice import HELD, hold_stream, new_hold
 from anven_pipelines.domain.rollout import Gap, Hold, RollBack, decide
-from anven_pipelines.domain.rollout_plan import plan_in, plan_of
+from anven_pipelines.domain.rollout_plan import edit_of, plan_in, plan_of
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
 from anven_pipelines.domain.rollout_steps import route_of, start_refusal, step_of
 from anven_pipelines.domain.sign_off import sign_off_stream
@@ -73,13 +73,18 @@ class Rollouts(dg.ConfigurableResource[None]):
         return status_of(self.state.events(stream_of(workload)))
 
     def begun(self) -> list[str]:
-        """Return the workloads whose rollout has ever begun, declared by now or not.
+        """Return the workloads whose rollout has ever begun, declared by now or not, by the log or the traffic file.
 
         Raises:
             UnavailableService: the state store does not answer.
         """
         prefix = stream_of("")
-        return sorted({event.stream.removeprefix(prefix) for event in self.state.events_under(prefix)})
+        logged = {event.stream.removeprefix(prefix) for event in self.state.events_under(prefix)}
+        try:
+            routes = self.gateway.read().routes
+        except AnvenError:  # each workload's look says so
+            return sorted(logged)
+        return sorted(logged | {workload for workload, route in routes.items() if route.generation})
 
     def plan(self, workload: str, status: RolloutStatus) -> RolloutPlan:
         """Return the plan that the open attempt began with; the declared one where none is open.
@@ -94,9 +99,7 @@ class Rollouts(dg.ConfigurableResource[None]):
             declared = plan_of(self.migrations.of(workload).migration)
         except UnknownWorkload as error:
             return replace(begun, edited=f"the migration file is gone or broken ({error})")
-        return (
-            begun if declared.digest == status.plan else replace(begun, edited="the migration file's rollout changed")
-        )
+        return replace(begun, edited=edit_of(begun, declared))
 
     def look(self, workload: str, *, now: datetime, uptime: Uptime | None = None) -> Look:
         """Decide on the next step, and take none.
@@ -243,18 +246,26 @@ class Rollouts(dg.ConfigurableResource[None]):
             return f"whether the kill switch is on cannot be read: {error}"
         return f"the kill switch is on: set `killed` to false in {self.gateway.traffic}" if killed else None
 
-    def _publish(self, workload: str, status: RolloutStatus) -> None:
-        if not status.generation:
-            return
-        self.gateway.publish(self._route(workload, status))
+    def require_known(self, workload: str) -> None:
+        """Refuse a traffic file that is ahead of the log: what the gateway does was decided by nobody who is known.
+
+        Raises:
+            InvalidInput: it is ahead, or the file is none.
+            UnavailableService: the state store does not answer, or the file cannot be read.
+        """
         in_force, logged = self.gateway.read().of(workload).generation, self.status(workload).generation
         if in_force > logged:
             message = (
                 f"{self.gateway.traffic}: {workload} is at generation {in_force}, the log at {logged}: the state "
-                "store was replaced or set back. Restore it; or remove the workload from the file, which gives its "
-                "traffic to legacy, and restart the gateway"
+                "store was replaced or set back, or the route was written by hand. Restore the store; or remove the "
+                "workload from the file, which gives its traffic to legacy, and restart the gateway"
             )
             raise InvalidInput(message)
+
+    def _publish(self, workload: str, status: RolloutStatus) -> None:
+        if status.generation:
+            self.gateway.publish(self._route(workload, status))
+        self.require_known(workload)
 
     def _route(self, workload: str, status: RolloutStatus) -> Route:
         return route_of(workload, status, self.plan(workload, status) if status.is_open else None)

@@ -57,6 +57,7 @@ def rollout(context: dg.SensorEvaluationContext, rollouts: Rollouts) -> dg.Senso
 def _glance(instance: dg.DagsterInstance, rollouts: Rollouts, workload: str) -> _Glance:
     status = rollouts.status(workload)
     if not status.is_open:
+        rollouts.require_known(workload)
         if not rollouts.is_behind(workload, status):
             return _Glance()
         told = f"{workload}: {status.phase.replace('_', ' ')}, which the gateway does not know yet"

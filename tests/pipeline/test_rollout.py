@@ -333,6 +333,34 @@ def test_an_edit_of_the_plan_stops_the_ramp(place: Place, rollouts: Rollouts) ->
     assert "the migration file's rollout changed since this attempt began" in decision.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"target": {"model": "another", "engine": "recorded", "answers": "../answers.jsonl"}}, "target"),
+        ({"prompt": {"longest": 3.0}}, "prompt"),
+        (
+            {"gateway": {"legacy": {"model": "openai/gpt-4o"}, "target": {"model": "hosted_vllm/another"}}},
+            "gateway",
+        ),
+        ({"contract": {"json_object": True}}, "contract"),
+    ],
+)
+def test_an_edit_of_what_is_served_stops_the_ramp_as_well(
+    place: Place, rollouts: Rollouts, section: dict[str, Any], words: str
+) -> None:
+    serve(place)
+    place.declare(rollout=ROLLOUT, **section)
+
+    decision = rollouts.step("support", now=NOW).decision
+
+    assert isinstance(decision, Hold)
+    assert decision.reasons == (
+        f"the migration file's {words} changed since this attempt began: abort it and start anew, or restore the file",
+    )
+    place.declare(rollout=ROLLOUT)
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
 def test_the_sensor_asks_for_a_step_once_and_again_when_it_failed(place: Place, rollouts: Rollouts) -> None:
     serve(place, errors=0.3)
     place.declare(workload="broken", rollout=ROLLOUT)
@@ -473,6 +501,17 @@ def test_a_log_that_was_set_back_is_told(place: Place, rollouts: Rollouts) -> No
 
     with pytest.raises(InvalidInput, match="support is at generation 7, the log at 1: the state store was replaced"):
         rollouts.step("support", now=NOW)
+
+
+def test_a_log_that_is_gone_is_told_by_the_sensor(place: Place, rollouts: Rollouts) -> None:
+    for file in (place.folder / "home").glob("state.db*"):
+        file.unlink()
+
+    told = tick(place, rollouts).skip_reason
+
+    assert told is not None
+    assert "support is at generation 1, the log at 0: the state store was replaced or set back" in str(told)
+    assert share_in_force(rollouts) == 0.5
 
 
 def test_a_mistake_in_one_workload_keeps_no_other_from_its_roll_back(place: Place, rollouts: Rollouts) -> None:
