@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from anven_pipelines.domain.load import LOAD_REQUESTS
+from anven_pipelines.domain.capacity import Capacity, Demand
+from anven_pipelines.domain.load import LOAD_REQUESTS, Percentiles, RateFigures, Saturation
+from anven_pipelines.domain.load_report import LoadReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,4 +36,55 @@ def requests_at(rate: float, *, ttft_ms: Sequence[float | None], arm: str = "tar
             }
             | columns
         )
+    )
+
+
+def load_report(sustained: float | None, *, logged: float | None = None) -> LoadReport:
+    """Build the report of a benchmark of one rate: what the target sustains, and the log's busiest minute."""
+    none = Percentiles(p50=None, p95=None, p99=None)
+    figures = RateFigures(
+        arm="target",
+        rate=sustained or 1.0,
+        seconds=60.0,
+        requests=60,
+        offered_rate=1.0,
+        answered=60,
+        failed=0,
+        unsent=0,
+        kept=60,
+        error_share=0.0,
+        achieved_rate=1.0,
+        goodput=1.0,
+        within=None,
+        ttft_ms=none,
+        inter_token_ms=none,
+        latency_ms=none,
+        longest_gap_ms=none,
+        late=0,
+        lag_p99_ms=None,
+        prompts=50,
+        judgement="within" if sustained else "unproven",
+        reason="for a test",
+    )
+    capacity = Capacity(
+        demand=Demand(calls=100, mean_rate=logged, peak_rate=logged),
+        rate_per_replica=sustained,
+        replicas_for_peak=None,
+        usd_per_1000_full=None,
+        usd_per_1000_logged=None,
+    )
+    return LoadReport(
+        workload="support",
+        message="for a test",
+        figures=[figures],
+        target=Saturation(
+            status="found" if sustained else "unproven",
+            sustained_rate=sustained,
+            beyond_rate=None,
+            goodput=None,
+            reason="no rate was within",
+        ),
+        legacy=None,
+        compared=[],
+        capacity=capacity,
     )

@@ -175,6 +175,8 @@ def missing_proof(
     if evidence.lost:
         gaps.append(Gap("unknown", evidence.lost))
     gaps += _assignment_gaps(plan, stage, evidence.assignment)
+    if plan.is_blind and plan.gating:
+        return (*gaps, Gap("person", _blind(plan)))
     for metric in plan.gating:
         found = evidence.of(metric)
         if not found.is_proven(widened=stage.widened):
@@ -258,6 +260,13 @@ def _assignment_gaps(plan: RolloutPlan, stage: Stage, found: Assignment | None) 
 def _proofs(plan: RolloutPlan, evidence: Evidence, stage: Stage) -> tuple[str, ...]:
     waived = [f"{name} is waived" for name in plan.rollout.waive]
     return (*(f"{evidence.of(metric).words}{_widened(stage)}" for metric in plan.gating), *waived)
+
+
+def _blind(plan: RolloutPlan) -> str:
+    return (
+        f"legacy has no traffic beside the target in any stage, so {', '.join(plan.gating)} cannot be proven: waive "
+        "them in the migration file, or have two people sign `anven rollout override`; `blue_green` proves them"
+    )
 
 
 def _unproven(words: str, stage: Stage) -> str:

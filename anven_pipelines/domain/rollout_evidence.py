@@ -105,6 +105,7 @@ class Evidence:
         lost: What is missing of it, too little to make up harm: it proves no advance, and harm all the same.
         breaker: What made the gateway send the workload back to legacy; None where it did not.
         open_flags: Flags of domain experts that nobody has answered.
+        peak_rate: Requests per second of both arms in the busiest minute of this generation; None where unknown.
         killed: Why the gateway gives legacy all traffic, or may, whatever the log says; None where it follows the log.
         capacity: Why the next stage's load cannot be served; None where it can, or nothing is planned.
     """
@@ -116,6 +117,7 @@ class Evidence:
     problem: str | None = None
     lost: str | None = None
     breaker: str | None = None
+    peak_rate: float | None = None
     killed: str | None = None
     open_flags: int = 0
     capacity: str | None = None

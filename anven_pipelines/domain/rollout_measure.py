@@ -17,6 +17,7 @@ import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Assignment, Comparison
+from anven_pipelines.domain.rollout_reading import READINGS
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
 from anven_pipelines.stats.asymptotic_sequence import AsymptoticMean
 from anven_pipelines.stats.confidence_sequence import difference_of
@@ -26,7 +27,7 @@ from anven_pipelines.stats.sample_ratio import SampleRatio
 from anven_pipelines.stats.sequential import BoundedMean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from anven_pipelines.domain.rollout_plan import RolloutPlan
@@ -59,8 +60,6 @@ UNITS: Final = Table(
 """One row a unit, in the order of the first requests; NULL is what was not measured."""
 
 P95: Final = 0.95
-NEVER_MS: Final = 1e12
-"""Stands for the time of a request that failed: beyond every limit, and finite."""
 HISTORIC: Final = 2.0
 """Every limit is so many times as wide where legacy has no traffic any more and was measured in another stage."""
 MEASURED: Final = 0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
@@ -99,33 +98,6 @@ class _Side(NamedTuple):
     @property
     def legacy(self) -> pl.DataFrame:
         return self.units.filter(~pl.col("treated")) if self.before is None else self.before
-
-
-class _Measure(NamedTuple):
-    """How a metric is read: how bad a unit was, and of which units that was to be had."""
-
-    unit: str
-    bad: pl.Expr
-    applies: pl.Expr
-
-
-_ALL: Final = pl.lit(value=True)
-
-
-def _or(column: str, instead: float) -> pl.Expr:
-    """Read a column; a request that failed and has no value counts with this one: its arm answers for it."""
-    return pl.when(pl.col("errors") > 0).then(pl.col(column).fill_null(instead)).otherwise(column)
-
-
-_MEASURES: Final[Mapping[Metric, _Measure]] = {
-    "quality": _Measure("points", 1 - _or("quality", 0.0), pl.col("due")),
-    "safety": _Measure("points", _or("safety", 0.0), pl.col("due")),
-    "errors": _Measure("points", pl.col("errors"), _ALL),
-    "contract": _Measure("points", _or("contract", 1.0), _ALL),
-    "ttft": _Measure("ms", _or("ttft_ms", NEVER_MS), pl.col("streamed")),
-    "latency": _Measure("ms", _or("latency_ms", NEVER_MS), pl.col("timed")),
-    "cost": _Measure("USD", _or("cost_usd", 0.0), pl.col("timed")),
-}
 
 
 def windows_of(units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, now: datetime) -> list[Window]:
@@ -224,7 +196,7 @@ def _compared(
     harm, harm_limit = max(harms, key=lambda found: found[0].lower - found[1], default=(proof, float("inf")))
     return Comparison(
         metric=metric,
-        unit=_MEASURES[metric].unit,
+        unit=READINGS[metric].unit,
         harm=harm,
         harm_limit=harm_limit,
         proof=proof,
@@ -284,7 +256,7 @@ def _difference(metric: Metric, side: _Side, *, alpha: float) -> Interval:
 
 def _readable(units: pl.DataFrame, metric: Metric) -> pl.DataFrame:
     """Keep the units that a value was to be had of; `bad` is NULL where there is none."""
-    measure = _MEASURES[metric]
+    measure = READINGS[metric]
     return units.filter(measure.applies).select("treated", measure.bad.cast(pl.Float64).alias("bad"))
 
 
@@ -309,7 +281,7 @@ def _uneven(units: pl.DataFrame, metric: Metric, *, share: float | None) -> str 
 
     Clients give up on what is slow, and users score what they like: what is then left of both arms looks alike.
     """
-    measure = _MEASURES[metric]
+    measure = READINGS[metric]
     lacks = measure.applies & measure.bad.is_null()
     if metric in ("ttft", "latency", "cost"):
         lacks = lacks | pl.col("left")
@@ -329,4 +301,4 @@ def _uneven(units: pl.DataFrame, metric: Metric, *, share: float | None) -> str 
 
 
 def _unknown(metric: Metric, why: str) -> Comparison:
-    return Comparison(metric=metric, unit=_MEASURES[metric].unit, unknown=why)
+    return Comparison(metric=metric, unit=READINGS[metric].unit, unknown=why)

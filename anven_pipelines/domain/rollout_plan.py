@@ -47,6 +47,11 @@ class RolloutPlan:
         return tuple(metric for metric in self.metrics if metric not in self.rollout.waive)
 
     @property
+    def is_blind(self) -> bool:
+        """Whether legacy never has traffic beside the target, which nothing can then be proven of."""
+        return self.stages[0].share == 1
+
+    @property
     def harm_level(self) -> float:
         """One-sided error rate of one metric in one stage, so that all of them together err at `rollout.level`.
 

@@ -156,6 +156,7 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
     rollouts = Rollouts(
         migrations=migrations,
         state=state,
+        artifacts=artifacts,
         gateway=Gateway(traffic=str(gateway / "traffic.json")),
         metrics=ProductionMetrics(events=str(gateway / "events"), store=str(gateway / "ingested")),
     )

@@ -12,6 +12,7 @@ import polars as pl
 from pydantic import Field
 
 from anven_pipelines.domain.errors import AnvenError
+from anven_pipelines.domain.rollout_capacity import peak_rate_of
 from anven_pipelines.domain.rollout_evidence import Evidence
 from anven_pipelines.domain.rollout_measure import assignment_of, compare, windows_of
 from anven_pipelines.domain.rollout_units import units_of
@@ -63,6 +64,7 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
             return replace(
                 known,
                 as_of=as_of,
+                peak_rate=_peak_rate(present),
                 comparisons=compare(plan, status.stage, windows, before=before),
                 assignment=assignment_of(plan, status.stage, units),
             )
@@ -93,6 +95,12 @@ def _lost(numbers: pl.DataFrame, *, since: datetime) -> int:
         pl.col("ts").backward_fill().over("worker").fill_null(since),
     )
     return int(gaps.filter(pl.col("ts") >= since)["lost"].sum())
+
+
+def _peak_rate(present: pl.DataFrame) -> float | None:
+    """Return the requests per second in the busiest minute; what is mirrored or told later is no request."""
+    times = present.filter(pl.col("kind") == "request")["ts"].dt.epoch("ms").cast(pl.Float64) / 1000
+    return peak_rate_of(times.to_numpy())
 
 
 def _tripped(present: pl.DataFrame) -> str | None:

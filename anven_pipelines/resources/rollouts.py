@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 
-from anven_pipelines.domain.errors import AnvenError, InvalidInput, TamperedLog, UnknownWorkload
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, TamperedLog, UnavailableService, UnknownWorkload
+from anven_pipelines.domain.load_report import LoadReport
 from anven_pipelines.domain.notice import HELD, hold_stream, new_hold
-from anven_pipelines.domain.rollout import Gap, Hold, RollBack, decide
+from anven_pipelines.domain.rollout import Advance, Gap, Hold, RollBack, decide
+from anven_pipelines.domain.rollout_capacity import shortfall
 from anven_pipelines.domain.rollout_plan import edit_of, plan_in, plan_of
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
 from anven_pipelines.domain.rollout_steps import route_of, start_refusal, step_of
 from anven_pipelines.domain.sign_off import sign_off_stream
+from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.production_metrics import ProductionMetrics
@@ -63,6 +66,7 @@ class Rollouts(dg.ConfigurableResource[None]):
     state: StateStore
     gateway: Gateway
     metrics: ProductionMetrics
+    artifacts: ArtifactStore
 
     def status(self, workload: str) -> RolloutStatus:
         """Return where a workload's rollout stands.
@@ -116,7 +120,12 @@ class Rollouts(dg.ConfigurableResource[None]):
         status = self.status(workload)
         plan = self.plan(workload, status)
         evidence = replace(self.metrics.evidence(plan, status, now=now), killed=self._killed(workload))
-        return Look(plan, status, evidence, decide(plan, status, evidence, now=now, uptime=uptime), status)
+        decision = decide(plan, status, evidence, now=now, uptime=uptime)
+        if isinstance(decision, Advance):  # nothing else waits for the artifact store
+            share = plan.stages[decision.stage].share
+            evidence = replace(evidence, capacity=self._shortfall(workload, share, evidence.peak_rate))
+            decision = decide(plan, status, evidence, now=now, uptime=uptime)
+        return Look(plan, status, evidence, decision, status)
 
     def step(self, workload: str, *, now: datetime, uptime: Uptime | None = None) -> Look:
         """Look, decide anew and act on it; what was decided before is put in force where nothing new follows.
@@ -126,7 +135,8 @@ class Rollouts(dg.ConfigurableResource[None]):
             TamperedLog: the log was altered: nothing is decided on it. Where harm is proven or the breaker tripped the
                 gateway is told to keep the workload at legacy all the same.
             UnavailableService: the state store or the traffic file does not answer; what was written stays and is put
-                in force by the next step.
+                in force by the next step. Where harm is proven and cannot be written, the gateway is told to keep the
+                workload at legacy all the same.
         """
         try:
             self.state.require_intact()
@@ -144,6 +154,10 @@ class Rollouts(dg.ConfigurableResource[None]):
         payload = step.payload | (uptime.written() if uptime else {})
         try:
             self.state.append(stream=stream_of(workload), kind=step.kind, key=step.key, payload=payload, now=now)
+        except UnavailableService:
+            if isinstance(found.decision, RollBack):  # it is written once the log can be
+                self.gateway.kill(workload)
+            raise
         except InvalidInput:
             overtaken = self.status(workload)
             if overtaken.generation == found.before.generation:
@@ -237,6 +251,15 @@ class Rollouts(dg.ConfigurableResource[None]):
         in_force = self.gateway.read().of(workload)
         # The kill switch and the shadow are people's.
         return replace(in_force, killed=False, shadow=0.0) != self._route(workload, status)
+
+    def _shortfall(self, workload: str, share: float, peak_rate: float | None) -> str | None:
+        """Say why the target may not bear a share; None where it does, or no load benchmark was run."""
+        try:
+            manifest = self.artifacts.load_manifest("load_benchmark", workload)
+            planned = None if manifest is None else LoadReport.model_validate(manifest.facts["load"])
+        except (AnvenError, LookupError, ValueError) as error:
+            return f"what the load benchmark found cannot be read: {error}"
+        return shortfall(share, peak_rate, planned)
 
     def _killed(self, workload: str) -> str | None:
         """Say that people keep the workload at legacy, or that nobody can tell; None where they do not."""

@@ -225,6 +225,29 @@ def test_a_clock_that_is_set_makes_no_stay_longer() -> None:
     assert isinstance(decide(PLAN, entered, back, now=NOW - timedelta(days=2), uptime=Uptime("boot", 9e6)), Hold)
 
 
+def test_a_big_bang_says_that_it_proves_nothing_and_ends_by_a_waiver_or_by_two_people() -> None:
+    def big_bang(*waived: Metric) -> tuple[RolloutPlan, RolloutStatus]:
+        plan = replace(PLAN, rollout=Rollout(strategy="big_bang", waive=list(waived)))
+        return plan, replace(STATUS, plan=plan.digest, entered_at=NOW - timedelta(days=8))
+
+    silent = tuple(Comparison(metric=metric, unit="", unknown="legacy had no traffic") for metric in METRICS)
+    nothing = replace(ALL_GOOD, comparisons=silent, assignment=Assignment(target=9_000, legacy=0))
+    plan, status = big_bang()
+    held = decided(nothing, status, plan)
+    assert isinstance(held, Hold)
+    assert len(held.reasons) == 1
+    assert held.reasons[0].startswith("legacy has no traffic beside the target in any stage, so quality, errors, ")
+    assert isinstance(decided(nothing, replace(status, entered_at=NOW - timedelta(days=6)), plan), Hold)
+
+    two = tuple(Override(who, NOW, NOW + timedelta(hours=1), None) for who in ("ada", "bo"))
+    assert isinstance(decided(nothing, replace(status, overrides=two), plan), Complete)
+    plan, status = big_bang(*METRICS)
+    completed = decided(nothing, status, plan)
+    assert isinstance(completed, Complete)
+    assert completed.reasons == tuple(f"{metric} is waived" for metric in METRICS)
+    assert isinstance(decided(replace(nothing, breaker="a burst"), status, plan), RollBack)
+
+
 def test_what_is_waived_is_said_and_still_rolls_back() -> None:
     plan = replace(PLAN, rollout=Rollout(waive=["cost"]))
     status = replace(STATUS, plan=plan.digest)

@@ -100,6 +100,14 @@ class Cell:
             {after.share} if self.name == "rolling_back" else set()
         )
 
+    def require_killed(self) -> None:
+        """Assert that harm which cannot be written down took the target's traffic all the same."""
+        assert self.rollouts.gateway.read().of("support").killed == (self.state.change == "rolled_back")
+
+    def require_routed(self) -> None:
+        """Assert that a roll back which is logged reached the gateway: that needs nothing else."""
+        assert self.name != "rolling_back" or place_of(self.rollouts) == self.state.after
+
     def require_recovered(self, **how: Any) -> None:
         """Assert that the next undisturbed step ends where it ends without the fault, and one more changes nothing."""
         for _ in range(2):
@@ -149,6 +157,7 @@ def the_event_log_cannot_be_read(cell: Cell) -> None:
         assert said(ended) == "Hold"
         cell.require_unmoved()
     cell.require_whole()
+    cell.require_routed()
     segment.rmdir()
     cell.require_recovered()
 
@@ -160,6 +169,7 @@ def the_gateway_is_silent_for_days(cell: Cell) -> None:
         assert said(ended) == "Hold"
         cell.require_unmoved()
     cell.require_whole()
+    cell.require_routed()
     if cell.state.before.share and cell.state.before.phase != "rolled_back":
         speak(cell, late)
     cell.require_recovered(gone_by=late)
@@ -201,6 +211,8 @@ def the_state_database_is_locked(cell: Cell) -> None:
     if cell.state.change:
         assert said(ended) == "UnavailableService"
         cell.require_unmoved()
+    cell.require_killed()
+    cell.require_routed()
     holder.execute("ROLLBACK")
     holder.close()
     cell.require_recovered()
@@ -230,6 +242,8 @@ def the_disk_of_the_state_database_is_full(cell: Cell) -> None:
     if cell.state.change:
         assert said(ended) == "UnavailableService"
         cell.require_unmoved()
+    cell.require_killed()
+    cell.require_routed()
     cell.require_recovered()
 
 
@@ -267,7 +281,10 @@ def the_clock_is_set_back_by_hours(cell: Cell) -> None:
     if cell.state.change in ADVANCES:
         assert said(ended) == "Hold"
         cell.require_unmoved()
+    elif cell.state.change:
+        assert place_of(cell.rollouts) == cell.state.after
     cell.require_whole()
+    cell.require_routed()
     cell.require_recovered()
 
 
@@ -278,7 +295,10 @@ def the_clock_is_set_forward_by_hours(cell: Cell) -> None:
     if cell.state.change in ADVANCES:
         assert said(ended) == "Hold"
         cell.require_unmoved()
+    elif cell.state.change:
+        assert place_of(cell.rollouts) == cell.state.after
     cell.require_whole()
+    cell.require_routed()
     cell.require_recovered()
 
 

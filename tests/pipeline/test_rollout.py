@@ -16,6 +16,7 @@ from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.assets.rollout import rollout_status
 from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
 from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
+from anven_pipelines.domain.load import LOAD_REQUESTS
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
@@ -23,6 +24,7 @@ from anven_pipelines.domain.traffic import Traffic, print_traffic
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.sensors.rollout import rollout
+from tests.load_rows import load_report
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import Place
@@ -247,6 +249,35 @@ def test_a_decision_whose_step_was_killed_is_put_in_force_by_the_next(place: Pla
     rollouts.step("support", now=NOW)
 
     assert (share_in_force(rollouts), rollouts.status("support").generation) == (1.0, 2)
+
+
+@pytest.mark.parametrize(("sustained", "decision"), [(10.0, Advance), (0.01, Hold)])
+def test_a_stage_that_the_load_benchmark_does_not_bear_is_not_entered(
+    place: Place, rollouts: Rollouts, sustained: float, decision: type
+) -> None:
+    """6,000 users in 24 hours are .07 requests a second."""
+    serve(place)
+    report = load_report(sustained).model_dump(mode="json")
+    manifest = place.artifacts.publish(LOAD_REQUESTS, [LOAD_REQUESTS.empty()], facts={"load": report})
+    place.artifacts.save_manifest("load_benchmark", "support", manifest)
+
+    found = rollouts.step("support", now=NOW)
+
+    assert isinstance(found.decision, decision)
+    if decision is Hold:
+        assert found.decision.reasons[0].startswith("capacity for the next stage: 100% of 0.0")
+
+
+def test_a_load_benchmark_that_cannot_be_read_holds_an_advance_and_no_roll_back(
+    place: Place, rollouts: Rollouts
+) -> None:
+    serve(place)
+    file = place.folder / "home" / "artifacts" / "manifests" / "load_benchmark" / "support" / "current.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+
+    assert "what the load benchmark found cannot be read" in rollouts.step("support", now=NOW).decision.reasons[0]
+    assert rollouts.status("support").stage == 0
 
 
 def test_a_step_that_was_overtaken_changes_nothing(

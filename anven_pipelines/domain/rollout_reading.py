@@ -1,0 +1,46 @@
+"""How each metric of a rollout is read from one unit: how bad it was, and of which units that was to be had.
+
+The columns are those of UNITS in `rollout_measure.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anven_pipelines.spec_rollout import Metric
+
+NEVER_MS: Final = 1e12
+"""Stands for the time of a request that failed: beyond every limit, and finite."""
+
+
+class Reading(NamedTuple):
+    """How a metric is read: how bad a unit was, and of which units that was to be had."""
+
+    unit: str
+    bad: pl.Expr
+    applies: pl.Expr
+
+
+_ALL: Final = pl.lit(value=True)
+
+
+def _or(column: str, instead: float) -> pl.Expr:
+    """Read a column; a request that failed and has no value counts with this one: its arm answers for it."""
+    return pl.when(pl.col("errors") > 0).then(pl.col(column).fill_null(instead)).otherwise(column)
+
+
+READINGS: Final[Mapping[Metric, Reading]] = {
+    "quality": Reading("points", 1 - _or("quality", 0.0), pl.col("due")),
+    "safety": Reading("points", _or("safety", 0.0), pl.col("due")),
+    "errors": Reading("points", pl.col("errors"), _ALL),
+    "contract": Reading("points", _or("contract", 1.0), _ALL),
+    "ttft": Reading("ms", _or("ttft_ms", NEVER_MS), pl.col("streamed")),
+    "latency": Reading("ms", _or("latency_ms", NEVER_MS), pl.col("timed")),
+    "cost": Reading("USD", _or("cost_usd", 0.0), pl.col("timed")),
+}
+"""How each metric is read."""
