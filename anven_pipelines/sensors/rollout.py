@@ -1,7 +1,7 @@
 """Looks at every rollout every few seconds and asks for a step where one is due; the step decides for itself."""
 
-from datetime import UTC, datetime
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 
 import dagster as dg
 
@@ -12,6 +12,11 @@ from anven_pipelines.resources.rollouts import Look, Rollouts
 from anven_pipelines.resources.uptime import uptime
 
 STEP_TAG = "anven/rollout_step"
+PATIENCE: Final = timedelta(minutes=5)
+"""A step that is under way for longer is taken for dead: a killed run stays STARTED, as no launcher need notice it.
+
+It takes seconds once it runs, and one that lives all the same may decide beside the next: the log takes one of both.
+"""
 
 rollout_step_job = dg.define_asset_job(
     "rollout_step",
@@ -33,8 +38,8 @@ def rollout(context: dg.SensorEvaluationContext, rollouts: Rollouts) -> dg.Senso
     """Ask for a step of each rollout that has one to take.
 
     Every rollout that ever began is looked at, whatever has become of its migration file. A workload that cannot be
-    looked at is told and leaves the others alone. A step that is under way is not asked for twice, and one that failed
-    is asked for again: the run key carries the generation and how often it was tried.
+    looked at is told and leaves the others alone. A step that is under way is not asked for twice, and one that failed,
+    or was killed, is asked for again: the run key carries the generation and how often it was tried.
     """
     glances = []
     for workload in rollouts.begun():
@@ -80,7 +85,8 @@ def _note_holds(context: dg.SensorEvaluationContext, rollouts: Rollouts, looks: 
 def _request(instance: dg.DagsterInstance, workload: str, status: RolloutStatus) -> dg.RunRequest | None:
     """Return the request for the next step; None while one is under way."""
     step = f"{workload}/{status.attempt}/{status.generation}"
-    runs = instance.get_runs(filters=dg.RunsFilter(tags={STEP_TAG: step}))
-    if any(not run.is_finished for run in runs):
+    records = instance.get_run_records(filters=dg.RunsFilter(tags={STEP_TAG: step}))
+    oldest = datetime.now(UTC) - PATIENCE
+    if any(not each.dagster_run.is_finished and each.create_timestamp > oldest for each in records):
         return None
-    return dg.RunRequest(run_key=f"{step}/{len(runs)}", partition_key=workload, tags={STEP_TAG: step})
+    return dg.RunRequest(run_key=f"{step}/{len(records)}", partition_key=workload, tags={STEP_TAG: step})

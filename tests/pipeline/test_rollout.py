@@ -408,6 +408,24 @@ def test_the_sensor_asks_for_a_step_once_and_again_when_it_failed(place: Place, 
     assert request.run_key == "support/1/1/1"
 
 
+def test_a_step_that_was_killed_while_it_ran_is_asked_for_again(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody ends its run: to Dagster it goes on for ever."""
+    serve(place, errors=0.3)
+    (request,) = tick(place, rollouts).run_requests or []
+    place.instance.create_run_for_job(
+        dg.Definitions(jobs=[dg.GraphDefinition("rollout_step").to_job()]).get_job_def("rollout_step"),
+        tags=request.tags,
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    assert not tick(place, rollouts).run_requests
+
+    monkeypatch.setattr("anven_pipelines.sensors.rollout.PATIENCE", timedelta(0))
+    (again,) = tick(place, rollouts).run_requests or []
+    assert again.run_key == "support/1/1/1"
+
+
 def test_a_roll_back_that_did_not_reach_the_gateway_is_asked_for_and_put_in_force(
     place: Place, rollouts: Rollouts
 ) -> None:
