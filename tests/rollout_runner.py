@@ -58,8 +58,8 @@ class Runner:
             home: Folder of the rollout's state.
             now: What the clock says.
             gone_by: Since the states were made, in truth.
-            how: `action` (`step` or `start`), `at_once`, and one of `die_at` (killed before the so many-th write),
-                `full` (`database` or `traffic`: the system refuses to write there).
+            how: `workload`, `action` (`step` or `start`), `at_once`, and one of `die_at` (killed before the so many-th
+                write), `full` (`database` or `traffic`: the system refuses to write there).
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -129,13 +129,14 @@ def _act(asked: dict[str, Any], gate: int, saying: int) -> None:
         _die_before(asked["die_at"])
     if "full" in asked:
         _refuse(asked["full"])
+    workload = asked.get("workload", "support")
     os.read(gate, 1)
     try:
         if asked.get("action") == "start":
-            rollouts.start("support", who="ada", now=now, uptime=up)
+            rollouts.start(workload, who="ada", now=now, uptime=up)
             told = {"decision": "Started", "reasons": []}
         else:
-            found = rollouts.step("support", now=now, uptime=up)
+            found = rollouts.step(workload, now=now, uptime=up)
             told = {"decision": type(found.decision).__name__, "reasons": list(found.decision.reasons)}
     except AnvenError as error:
         told = {"decision": type(error).__name__, "reasons": [str(error)]}

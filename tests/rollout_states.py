@@ -86,64 +86,76 @@ STATES: Final = {
 }
 
 
-def made(name: str, home: Path, *, now: datetime) -> None:
-    """Fill a folder with a rollout in a state whose present stage began STAYED ago."""
+def made(name: str, home: Path, *, now: datetime, workload: str = "support") -> None:
+    """Fill a folder with a rollout in a state whose present stage began STAYED ago, beside others that are there."""
     state = STATES[name]
-    (home / "migrations").mkdir(parents=True)
-    (home / "migrations" / "support.yaml").write_text(yaml.safe_dump(_migration()))
+    (home / "migrations").mkdir(parents=True, exist_ok=True)
+    (home / "migrations" / f"{workload}.yaml").write_text(yaml.safe_dump(_migration(workload)))
     rollouts = rollouts_at(home)
     verdict = {"verdict": "GO"}
     began = now - max(1, state.stages) * STAYED
-    rollouts.state.append(stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v1", payload=verdict, now=began)
+    rollouts.state.append(stream=sign_off_stream(workload), kind=SIGNED_OFF, key="v1", payload=verdict, now=began)
     for stage in range(state.stages):
-        _enter(rollouts, stage, at=began + stage * STAYED, now=now)
-    _serve(home, state, began)
+        _enter(rollouts, workload, stage, at=began + stage * STAYED, now=now)
+    _serve(home, workload, state, began)
     if state.stages:
-        rollouts.metrics.evidence(plan_of(_declared(rollouts)), rollouts.status("support"), now=now)  # takes it in
+        rollouts.metrics.evidence(
+            plan_of(_declared(rollouts, workload)), rollouts.status(workload), now=now
+        )  # takes it in
     for kind in state.then:
         change, _, rest = kind.partition(", ")
-        _write(rollouts, change, {"from_stage": 0, "reasons": [], "who": "ada", "reason": ""}, at=now, now=now)
+        _write(
+            rollouts, workload, change, {"from_stage": 0, "reasons": [], "who": "ada", "reason": ""}, at=now, now=now
+        )
         if not rest:
-            rollouts._publish("support", rollouts.status("support"))
+            rollouts._publish(workload, rollouts.status(workload))
 
 
-def place_of(rollouts: Rollouts) -> Place:
+def place_of(rollouts: Rollouts, workload: str = "support") -> Place:
     """Return where the log says that the rollout stands, and the share that the traffic file gives the target."""
-    status = rollouts.status("support")
-    return Place(status.phase, status.stage, rollouts.gateway.read().of("support").share)
+    status = rollouts.status(workload)
+    return Place(status.phase, status.stage, rollouts.gateway.read().of(workload).share)
 
 
-def _enter(rollouts: Rollouts, stage: int, *, at: datetime, now: datetime) -> None:
-    plan = plan_of(_declared(rollouts))
+def _enter(rollouts: Rollouts, workload: str, stage: int, *, at: datetime, now: datetime) -> None:
+    plan = plan_of(_declared(rollouts, workload))
     payload: dict[str, Any] = {"who": "ada", "plan": plan.digest, "planned": plan.written(), "verdict": None}
-    _write(rollouts, "advanced" if stage else "started", {"stage": stage} if stage else payload, at=at, now=now)
-    rollouts._publish("support", rollouts.status("support"))
+    kind, payload = ("advanced", {"stage": stage}) if stage else ("started", payload)
+    _write(rollouts, workload, kind, payload, at=at, now=now)
+    rollouts._publish(workload, rollouts.status(workload))
 
 
-def _write(rollouts: Rollouts, kind: str, payload: dict[str, Any], *, at: datetime, now: datetime) -> None:
+def _write(
+    rollouts: Rollouts, workload: str, kind: str, payload: dict[str, Any], *, at: datetime, now: datetime
+) -> None:
     """Write an event with the uptime that this machine had then, were it up for long enough."""
     up = uptime()
     told = Uptime(up.boot, up.seconds - (now - at).total_seconds()).written() if up else {}
-    generation = rollouts.status("support").generation
+    generation = rollouts.status(workload).generation
     key = f"{kind}-1" if kind == "paused" else change_key(generation + 1)
-    rollouts.state.append(stream=stream_of("support"), kind=kind, key=key, payload=payload | told, now=at)
+    rollouts.state.append(stream=stream_of(workload), kind=kind, key=key, payload=payload | told, now=at)
 
 
-def _declared(rollouts: Rollouts) -> Any:
-    return rollouts.migrations.of("support").migration
+def _declared(rollouts: Rollouts, workload: str) -> Any:
+    return rollouts.migrations.of(workload).migration
 
 
-def _migration() -> dict[str, Any]:
+def _migration(workload: str) -> dict[str, Any]:
+    nowhere = "http://127.0.0.1:9/v1"
     return {
-        "workload": "support",
+        "workload": workload,
         "legacy": {"model": "legacy-model", "logs": "log-*.jsonl"},
         "target": {"model": "target-model", "engine": "recorded", "answers": "answers.jsonl"},
         "grading": [{"kind": "json_field", "field": "answer"}],
         "rollout": ROLLOUT,
+        "gateway": {
+            "legacy": {"model": "openai/legacy-model", "url": nowhere},
+            "target": {"model": "hosted_vllm/target-model", "url": nowhere},
+        },
     }
 
 
-def _serve(home: Path, state: State, began: datetime) -> None:
+def _serve(home: Path, workload: str, state: State, began: datetime) -> None:
     """Write what the gateway's one worker wrote of every stage: a request and a feedback of each unit."""
     log = home / "gateway" / "events"
     log.mkdir(parents=True, exist_ok=True)
@@ -154,21 +166,21 @@ def _serve(home: Path, state: State, began: datetime) -> None:
             at = began + stage * STAYED + timedelta(hours=23) * number / UNITS
             target = bool(rng.random() < SHARES[stage])
             fails = target and is_last and state.harmed and bool(rng.random() < 0.5)
-            for event in _asked(stage, number, at, target=target, fails=fails, rng=rng):
+            for event in _asked(workload, stage, number, at, target=target, fails=fails, rng=rng):
                 seq += 1
-                lines.append(GatewayEvent(**event, worker="w1", seq=seq).to_line())
-    (log / "w1-000000.jsonl").write_bytes(b"".join(lines))
+                lines.append(GatewayEvent(**event, worker=f"w-{workload}", seq=seq).to_line())
+    (log / f"w-{workload}-000000.jsonl").write_bytes(b"".join(lines))
 
 
 def _asked(
-    stage: int, number: int, at: datetime, *, target: bool, fails: bool, rng: np.random.Generator
+    workload: str, stage: int, number: int, at: datetime, *, target: bool, fails: bool, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
-    arm, name = "target" if target else "legacy", f"{stage}-{number}"
+    arm, name = "target" if target else "legacy", f"{workload}-{stage}-{number}"
     request: dict[str, Any] = {
         "event_id": f"r{name}",
         "kind": "request",
         "ts": at,
-        "workload": "support",
+        "workload": workload,
         "attempt": 1,
         "generation": stage + 1,
         "stage": stage,

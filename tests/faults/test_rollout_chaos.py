@@ -5,20 +5,27 @@ docs/rollout.md tells in words what stands here as a table.
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
 import pytest
 
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.rollout_status import CHANGES, change_key, stream_of
+from anven_pipelines.gateway_run import GatewayPlan, running
+from tests.gateway_proxy import KEY
 from tests.rollout_runner import Ended, Runner, rollouts_at, runner
 from tests.rollout_states import STATES, State, made, place_of
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -322,3 +329,39 @@ FAULTS: Final = (
 @pytest.mark.parametrize("name", STATES)
 def test_what_survives_what(name: str, fault: Callable[[Cell], None], states: Made, tmp_path: Path) -> None:
     fault(Cell(name, states.copy(name, tmp_path / "home"), states))
+
+
+@pytest.mark.timeout(900)
+def test_a_gateway_that_is_killed_follows_the_log_again_in_every_state(states: Made, tmp_path: Path) -> None:
+    """All states at one real gateway; each rollout takes its step while nothing serves."""
+    home = tmp_path / "home"
+    for name in STATES:
+        made(name, home, now=states.now, workload=name)
+    rollouts = rollouts_at(home)
+    with gateway_at(home) as (url, process):
+        assert shares_at(url) == {name: state.before.share for name, state in STATES.items() if state.stages}
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    for name, state in STATES.items():
+        action = "step" if state.stages else "start"
+        (ended,) = states.runs.run(home, states.now, gone_by=timedelta(0), workload=name, action=action)
+        assert place_of(rollouts, name) == state.after, ended
+    assert rollouts.state.verify().ok
+    with gateway_at(home) as (url, _):
+        assert shares_at(url) == {name: state.after.share for name, state in STATES.items()}
+
+
+@contextmanager
+def gateway_at(home: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Start the real gateway on a home's files."""
+    run = home / "gateway"
+    plan = GatewayPlan(sorted((home / "migrations").iterdir()), run, run / "traffic.json", run / "events")
+    keys = {"ANVEN_GATEWAY_KEY": KEY, "OPENAI_API_KEY": "sk-none", "HOSTED_VLLM_API_KEY": "sk-none"}
+    with running(plan, {**os.environ, **keys}) as started:
+        yield started.url, started.process
+
+
+def shares_at(url: str) -> dict[str, float]:
+    """Return the shares in force, as the gateway tells them."""
+    answer = httpx.get(f"{url}/anven/status", headers={"Authorization": f"Bearer {KEY}"}, timeout=30, trust_env=False)
+    return {name: route["share"] for name, route in answer.json()["routes"].items()}
