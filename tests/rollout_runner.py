@@ -168,18 +168,21 @@ def _die_before(write: int) -> None:
 
 
 def _refuse(what: str) -> None:
-    """Have the system refuse to write more than a few bytes, once the state store or the traffic file is written."""
+    """Have the system refuse to write more than a few bytes into the state store, or into the traffic file.
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    They lie on disks of their own: of the one that is full the system takes nothing, of the other all.
+    """
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def row_changes(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if what == "database" and statement.startswith(_CHANGES_ROWS):
-            limit()
+        if statement.startswith(_CHANGES_ROWS):
+            limit(10 if what == "database" else resource.RLIM_INFINITY)
 
     def file_changes(event: str, args: tuple[Any, ...]) -> None:
-        if what == "traffic" and event == "open" and str(args[0]).endswith(".tmp") and "/gateway/." in str(args[0]):
-            limit()
+        if event == "open" and str(args[0]).endswith(".tmp") and "/gateway/." in str(args[0]):
+            limit(10 if what == "traffic" else resource.RLIM_INFINITY)
 
     sys.addaudithook(file_changes)
     sa.event.listen(sa.Engine, "before_cursor_execute", row_changes)
