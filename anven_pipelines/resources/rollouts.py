@@ -24,6 +24,7 @@ from anven_pipelines.domain.rollout_plan import edit_of, plan_in, plan_of
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
 from anven_pipelines.domain.rollout_steps import route_of, start_refusal, step_of
 from anven_pipelines.domain.sign_off import sign_off_stream
+from anven_pipelines.domain.traffic import DRILL
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.migrations import Migrations
@@ -88,7 +89,8 @@ class Rollouts(dg.ConfigurableResource[None]):
             routes = self.gateway.read().routes
         except AnvenError:  # each workload's look says so
             return sorted(logged)
-        return sorted(logged | {workload for workload, route in routes.items() if route.generation})
+        routed = {name for name, route in routes.items() if route.generation and not name.endswith(DRILL)}
+        return sorted(logged | routed)
 
     def plan(self, workload: str, status: RolloutStatus) -> RolloutPlan:
         """Return the plan that the open attempt began with; the declared one where none is open.

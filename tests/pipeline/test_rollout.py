@@ -20,7 +20,7 @@ from anven_pipelines.domain.load import LOAD_REQUESTS
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
-from anven_pipelines.domain.traffic import Traffic, print_traffic
+from anven_pipelines.domain.traffic import Route, Traffic, drill_of, print_traffic
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.sensors.rollout import rollout
@@ -553,6 +553,9 @@ def test_a_log_that_was_set_back_is_told(place: Place, rollouts: Rollouts) -> No
 
 
 def test_a_log_that_is_gone_is_told_by_the_sensor(place: Place, rollouts: Rollouts) -> None:
+    rehearsed = Route(workload=drill_of("support"), attempt=1, generation=3, stage=0, share=0.0)
+    rollouts.gateway.publish(rehearsed)
+    assert rollouts.begun() == ["support"]
     for file in (place.folder / "home").glob("state.db*"):
         file.unlink()
 
