@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Assignment, Comparison
-from anven_pipelines.domain.rollout_measure import HISTORIC, MEASURED, NEVER_MS, P95, SMALLEST_RATE, UNEVEN_P
+from anven_pipelines.domain.rollout_measure import HISTORIC, MEASURED, P95, SMALLEST_RATE, UNEVEN_P
+from anven_pipelines.domain.rollout_reading import NEVER_MS
 from anven_pipelines.stats.confidence_sequence import difference_of
 from anven_pipelines.stats.from_counts import (
     Sums,
