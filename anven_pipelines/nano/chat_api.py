@@ -16,6 +16,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.nano.faults import Faults
 from anven_pipelines.nano.openai_wire import ApiError, Reply, read_request
 from anven_pipelines.worker.engine import ContextLengthExceeded, EngineFailed, UnsupportedRequest, whole
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from anven_pipelines.nano.faults import Faults
     from anven_pipelines.worker.engine import Engine, EngineChunk, EngineRequest
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ class ChatApi:
         app.add_api_route("/v1/chat/completions", self.complete, methods=["POST"], response_model=None)
         app.add_api_route("/v1/models", self.models, methods=["GET"])
         app.add_api_route("/health", self.health, methods=["GET"], response_model=None)
+        app.add_api_route("/faults", self.change_faults, methods=["PUT"], response_model=None)
         return app
 
     async def complete(self, request: Request) -> Response:
@@ -140,6 +142,19 @@ class ChatApi:
             "outcomes": dict(self._outcomes),
         }
         return JSONResponse(body, status_code=200 if health.failure is None else 503)
+
+    async def change_faults(self, request: Request) -> Response:
+        """Let a demonstration switch faults on and off while requests come; what is not named is off.
+
+        Raises:
+            ApiError: the key is wrong, or the body is no faults.
+        """
+        self._authorise(request)
+        try:
+            self._faults = Faults.read(json.loads(await _body(request)))
+        except (ValueError, InvalidInput) as error:
+            raise ApiError(400, str(error), code="invalid_faults") from error
+        return JSONResponse({"faults": self._faults.shown()})
 
     def _authorise(self, request: Request) -> None:
         if self._api_key is None:

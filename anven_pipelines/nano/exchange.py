@@ -18,6 +18,7 @@ from anven_pipelines.nano.tasks import MAX_ANSWER_TOKENS
 if TYPE_CHECKING:
     from anven_pipelines.nano.demand import PlannedCall
 
+ANSWER_ID_HEADER: Final = "x-litellm-call-id"
 _OK: Final = 200
 _PAGE: Final = 2_000  # characters kept of an error body that is not JSON
 
@@ -48,6 +49,7 @@ class Exchange:
         http_status: None where no response began.
         response: The whole answer as an unstreamed body, or what had come of it; the server's usage is within.
         error: The server's error object, or what broke the connection; None where the answer is whole.
+        answer_id: What a gateway calls the request (`x-litellm-call-id`), and wants to be told with a feedback.
     """
 
     call: PlannedCall
@@ -59,6 +61,19 @@ class Exchange:
     http_status: int | None
     response: dict[str, Any] | None
     error: dict[str, Any] | None
+    answer_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The answer's text; empty where none came."""
+        with suppress(LookupError, TypeError):
+            return str((self.response or {})["choices"][0]["message"]["content"] or "")
+        return ""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the answer is whole, and exactly the one that was expected."""
+        return self.error is None and self.text == self.call.item.answer
 
 
 class _Stream:
@@ -108,11 +123,12 @@ async def ask(client: httpx.AsyncClient, call: PlannedCall, *, model: str, clock
     }
     stream = _Stream(clock)
     http_status: int | None = None
+    answer_id: str | None = None
     response: dict[str, Any] | None = None
     started_at = clock.now()
     try:
         async with client.stream("POST", "chat/completions", json=body) as reply:
-            http_status = reply.status_code
+            http_status, answer_id = reply.status_code, reply.headers.get(ANSWER_ID_HEADER)
             async for part in reply.aiter_text():
                 stream.take(part)
         ended_at = clock.now()
@@ -132,6 +148,7 @@ async def ask(client: httpx.AsyncClient, call: PlannedCall, *, model: str, clock
         http_status=http_status,
         response=response,
         error=error,
+        answer_id=answer_id,
     )
 
 

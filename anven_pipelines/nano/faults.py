@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+import math
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final
+
+from anven_pipelines.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,6 +54,24 @@ class Faults:
     def shown(self) -> dict[str, float]:
         """Return the faults that are on."""
         return {name: value for name, value in asdict(self).items() if value and name != "seed"}
+
+    @classmethod
+    def read(cls, found: object) -> Faults:
+        """Return the faults that a JSON object asks for; what it leaves out is off.
+
+        Raises:
+            InvalidInput: it is none, has an unknown name, or a number that is out of range.
+        """
+        most = {"errors": 1.0, "delay_ms": math.inf, "regress": 1.0, "seed": math.inf}
+        if not isinstance(found, dict) or set(found) - {each.name for each in fields(cls)}:
+            message = f"faults are {found!r}; an object with {', '.join(most)} is needed"
+            raise InvalidInput(message)
+        for name, value in found.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and math.isfinite(value) and 0 <= value <= most[name]):
+                message = f"the fault {name} is {value!r}; a finite number from 0 to {most[name]:g} is needed"
+                raise InvalidInput(message)
+        return cls(**found)
 
     def _draw(self, fault: str, content: Mapping[str, Any]) -> float:
         """Return a number in [0, 1) that follows from the request."""

@@ -390,6 +390,26 @@ def test_the_delay_comes_before_the_first_token(server: NanoServer) -> None:
     assert 0.3 < taken[1] < taken[0] + 2
 
 
+def test_faults_are_switched_on_and_off_while_it_serves() -> None:
+    with nano_server() as server:
+        faults = server.health.replace("/health", "/faults")
+
+        def asked(**wanted: object) -> tuple[int, object]:
+            answer = server.http.put(faults, json=wanted)
+            return answer.status_code, answer.json()
+
+        assert post(server).status_code == 200
+        assert asked(errors=1, seed=3) == (200, {"faults": {"errors": 1}})
+        assert post(server).status_code == 500
+        assert asked() == (200, {"faults": {}})
+        assert post(server).status_code == 200
+        for wrong in ({"errors": 1.5}, {"errors": True}, {"delay_ms": "x"}, {"delay": 1}):
+            status, told = asked(**wrong)
+            assert (status, told["error"]["code"]) == (400, "invalid_faults")  # type: ignore[index]
+        assert server.http.put(faults, content=b"[1").status_code == 400
+        assert server.state()["faults"] == {}
+
+
 def timed(server: NanoServer) -> float:
     """Return the seconds up to a stream's headers, which are sent with the first token."""
     begun = time.perf_counter()
