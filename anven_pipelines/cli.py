@@ -125,7 +125,11 @@ def demo(
     *,
     breakage: Annotated[
         Breakage | None,
-        typer.Option("--break", help="Make the target worse in this way, to see it refused.", show_default=False),
+        typer.Option(
+            "--break",
+            help="Make the target worse in this way: refused at once, or, with `-later`, rolled back from its users.",
+            show_default=False,
+        ),
     ] = None,
     calls: Annotated[int, typer.Option(min=400, max=20_000, help="How many calls the legacy log gets.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic: who asks what and when.")] = 2026,
@@ -134,7 +138,8 @@ def demo(
     """Migrate a small workload between two tiny real models, live on this machine; no GPU, key or account.
 
     It serves both models, sends the legacy one some traffic, and migrates with the legacy prompts as they are and with
-    prompts that it searches and proves better. Exits with 0 when the last verdict is GO and 1 otherwise.
+    prompts that it searches and proves better. After a GO users ask a gateway, and the canary moves them to the target
+    in stages. Exits with 0 when all users are the target's at the end, and 1 otherwise.
     """
     with _reported(as_json=as_json, interrupted="the same command starts the demo anew") as output:
         from anven_pipelines.demo import demonstrate, show_demonstration  # noqa: PLC0415 - loads Dagster: not for --help
@@ -142,7 +147,7 @@ def demo(
         shown = demonstrate(_home(), breakage=breakage, calls=calls, seed=seed, console=stderr)
         if not output.tell(json.dumps(shown.to_json())):
             show_demonstration(shown, Console())
-    if shown.verdict.verdict != "GO":
+    if not shown.is_moved:
         raise typer.Exit(NEGATIVE)
 
 

@@ -17,11 +17,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from anven_pipelines.chain import only_one
+from anven_pipelines.demo_canary import Shift, roll_out
 from anven_pipelines.domain.arrivals import Rhythm, arrival_times
 from anven_pipelines.domain.errors import InvalidInput, StepFailed
+from anven_pipelines.gateway_run import require_proxy
 from anven_pipelines.migrate import migrate_file
 from anven_pipelines.nano.demand import plan_traffic
-from anven_pipelines.nano.demo_world import LEGACY, TARGET, migration, server_faults
+from anven_pipelines.nano.demo_world import LEGACY, TARGET, later_fault, migration, server_faults
 from anven_pipelines.nano.gateway_logs import GatewayLog
 from anven_pipelines.nano.serving import served
 from anven_pipelines.nano.traffic import Pace, TrafficSummary, drive
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from anven_pipelines.demo_canary import Canary
     from anven_pipelines.domain.sign_off import Verdict
     from anven_pipelines.nano.demo_world import Breakage
 
@@ -42,6 +45,7 @@ LOAD: Final = 0.4
 _PROBES: Final = 30
 _TOLD_EVERY_S: Final = 15.0  # where no progress bar can be drawn
 _LEAST_CALLS: Final = 900  # for two verdicts and a search
+_CANARY: Final = "the canary: users ask a LiteLLM proxy with our plugin, and the controller moves them to the target, or gives them back"
 _LOCK: Final = "_demo"  # no workload's name begins so
 _HEADER: Final = """\
 # Written by `anven demo`, which starts anew each time: copy this file to keep it. The server at target.url ended with
@@ -56,6 +60,7 @@ class Demonstration(NamedTuple):
         traffic: What was asked of the legacy model.
         verdicts: By workload, in the order in which they were reached.
         adaptation: What the search for prompts found; empty where none was made.
+        canary: How the target took over users; None where the last verdict is not GO.
         folder: Where the log and the migration files are.
         seconds: How long it took.
     """
@@ -63,8 +68,14 @@ class Demonstration(NamedTuple):
     traffic: TrafficSummary
     verdicts: dict[str, Verdict]
     adaptation: Mapping[str, Any]
+    canary: Canary | None
     folder: Path
     seconds: float
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether all users are the target's at the end."""
+        return self.canary is not None and self.canary.phase == "completed"
 
     @property
     def verdict(self) -> Verdict:
@@ -77,6 +88,7 @@ class Demonstration(NamedTuple):
             "verdict": self.verdict.verdict,
             "verdicts": {name: verdict.model_dump(mode="json") for name, verdict in self.verdicts.items()},
             "adaptation": self.adaptation or None,
+            "rollout": self.canary.to_json() if self.canary else None,
             "traffic": self.traffic._asdict(),
             "folder": str(self.folder),
             "seconds": round(self.seconds, 1),
@@ -84,22 +96,26 @@ class Demonstration(NamedTuple):
 
 
 def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int, console: Console) -> Demonstration:
-    """Serve both models, make a legacy log, and migrate: with the legacy prompts as they are, then searched.
+    """Serve both models, make a legacy log, migrate with the legacy prompts as they are, then searched, and roll out.
 
     Args:
         home: Folder of local state; what the demo writes is in its `demo`.
-        breakage: Makes the target worse, asks it with declared prompts, and leaves the unchanged ones out.
+        breakage: Makes the target worse, at once or once it has users, asks it with declared prompts, and leaves the
+            unchanged ones out.
         calls: Of the legacy log.
         seed: Of the traffic.
         console: Gets what goes on.
 
     Raises:
         InvalidInput: another demo runs here, or the calls are too few for two verdicts.
+        UnavailableService: LiteLLM's proxy is not installed, with which it would end.
         AnvenError: a step failed.
     """
     if breakage is None and calls < _LEAST_CALLS:
         message = f"--calls is {calls}; at least {_LEAST_CALLS} are needed: each verdict has items of its own"
         raise InvalidInput(message)
+    if breakage is None or later_fault(breakage):
+        require_proxy()
     began, folder = time.monotonic(), home / "demo"
     with only_one(home, "a demo", name=_LOCK), ExitStack() as servers:
         shutil.rmtree(folder, ignore_errors=True)
@@ -112,26 +128,37 @@ def demonstrate(home: Path, *, breakage: Breakage | None, calls: int, seed: int,
         target_url = servers.enter_context(served(TARGET, *faults, log=folder / "anven-nano.log"))
         verdicts: dict[str, Verdict] = {}
         adaptation: Mapping[str, Any] = {}
-        files = {adapted: _declare(folder, target_url, adapted=adapted, breakage=breakage) for adapted in (False, True)}
-        for step, adapted in enumerate([True] if breakage else [False, True], start=3):
+        urls = {LEGACY: legacy_url, TARGET: target_url}
+        files = {adapted: _declare(folder, urls, adapted=adapted, breakage=breakage) for adapted in (False, True)}
+        canary: Canary | None = None
+        step = 2
+        for adapted in [True] if breakage else [False, True]:
+            step += 1
             _say(console, step, _what(adapted=adapted, breakage=breakage))
             # Asked afresh: a verdict of the demo comes from answers of this minute.
             epoch = datetime.now(UTC).isoformat()
             verdict = migrate_file(files[adapted], home=home, epoch=epoch, console=console)
             verdicts[verdict.workload] = verdict
-            adaptation = read_prompt(files[adapted], home=home).report
+            current = read_prompt(files[adapted], home=home)
+            adaptation = current.report
             for line in found_lines(adaptation) if adaptation else ():
                 console.print(f"   {line}", markup=False, highlight=False, soft_wrap=True)
             console.print(
                 f"   [bold]{verdict.verdict}[/bold]  {escape(_in_short(verdict))}", highlight=False, soft_wrap=True
             )
-    return Demonstration(traffic, verdicts, adaptation, folder, time.monotonic() - began)
+        if verdict.verdict == "GO":
+            _say(console, step + 1, _CANARY)
+            shift = Shift(files[True], verdict.workload, current.prompt, target_url, later_fault(breakage), folder)
+            canary = roll_out(shift, home=home, console=console)
+            for line in _in_sum(canary):
+                console.print(f"   {line}", highlight=False, soft_wrap=True)
+    return Demonstration(traffic, verdicts, adaptation, canary, folder, time.monotonic() - began)
 
 
-def _declare(folder: Path, url: str, *, adapted: bool, breakage: Breakage | None) -> Path:
+def _declare(folder: Path, urls: Mapping[str, str], *, adapted: bool, breakage: Breakage | None) -> Path:
     """Write a migration file; both are there before either is used, as an earlier demo has registered both."""
     file = folder / f"{'adapted' if adapted else 'unchanged'}.yaml"
-    declared = migration(url=url, adapted=adapted, breakage=breakage)
+    declared = migration(url=urls[TARGET], legacy_url=urls[LEGACY], adapted=adapted, breakage=breakage)
     file.write_text(_HEADER + yaml.safe_dump(declared, sort_keys=False, width=110), encoding="utf-8")
     return file
 
@@ -145,7 +172,9 @@ def show_demonstration(shown: Demonstration, console: Console) -> None:
 [bold]Look at it[/bold]       {anven} dev   opens the Dagster UI and MLflow: assets, checks, charts, answers
 [bold]What it read[/bold]     {escape(str(shown.folder))}: the log, both migration files, the servers' output
 [bold]The prompts[/bold]      {anven} prompt {escape(str(shown.folder / "adapted.yaml"))}   what changed and why
-[bold]See it refuse[/bold]    {anven} demo --break regress   (or slow, errors, cost)
+[bold]See it refuse[/bold]    {anven} demo --break regress         (or slow, errors, cost)
+[bold]See it roll back[/bold] {anven} demo --break regress-later   (or slow-later, errors-later)
+[bold]The rollout[/bold]      {anven} rollout status {shown.verdict.workload}
 [bold]Your own[/bold]         {anven} migrate FILE   ("Your own migration" in the README)
 Took {shown.seconds:.0f} s""",
         highlight=False,
@@ -208,11 +237,30 @@ def _say(console: Console, step: int, text: str) -> None:
 
 
 def _what(*, adapted: bool, breakage: Breakage | None) -> str:
+    declared = f"migrating to {TARGET} with declared prompts, not searched ones"
+    if later_fault(breakage):
+        return f"{declared}; the target is sound, and turns bad once it has users: {breakage}"
     if breakage:
-        return f"migrating to {TARGET} with declared prompts, not searched ones, and the target made worse: {breakage}"
+        return f"{declared}, and the target made worse: {breakage}"
     if adapted:
         return f"the same migration, which now looks for prompts that {TARGET} takes better (`prompt.mode: full`)"
     return f"migrating to {TARGET} with the legacy prompts as they are"
+
+
+def _in_sum(canary: Canary) -> list[str]:
+    """Say what became of the users' calls and of the target."""
+    unanswered = f"{canary.failed} of them failed" if canary.failed else "every one answered"
+    moved = "all" if canary.share == 1 else f"{canary.share:.0%}"
+    calls = f"{canary.sent:,} calls of users in {canary.seconds:.0f} s, {unanswered}"
+    lines = [f"{calls}; {moved} of the users are the target's at the end"]
+    if (found := canary.exposure) is not None:
+        breaker = "" if found.breaker_s is None else f"the breaker gave them back after {found.breaker_s:.1f} s, "
+        controller = "" if canary.rolled_back_s is None else f"the controller after {canary.rolled_back_s:.1f} s, "
+        lines.append(
+            f"from the first bad answer on: {breaker}{controller}the last call was dealt to the target after "
+            f"{found.last_dealt_s:.1f} s; {found.bad} bad calls, {found.rescued} of them answered by legacy instead"
+        )
+    return lines
 
 
 def _in_short(verdict: Verdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -18,7 +19,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.traffic import Traffic, print_traffic
 from anven_pipelines.gateway.config import prepare
-from anven_pipelines.gateway.settings import ASSIGNMENT_KEY_ENV, KEY_ENV, SETTINGS_ENV, assignment_key
+from anven_pipelines.gateway.settings import (
+    ASSIGNMENT_KEY_ENV,
+    KEY_ENV,
+    SETTINGS_ENV,
+    UNTIL_STDIN_CLOSES_ENV,
+    assignment_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +36,9 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "PYTHONFAULTHANDLER": "1",
     "PYTHON_GC_THRESHOLD": "0,0,0",  # see gateway/collection.py
 }
+_PROGRAM: Final = Path(sys.executable).parent / "litellm"
+_PROXY_NEEDS: Final = ("apscheduler", "orjson")  # of the extra, and imported when the proxy starts
+_EXTRA: Final = "the extra `gateway`: `./uvw run --extra gateway anven ...`, or anven-pipelines[gateway]"
 _START_S: Final = 200.0  # 10 s on an idle machine
 _STOP_S: Final = 30.0  # streams in flight are served to their end
 _POLL_S: Final = 0.1
@@ -55,6 +65,7 @@ class GatewayPlan(NamedTuple):
         prompts: Folder of adapted prompts by workload; None asks with the migration files' rewrites.
         port: Loopback port; 0 takes a free one.
         litellm: File of further settings of LiteLLM.
+        until_stdin_closes: It also stops when whoever started it is gone, however that came.
     """
 
     migrations: Sequence[Path]
@@ -64,6 +75,7 @@ class GatewayPlan(NamedTuple):
     prompts: Path | None = None
     port: int = 0
     litellm: Path | None = None
+    until_stdin_closes: bool = False
 
 
 @contextmanager
@@ -75,6 +87,7 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
         UnavailableService: it does not start; the message holds its own last words.
     """
     _require_key(environ)
+    require_proxy()
     if not plan.traffic.exists():
         plan.traffic.parent.mkdir(parents=True, exist_ok=True)
         plan.traffic.write_text(print_traffic(Traffic()), encoding="utf-8")
@@ -88,18 +101,20 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
     )
     port = plan.port or _free_port()
     log = plan.folder / "proxy.log"
-    program = Path(sys.executable).parent / "litellm"
-    if not program.exists():
-        message = f"{program} is not installed; install anven-pipelines[gateway]"
-        raise UnavailableService(message)
-    command = [str(program), "--config", str(prepared.config), "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(_PROGRAM), "--config", str(prepared.config), "--host", "127.0.0.1", "--port", str(port)]
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - the program that was found beside our own
             command,
+            stdin=subprocess.PIPE,  # it closes with this process, however this process ends
             stdout=output,
             stderr=output,
             cwd=plan.folder,
-            env={**environ, **ENVIRONMENT, SETTINGS_ENV: str(prepared.settings)},
+            env={
+                **environ,
+                **ENVIRONMENT,
+                SETTINGS_ENV: str(prepared.settings),
+                UNTIL_STDIN_CLOSES_ENV: "yes" if plan.until_stdin_closes else "",
+            },
             start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it
         )
     try:
@@ -108,6 +123,18 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
         yield Started(url, process, prepared.workloads, plan.traffic, plan.events)
     finally:
         _stop(process)
+
+
+def require_proxy() -> None:
+    """Find out whether LiteLLM's proxy is installed: its program is there without what the proxy needs.
+
+    Raises:
+        UnavailableService: it is not.
+    """
+    lacking = [name for name in _PROXY_NEEDS if importlib.util.find_spec(name) is None]
+    if lacking or not _PROGRAM.exists():
+        message = f"LiteLLM's proxy is not installed ({', '.join(lacking) or _PROGRAM} is missing); install {_EXTRA}"
+        raise UnavailableService(message)
 
 
 def serve(plan: GatewayPlan, *, announce: Callable[[Started], None]) -> None:
@@ -169,6 +196,8 @@ def _wait(url: str, key: str, process: subprocess.Popen[bytes], log: Path) -> No
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
+    if process.stdin:
+        process.stdin.close()
     try:
         process.wait(_STOP_S)
     except subprocess.TimeoutExpired:

@@ -12,6 +12,9 @@ import atexit
 import functools
 import logging
 import os
+import signal
+import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import HTTPException
@@ -25,7 +28,7 @@ from anven_pipelines.gateway.collection import collect_aside
 from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.routes import add_routes
 from anven_pipelines.gateway.service import GatewayService
-from anven_pipelines.gateway.settings import assignment_key, read_settings
+from anven_pipelines.gateway.settings import UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings
 from anven_pipelines.gateway.shadow import Shadows
 
 if TYPE_CHECKING:
@@ -193,7 +196,15 @@ def _gateway() -> AnvenGateway:
         app.middleware_stack = ClientSide(app.middleware_stack, service)
     collect_aside(service.is_idle)
     atexit.register(service.close)
+    if os.environ.get(UNTIL_STDIN_CLOSES_ENV):
+        threading.Thread(target=_stop_with_stdin, name="anven-stdin", daemon=True).start()
     return plugin
+
+
+def _stop_with_stdin() -> None:
+    while os.read(sys.stdin.fileno(), 1 << 12):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)  # the proxy serves what is in flight to its end
 
 
 def __getattr__(name: str) -> AnvenGateway:

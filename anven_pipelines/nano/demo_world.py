@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.nano.tasks import Task
 
-Breakage = Literal["regress", "slow", "errors", "cost"]
+Breakage = Literal["regress", "slow", "errors", "cost", "regress-later", "slow-later", "errors-later"]
 
 LEGACY: Final = "legacy-nano"
 TARGET: Final = "anven-nano"
@@ -44,6 +44,23 @@ _SEARCH: Final = {
     "validation": 0.5,
     "guard_margin": 0.2,
 }
+# As strict as some 700 calls can be; benchmarks/demo_canary.py says how often a good target gets through. Times are those
+# of a proxy and two models on one machine. Nobody looks at safety here, and a cost takes 500 units of each arm to be
+# bounded; the verdict has judged it.
+_ROLLOUT: Final = {
+    "stages": [{"share": 0.5, "soak": "10s"}, {"share": 1.0, "soak": "10s"}],
+    "limits": {"quality": 0.15, "errors": 0.1, "ttft_ms": 1000, "latency_ms": 2000},
+    "settle": "1s",
+    "label_delay": "4s",
+    "stale": "30s",
+    "least_units": 150,
+    "waive": ["drill", "safety", "cost"],
+}
+_LATER: Final[Mapping[Breakage | None, Mapping[str, float]]] = {
+    "regress-later": {"regress": 1.0},
+    "slow-later": {"delay_ms": 5000.0},
+    "errors-later": {"errors": 0.7},
+}
 _CONCURRENCY: Final = 4
 _SLOW_CONCURRENCY: Final = 16  # who waits computes nothing: more wait at once, and the demo takes no longer
 
@@ -65,11 +82,19 @@ def server_faults(breakage: Breakage | None, *, legacy_ttft_p95_ms: float | None
     return options.get(breakage, ())
 
 
-def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> dict[str, Any]:
+def later_fault(breakage: Breakage | None) -> Mapping[str, float]:
+    """Return what the target's server is told once it has users; nothing where it does not turn bad then."""
+    return _LATER.get(breakage, {})
+
+
+def migration(
+    *, url: str, adapted: bool, breakage: Breakage | None = None, legacy_url: str | None = None
+) -> dict[str, Any]:
     """Return the content of the demo's migration file.
 
     Args:
         url: Where anven-nano is served.
+        legacy_url: Where legacy-nano is served, for a file that says how both are served to users; None leaves it out.
         adapted: Look for prompts that the target takes better, or carry the legacy ones over unchanged.
         breakage: What is worse about the target, which its price shows where it is that; the prompts are then declared,
             as a search would spend minutes on a target that is refused anyway.
@@ -93,6 +118,9 @@ def migration(*, url: str, adapted: bool, breakage: Breakage | None = None) -> d
     }
     if not adapted:
         return declared
+    if legacy_url is not None:
+        declared["gateway"] = {"legacy": {"model": f"openai/{LEGACY}", "url": legacy_url}}
+        declared["rollout"] = dict(_ROLLOUT)
     golden, prompt = (_SEARCHED, _SEARCH) if breakage is None else (_DECLARED, {"rewrites": rewrites()})
     return {**declared, "golden": {**declared["golden"], **golden}, "prompt": dict(prompt)}
 

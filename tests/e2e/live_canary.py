@@ -1,0 +1,212 @@
+"""A whole canary in small: nano servers, a LiteLLM proxy with our plugin, users, and Dagster's daemon.
+
+Every workload has a target server of its own, so that each can fail in its own way; the rest is shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import httpx
+import pytest
+import yaml
+from rich.console import Console
+
+from anven_pipelines.domain.rollout_status import stream_of
+from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
+from anven_pipelines.gateway_run import GatewayPlan, Started, running
+from anven_pipelines.ingest.gateway_events import EventStore, attributed
+from anven_pipelines.migrate import of_kind, prepared, register_partitions
+from anven_pipelines.nano.demand import APPLICATIONS
+from anven_pipelines.nano.demo_world import LEGACY, TARGET, migration, rewrites
+from anven_pipelines.nano.production import Place, crowd_traffic, use
+from anven_pipelines.nano.serving import served
+from anven_pipelines.nano.traffic import Pace
+from anven_pipelines.resources.deployments import adopt_home
+from anven_pipelines.resources.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import polars as pl
+
+    from anven_pipelines.domain.events import Event
+    from anven_pipelines.nano.exchange import Exchange
+
+KEY: Final = "sk-live-canary-4f0c"
+ROUND: Final = 24  # calls; between two rounds a workload looks whether its rollout has ended
+PATIENCE_S: Final = 1200.0
+SHORT_ANSWERS: Final = APPLICATIONS[:2]  # a tool call has 37 tokens, each a piece of a stream that the proxy handles
+_STOP_S: Final = 60.0
+
+
+class Case(NamedTuple):
+    """A workload and what becomes of its target.
+
+    Attributes:
+        name: The workload.
+        shares: Stages before the one of 1.
+        fault: What its target's server is told after `good_calls`; empty: nothing.
+        good_calls: Calls before that.
+        at_once: Users who wait for an answer at a time.
+        price: Of the target, in USD per million tokens in and out; legacy's is 2.5 and 10.
+        breaker: Changes of the gateway's breaker.
+    """
+
+    name: str
+    shares: tuple[float, ...]
+    fault: Mapping[str, float] = {}
+    good_calls: int = 72
+    at_once: int = 2
+    price: tuple[float, float] = (0.2, 0.4)
+    breaker: Mapping[str, float] = {}
+
+
+@dataclass
+class Record:
+    """What users of one workload saw."""
+
+    case: Case
+    sent: int = 0
+    told: int = 0
+    exchanges: list[Exchange] = field(default_factory=list)
+    faulty_since: datetime | None = None
+    last_round: set[str] = field(default_factory=set)  # answers after the rollout had ended
+
+
+@dataclass
+class Canary:
+    """What runs, and where it is looked at."""
+
+    home: Path
+    started: Started
+    rollouts: Rollouts
+    targets: Mapping[str, str]  # URL of each workload's target
+    daemon: subprocess.Popen[bytes]
+
+    def phase(self, workload: str) -> str:
+        """Return how far a rollout is."""
+        return self.rollouts.status(workload).phase
+
+    def log(self, workload: str) -> list[Event]:
+        """Return what was decided and done, oldest first."""
+        return self.rollouts.state.events(stream_of(workload))
+
+    def share_in_force(self, workload: str) -> float:
+        """Return what the gateway itself says that the target gets."""
+        answer = httpx.get(
+            f"{self.started.url}/anven/status", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False
+        )
+        share: float = answer.raise_for_status().json()["routes"][workload]["share"]
+        return share
+
+    def events(self, folder: Path) -> pl.DataFrame:
+        """Return all that the gateway wrote, feedback with its arms."""
+        store = EventStore(folder)
+        store.ingest(self.started.events)
+        return attributed(store.events())
+
+    async def serve(self, record: Record) -> None:
+        """Let users ask until the rollout has ended, and one round more."""
+        case, deadline, number = record.case, time.monotonic() + PATIENCE_S, 0
+        place = Place(self.started.url, KEY, case.name)
+        while True:
+            has_ended = self.phase(case.name) in ("completed", "rolled_back")
+            seen: list[Exchange] = []
+            plan = crowd_traffic(ROUND, seconds=0, seed=1000 * len(case.name) + number, applications=SHORT_ANSWERS)
+            done = await use(plan, place, pace=Pace(most_in_flight=case.at_once), write=seen.append)
+            record.sent, record.told = record.sent + len(plan.calls), record.told + done.told
+            record.exchanges += seen
+            number += 1
+            if has_ended:
+                record.last_round = {each.answer_id or "" for each in seen}
+                return
+            if case.fault and record.faulty_since is None and record.sent >= case.good_calls:
+                record.faulty_since = await asyncio.to_thread(self._break, case)
+            assert self.daemon.poll() is None, "the daemon ended"
+            assert time.monotonic() < deadline, f"{case.name} is {self.phase(case.name)} after {record.sent} calls"
+
+    def _break(self, case: Case) -> datetime:
+        base = self.targets[case.name].removesuffix("/v1")
+        before = datetime.now(UTC)
+        httpx.put(f"{base}/faults", json=dict(case.fault), trust_env=False).raise_for_status()
+        return before
+
+
+@contextmanager
+def canary(folder: Path, cases: tuple[Case, ...], rollout: Mapping[str, Any], empty_mlflow: Path) -> Iterator[Canary]:
+    """Start everything, sign every workload off and begin its rollout."""
+    (folder / "home" / "mlflow").mkdir(parents=True)
+    shutil.copy(empty_mlflow, folder / "home" / "mlflow" / "mlflow.db")
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name in ("DAGSTER_HOME", "ANVEN_HOME", "ANVEN_MIGRATIONS"):
+            patch.setenv(name, "")  # so that what `adopt_home` sets is taken back
+            patch.delenv(name)
+        patch.setenv("ANVEN_HOME", str(folder / "home"))
+        patch.setenv("ANVEN_MIGRATIONS", str(folder / "migrations"))
+        home = adopt_home()
+        legacy = stack.enter_context(served(LEGACY, log=folder / "legacy.log"))
+        targets = {case.name: stack.enter_context(served(TARGET, log=folder / f"{case.name}.log")) for case in cases}
+        files = [declare(folder / "migrations", case, legacy, targets[case.name], rollout) for case in cases]
+        register_partitions(home, Console(stderr=True))
+        gateway = home / "gateway"
+        plan = GatewayPlan(files, gateway, gateway / "traffic.json", gateway / "events")
+        started = stack.enter_context(running(plan, {**os.environ, "ANVEN_GATEWAY_KEY": KEY}))
+        definitions = stack.enter_context(prepared(home))
+        rollouts = of_kind(definitions, "rollouts", Rollouts)
+        for case in cases:
+            now = datetime.now(UTC)
+            go = {"verdict": "GO"}
+            rollouts.state.append(stream=sign_off_stream(case.name), kind=SIGNED_OFF, key="v1", payload=go, now=now)
+            rollouts.start(case.name, who="ada", now=now)
+        process = stack.enter_context(daemon(folder / "daemon.log"))
+        yield Canary(home, started, rollouts, targets, process)
+
+
+def declare(folder: Path, case: Case, legacy: str, target: str, rollout: Mapping[str, Any]) -> Path:
+    """Write a workload's migration file: that of the demo, with its own target."""
+    folder.mkdir(exist_ok=True)
+    declared = migration(url=target, adapted=True)
+    declared["workload"] = case.name
+    declared["prompt"] = {"rewrites": rewrites()}
+    paid = dict(zip(("input_usd_per_million", "output_usd_per_million"), case.price, strict=True))
+    declared["target"]["price"] = {**paid, "source": "test"}
+    declared["gateway"] = {"legacy": {"model": f"openai/{LEGACY}", "url": legacy}, "breaker": dict(case.breaker)}
+    stages = [{"share": share, "soak": "10s"} for share in (*case.shares, 1.0)]
+    declared["rollout"] = {**rollout, "stages": stages}
+    file = folder / f"{case.name}.yaml"
+    file.write_text(yaml.safe_dump(declared))
+    return file
+
+
+@contextmanager
+def daemon(log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Dagster's daemon with the code location; its sensors run by themselves."""
+    program = Path(sys.executable).parent / "dagster-daemon"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [str(program), "run", "-m", "anven_pipelines.definitions"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

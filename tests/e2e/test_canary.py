@@ -1,0 +1,154 @@
+"""Canaries from the first stage to their end, with everything real: proxy, models, users, daemon, sensor, runs.
+
+Six workloads share one gateway and one daemon. The statistics are those of production; the plan is compressed to the
+traffic that there is, some twenty calls a second for all of them. With 670 units at 30 % the 95th percentile of 200
+units of the target has an upper bound; a cost is bounded from 500 units of legacy on; at the error rate of a roll back
+a loss of 45 % of the mean score is told from the limit of 15 % after some 400 units, half of them of the target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from tests.e2e.live_canary import Canary, Case, Record, canary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(1800)]
+
+ROLLOUT: Final[Mapping[str, Any]] = {
+    "limits": {"quality": 0.15, "errors": 0.1, "ttft_ms": 1500, "latency_ms": 3000},
+    "settle": "2s",
+    "label_delay": "6s",
+    "stale": "1m",
+    "least_units": 100,
+    "waive": ["drill", "safety"],  # nobody here looks at safety
+}
+GOOD: Final = Case("good", (0.3, 0.5), at_once=4)
+BAD: Final[Mapping[str, Case]] = {
+    "quality": Case("degrades", (0.5,), fault={"regress": 1.0}, at_once=3),
+    # Slow, and the breaker is told to bear it, so that it is for the controller to prove.
+    "ttft": Case(
+        "slows", (0.3,), fault={"delay_ms": 3000}, at_once=6, breaker={"slow_margin_ms": 60000, "slow_factor": 50}
+    ),
+    "cost": Case("dear", (0.2,), price=(5.0, 20.0), at_once=3),
+    "breaker tripped: errors": Case("errs", (0.5,), fault={"errors": 1.0}, at_once=2),
+    "breaker tripped: latency": Case("hangs", (0.5,), fault={"delay_ms": 8000}, at_once=2),
+}
+
+
+class Seen(NamedTuple):
+    """What is left of all six canaries when they have ended."""
+
+    canary: Canary
+    records: Mapping[str, Record]
+    events: pl.DataFrame
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("canary")
+    cases = (GOOD, *BAD.values())
+    with canary(folder, cases, ROLLOUT, empty_mlflow) as live:
+        records = {case.name: Record(case) for case in cases}
+
+        async def serve() -> None:
+            async with asyncio.TaskGroup() as group:
+                for record in records.values():
+                    group.create_task(live.serve(record))
+
+        asyncio.run(serve())
+        answered = {each.answer_id for record in records.values() for each in record.exchanges}
+        while True:  # the last events are written some milliseconds after their answers
+            events = live.events(folder / "read")
+            if answered <= set(events.filter(kind="request")["request_id"]):
+                break
+        yield Seen(live, records, events)
+
+
+def test_a_good_target_climbs_through_every_stage_to_all_traffic(seen: Seen) -> None:
+    log = seen.canary.log("good")
+    assert [event.kind for event in log] == ["started", "advanced", "advanced", "completed"]
+    assert [event.payload["stage"] for event in log[1:3]] == [1, 2]
+    for event in log[1:]:  # each on proof, of every metric that gates
+        assert {reason.split()[0] for reason in event.payload["reasons"]} >= {"quality", "errors", "ttft", "cost"}
+        assert not any("overridden" in reason for reason in event.payload["reasons"])
+    assert seen.canary.share_in_force("good") == 1.0
+    last = requests(seen, "good").filter(pl.col("request_id").is_in(list(seen.records["good"].last_round)))
+    assert set(last["served"]) == {"target"}
+
+
+@pytest.mark.parametrize(("reason", "case"), BAD.items(), ids=[case.name for case in BAD.values()])
+def test_a_target_that_turns_bad_is_rolled_back_for_that(seen: Seen, reason: str, case: Case) -> None:
+    log = seen.canary.log(case.name)
+    assert [event.kind for event in log] == ["started", "rolled_back"]
+    assert reason in log[-1].payload["reasons"][0]
+    assert seen.canary.share_in_force(case.name) == 0.0
+    last = requests(seen, case.name).filter(pl.col("request_id").is_in(list(seen.records[case.name].last_round)))
+    assert set(last["served"]) == {"legacy"}
+    print("\n" + told(seen, case.name))
+
+
+def test_no_request_is_lost_or_failed_by_a_change_of_share(seen: Seen) -> None:
+    """What clients sent is what they got answered whole, and what the gateway says that it answered."""
+    for name, record in seen.records.items():
+        assert [each.error for each in record.exchanges if each.error is not None] == []
+        assert len(record.exchanges) == record.sent
+        written = requests(seen, name)
+        assert sorted(written["request_id"]) == sorted(each.answer_id or "" for each in record.exchanges)
+        assert set(written["status"]) == {"ok"}
+        assert written["generation"].n_unique() >= 2
+        rescued = written.filter(pl.col("why").is_not_null())
+        assert set(rescued["intended"]) <= {"target"}
+        assert set(rescued["served"]) <= {"legacy"}
+
+
+def test_users_stay_on_their_arm_while_the_share_stays(seen: Seen) -> None:
+    dealt = seen.events.filter(kind="request").group_by("workload", "generation", "unit")
+    arms = dealt.agg(pl.col("intended").n_unique(), pl.len())
+    assert set(arms["intended"]) == {1}
+    assert set(arms["len"]) > {1}  # some asked more than once
+
+
+def test_each_change_of_traffic_was_a_run_of_the_sensor(seen: Seen) -> None:
+    with dg.DagsterInstance.from_config(str(seen.canary.home / "dagster")) as instance:
+        runs = instance.get_runs(filters=dg.RunsFilter(job_name="rollout_step"))
+        assert {run.tags["dagster/sensor_name"] for run in runs} == {"rollout"}
+        done = [run.tags["dagster/partition"] for run in runs if run.status == dg.DagsterRunStatus.SUCCESS]
+    changes = {name: len(seen.canary.log(name)) - 1 for name in seen.records}
+    assert {name: done.count(name) for name in changes} == changes
+
+
+def requests(seen: Seen, workload: str) -> pl.DataFrame:
+    return seen.events.filter(pl.col("workload") == workload, pl.col("kind") == "request")
+
+
+def told(seen: Seen, workload: str) -> str:
+    """Say how long the target's users were exposed, and to whom that came to an end."""
+    record, all_of_it = seen.records[workload], requests(seen, workload)
+    began = pl.col("ts") - pl.duration(microseconds=pl.col("latency_ms") * 1e3)
+    since = record.faulty_since or datetime.min.replace(tzinfo=UTC)
+    asked = all_of_it.filter(pl.col("intended") == "target", pl.col("why").is_null() | (pl.col("why") == "fallback"))
+    bad = asked.filter(began >= since)
+    first_bad, last_asked = bad["ts"].min(), asked.select(began.max()).item()
+    assert isinstance(first_bad, datetime)
+    rolled_back = seen.canary.log(workload)[-1]
+    trips = seen.events.filter(pl.col("workload") == workload, pl.col("kind") == "breaker")["ts"].to_list()
+    by_breaker = f"breaker after {seconds(trips[0] - first_bad)}, " if trips else ""
+    return (
+        f"{workload}: {by_breaker}controller after {seconds(rolled_back.ts - first_bad)}, last request dealt to the "
+        f"target after {seconds(last_asked - first_bad)}; {bad.height} bad requests of {record.sent:,}, "
+        f"{bad.filter(pl.col('why') == 'fallback').height} of them answered by legacy instead"
+    )
+
+
+def seconds(span: timedelta) -> str:
+    return f"{span.total_seconds():.1f} s"
