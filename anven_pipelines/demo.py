@@ -45,7 +45,7 @@ LOAD: Final = 0.4
 _PROBES: Final = 30
 _TOLD_EVERY_S: Final = 15.0  # where no progress bar can be drawn
 _LEAST_CALLS: Final = 900  # for two verdicts and a search
-_CANARY: Final = "the canary: users ask a LiteLLM proxy with our plugin, and the controller moves them to the target, or gives them back"
+_CANARY: Final = "the canary: users ask a LiteLLM proxy with our plugin, and the controller moves them to the target"
 _LOCK: Final = "_demo"  # no workload's name begins so
 _HEADER: Final = """\
 # Written by `anven demo`, which starts anew each time: copy this file to keep it. The server at target.url ended with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from anven_pipelines.domain.errors import InvalidMigration
@@ -9,6 +10,7 @@ from anven_pipelines.section_file import read_section
 from anven_pipelines.spec import Migration
 
 
+@lru_cache(maxsize=1024)  # a sensor reads every file for every workload at each tick, and YAML takes milliseconds
 def parse(text: str, *, file: str) -> Migration:
     """Read a migration file's text.
 

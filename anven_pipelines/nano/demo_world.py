@@ -44,9 +44,9 @@ _SEARCH: Final = {
     "validation": 0.5,
     "guard_margin": 0.2,
 }
-# As strict as some 700 calls can be; benchmarks/demo_canary.py says how often a good target gets through. Times are those
-# of a proxy and two models on one machine. Nobody looks at safety here, and a cost takes 500 units of each arm to be
-# bounded; the verdict has judged it.
+# As strict as some 700 calls can be; benchmarks/demo_canary.py says how often a good target gets through. Times are
+# those of a proxy and two models on one machine. Nobody looks at safety here, and a cost takes 500 units of each arm to
+# be bounded; the verdict has judged it.
 _ROLLOUT: Final = {
     "stages": [{"share": 0.5, "soak": "10s"}, {"share": 1.0, "soak": "10s"}],
     "limits": {"quality": 0.15, "errors": 0.1, "ttft_ms": 1000, "latency_ms": 2000},
