@@ -39,7 +39,7 @@ def test_the_two_commands_stand_in_the_readme_once_each() -> None:
     commands = re.findall(r"^\./uvw run .*(?:anven demo|pytest).*$", README, re.MULTILINE)
 
     assert commands == [
-        "./uvw run anven demo",
+        "./uvw run --extra gateway anven demo",
         "./uvw run --all-extras --group test pytest",
     ]
 

@@ -18,6 +18,7 @@ import pytest
 from anven_pipelines.resources.artifact_store import ArtifactStore
 
 SERVER = b"anven_pipelines.nano.server"
+GATEWAY = b"litellm"
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -33,7 +34,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 def demo(folder: Path, *words: str) -> tuple[int, dict[str, Any], str]:
     process = start(folder, *words, "--json")
-    stdout, stderr = process.communicate(timeout=500)
+    stdout, stderr = process.communicate(timeout=800)
     assert "Traceback" not in stderr
     return process.returncode, json.loads(stdout), stderr
 
@@ -54,13 +55,13 @@ def items_with_words(folder: Path, workload: str) -> int:
     return len(said & set(sealed["id"]))
 
 
-def servers_of(pid: int) -> list[int]:
-    """Return the model servers that a process has started and that still run."""
+def servers_of(pid: int, program: bytes = SERVER) -> list[int]:
+    """Return the servers that a process has started and that still run: models, or another program's."""
     children = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             parent = int((process / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1])
-            if parent == pid and SERVER in (process / "cmdline").read_bytes():
+            if parent == pid and program in (process / "cmdline").read_bytes():
                 children.append(int(process.name))
     return children
 
@@ -104,7 +105,7 @@ def test_it_refuses_the_unchanged_prompts_and_accepts_the_adapted_ones(shown: Sh
         assert verdict["speed"]["n_measured"] == items_with_words(shown.folder, verdict["workload"])
         assert verdict["cost"]["status"] == "met"
     assert shown.told["traffic"]["failed"] == 0
-    assert {"1", "2", "3", "4"} <= {line.split("  ")[0] for line in shown.stderr.splitlines()}
+    assert {"1", "2", "3", "4", "5"} <= {line.split("  ")[0] for line in shown.stderr.splitlines()}
     assert (shown.folder / ".anven" / "demo" / "adapted.yaml").is_file()
 
 
@@ -127,6 +128,43 @@ def test_its_prompts_are_searched_and_what_each_gains_is_proven_and_told(shown: 
     assert not found["safety"]["worse"]
 
 
+def test_it_ends_with_all_users_at_the_target_on_proof_and_no_call_of_theirs_failed(shown: Shown) -> None:
+    canary = shown.told["rollout"]
+    assert (canary["phase"], canary["share"]) == ("completed", 1.0), shown.stderr
+    assert [step["share"] for step in canary["steps"]] == [1.0, 1.0]
+    for step in canary["steps"]:
+        assert {reason.split()[0] for reason in step["reasons"]} >= {"quality", "errors", "ttft", "latency"}
+    assert canary["failed"] == 0
+    assert 400 < canary["scored"] <= canary["sent"]
+    assert canary["exposure"] is None
+    for words in ("50% of the users are the target's now", "advance to 100%", "complete: all users are the target's"):
+        assert words in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("breakage", "reason"),
+    [
+        ("regress-later", "quality is proven to be more than"),
+        ("slow-later", "the gateway's breaker tripped: latency"),
+        ("errors-later", "the gateway's breaker tripped: errors"),
+    ],
+)
+@pytest.mark.timeout(900)
+def test_a_target_that_turns_bad_once_it_has_users_is_accepted_and_then_rolled_back(
+    breakage: str, reason: str, tmp_path: Path
+) -> None:
+    code, told, stderr = demo(tmp_path, "--break", breakage, "--calls", "400")
+    canary = told["rollout"]
+    assert (code, told["verdict"], canary["phase"], canary["share"]) == (1, "GO", "rolled_back", 0.0), stderr
+    assert reason in canary["steps"][-1]["reasons"][0]
+    assert reason in stderr
+    assert canary["failed"] == 0  # what the target fails, legacy answers
+    assert (canary["exposure"]["breaker_s"] is not None) is reason.startswith("the gateway's breaker")
+    assert (canary["exposure"]["rescued"] > 0) is (breakage == "errors-later")
+    assert 0 < canary["exposure"]["bad"] < canary["sent"]
+    assert canary["rolled_back_s"] is not None
+
+
 @pytest.mark.parametrize(
     ("breakage", "criterion", "verdicts", "also"),
     [
@@ -144,6 +182,7 @@ def test_a_target_that_is_made_worse_is_refused_for_that(
     assert code == 1, stderr
     assert told["verdict"] in verdicts
     assert told["adaptation"] is None
+    assert told["rollout"] is None
     assert "with declared prompts, not searched ones" in stderr
     (verdict,) = told["verdicts"].values()
     statuses = {each["name"]: each["status"] for each in verdict["criteria"] if not each["waived"]}
@@ -183,6 +222,28 @@ def test_its_servers_end_with_it_however_it_ends(number: signal.Signals, count: 
         assert {each["name"] for each in verdict["criteria"] if each["status"] != "met" and not each["waived"]} == {
             "cost"
         }
+
+
+@pytest.mark.timeout(900)
+def test_its_gateway_ends_with_it_too_and_the_next_demo_begins_a_new_attempt(tmp_path: Path) -> None:
+    process = start(tmp_path, "--break", "errors-later", "--calls", "400")
+    deadline = time.monotonic() + 600
+    traffic = tmp_path / ".anven" / "gateway" / "traffic.json"
+    while not (traffic.exists() and '"share": 0.5' in traffic.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started = [*servers_of(process.pid), *servers_of(process.pid, GATEWAY)]
+    assert len(started) == 3
+    process.kill()
+    process.communicate(timeout=60)
+    while any(is_running(each) for each in started):
+        assert time.monotonic() < deadline, "a server outlived the demo"
+        time.sleep(0.05)
+
+    code, told, stderr = demo(tmp_path, "--break", "errors-later", "--calls", "400")
+    assert (code, told["rollout"]["phase"]) == (1, "rolled_back"), stderr
+    assert json.loads(traffic.read_text())["routes"]["demo-adapted"]["attempt"] == 2
 
 
 def refuses_another(folder: Path) -> None:

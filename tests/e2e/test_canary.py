@@ -9,13 +9,14 @@ a loss of 35 % of the mean score is told from the limit of 10 % after some 400 u
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import dagster as dg
 import polars as pl
 import pytest
 
+from anven_pipelines.domain.exposure import exposure_of
 from tests.e2e.live_canary import Canary, Case, Record, canary
 
 if TYPE_CHECKING:
@@ -133,23 +134,14 @@ def requests(seen: Seen, workload: str) -> pl.DataFrame:
 
 
 def told(seen: Seen, workload: str) -> str:
-    """Say how long the target's users were exposed, and to whom that came to an end."""
-    record, all_of_it = seen.records[workload], requests(seen, workload)
-    began = pl.col("ts") - pl.duration(microseconds=pl.col("latency_ms") * 1e3)
-    since = record.faulty_since or datetime.min.replace(tzinfo=UTC)
-    asked = all_of_it.filter(pl.col("intended") == "target", pl.col("why").is_null() | (pl.col("why") == "fallback"))
-    bad = asked.filter(began >= since)
-    first_bad, last_asked = bad["ts"].min(), asked.select(began.max()).item()
-    assert isinstance(first_bad, datetime)
-    rolled_back = seen.canary.log(workload)[-1]
-    trips = seen.events.filter(pl.col("workload") == workload, pl.col("kind") == "breaker")["ts"].to_list()
-    by_breaker = f"breaker after {seconds(trips[0] - first_bad)}, " if trips else ""
+    """Say how long the target's users were exposed, and who brought that to an end."""
+    record, since = seen.records[workload], seen.records[workload].faulty_since or datetime.min.replace(tzinfo=UTC)
+    found = exposure_of(seen.events.filter(pl.col("workload") == workload), since=since)
+    assert found is not None
+    rolled_back_s = (seen.canary.log(workload)[-1].ts - found.first_bad_at).total_seconds()
+    breaker = "" if found.breaker_s is None else f"breaker after {found.breaker_s:.1f} s, "
     return (
-        f"{workload}: {by_breaker}controller after {seconds(rolled_back.ts - first_bad)}, last request dealt to the "
-        f"target after {seconds(last_asked - first_bad)}; {bad.height} bad requests of {record.sent:,}, "
-        f"{bad.filter(pl.col('why') == 'fallback').height} of them answered by legacy instead"
+        f"{workload}: {breaker}controller after {rolled_back_s:.1f} s, last request dealt to the target after "
+        f"{found.last_dealt_s:.1f} s; {found.bad} bad requests of {record.sent:,}, {found.rescued} of them answered by "
+        "legacy instead"
     )
-
-
-def seconds(span: timedelta) -> str:
-    return f"{span.total_seconds():.1f} s"

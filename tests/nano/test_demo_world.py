@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from anven_pipelines.domain.prompts import apply, declared_prompt, preview
 from anven_pipelines.migration_file import parse
-from anven_pipelines.nano.demo_world import Breakage, migration, rewrites, server_faults
+from anven_pipelines.nano.demo_world import Breakage, later_fault, migration, rewrites, server_faults
+from anven_pipelines.nano.faults import Faults
 from anven_pipelines.nano.prompts import anven_messages, legacy_messages
 from anven_pipelines.nano.tasks import generate
 from anven_pipelines.spec import SignOff
@@ -46,6 +47,23 @@ def test_its_migration_file_is_valid(*, adapted: bool, breakage: Breakage | None
     assert (declared.prompt.mode == "full") is (adapted and breakage is None)
     assert declared.sign_off.quality_margin == QUALITY_MARGIN
     assert declared.sign_off.waive == ["safety"]
+
+
+@pytest.mark.parametrize("breakage", get_args(Breakage))
+def test_a_target_turns_bad_either_at_once_or_once_it_has_users(breakage: Breakage) -> None:
+    is_bad_at_once = bool(server_faults(breakage, legacy_ttft_p95_ms=None)) or breakage == "cost"
+    fault = later_fault(breakage)
+    assert is_bad_at_once is not bool(fault)
+    assert Faults.read(dict(fault)).shown() == fault
+
+
+def test_the_file_that_serves_users_has_a_gateway_and_a_short_rollout_and_judges_the_same() -> None:
+    served = migration(url=URL, adapted=True, legacy_url="http://127.0.0.1:8001/v1")
+    declared = parse(yaml.safe_dump(served), file="demo.yaml")
+    assert declared.gateway is not None
+    assert declared.rollout.steps[-1].share == 1
+    assert set(declared.rollout.waive) == {"drill", "safety", "cost"}
+    assert {name: served[name] for name in migration(url=URL, adapted=True)} == migration(url=URL, adapted=True)
 
 
 def test_only_the_price_breaks_the_cost() -> None:
