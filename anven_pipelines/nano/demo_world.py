@@ -58,7 +58,7 @@ _ROLLOUT: Final = {
 }
 _LATER: Final[Mapping[Breakage | None, Mapping[str, float]]] = {
     "regress-later": {"regress": 1.0},
-    "slow-later": {"delay_ms": 5000.0},
+    "slow-later": {"delay_ms": 10_000.0},
     "errors-later": {"errors": 0.7},
 }
 _CONCURRENCY: Final = 4

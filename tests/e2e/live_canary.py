@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
 KEY: Final = "sk-live-canary-4f0c"
 ROUND: Final = 24  # calls; between two rounds a workload looks whether its rollout has ended
-PATIENCE_S: Final = 1200.0
+PATIENCE_S: Final = 1500.0  # on two idle cores it takes some four minutes
 SHORT_ANSWERS: Final = APPLICATIONS[:2]  # a tool call has 37 tokens, each a piece of a stream that the proxy handles
+TIMEOUT: Final = "30s"
 _STOP_S: Final = 60.0
 
 
@@ -182,7 +183,11 @@ def declare(folder: Path, case: Case, legacy: str, target: str, rollout: Mapping
     declared["prompt"] = {"rewrites": rewrites()}
     paid = dict(zip(("input_usd_per_million", "output_usd_per_million"), case.price, strict=True))
     declared["target"]["price"] = {**paid, "source": "test"}
-    declared["gateway"] = {"legacy": {"model": f"openai/{LEGACY}", "url": legacy}, "breaker": dict(case.breaker)}
+    declared["gateway"] = {
+        "legacy": {"model": f"openai/{LEGACY}", "url": legacy},
+        "target": {"model": f"openai/{TARGET}", "url": target, "timeout": TIMEOUT},
+        "breaker": dict(case.breaker),
+    }
     stages = [{"share": share, "soak": "10s"} for share in (*case.shares, 1.0)]
     declared["rollout"] = {**rollout, "stages": stages}
     file = folder / f"{case.name}.yaml"

@@ -35,15 +35,16 @@ ROLLOUT: Final[Mapping[str, Any]] = {
 }
 GOOD: Final = Case("good", (0.3, 0.5), at_once=4)
 BAD: Final[Mapping[str, Case]] = {
-    "quality": Case("degrades", (0.5,), fault={"regress": 1.0}, at_once=3),
+    "quality": Case("degrades", (0.5,), fault={"regress": 1.0}),
     # Slow, and the breaker is told to bear it, so that it is for the controller to prove.
     "ttft": Case(
-        "slows", (0.3,), fault={"delay_ms": 3000}, at_once=6, breaker={"slow_margin_ms": 60000, "slow_factor": 50}
+        "slows", (0.3,), fault={"delay_ms": 3000}, at_once=4, breaker={"slow_margin_ms": 60000, "slow_factor": 50}
     ),
     # Six times legacy's price: the target's prompts are shorter.
-    "cost": Case("dear", (0.2,), price=(15.0, 60.0), at_once=3),
-    "breaker tripped: errors": Case("errs", (0.5,), fault={"errors": 1.0}, at_once=2),
-    "breaker tripped: latency": Case("hangs", (0.5,), fault={"delay_ms": 8000}, at_once=2),
+    "cost": Case("dear", (0.2,), price=(15.0, 60.0)),
+    "breaker tripped: errors": Case("errs", (0.5,), fault={"errors": 1.0}),
+    # It does not answer at all: legacy does, when the gateway has waited for TIMEOUT.
+    "breaker tripped: latency": Case("hangs", (0.5,), fault={"delay_ms": 600_000}),
 }
 
 
