@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from anven_pipelines.domain.events import Event
+    from anven_pipelines.nano.demand import Application
     from anven_pipelines.nano.exchange import Exchange
 
 KEY: Final = "sk-live-canary-4f0c"
@@ -62,6 +63,7 @@ class Case(NamedTuple):
         at_once: Users who wait for an answer at a time.
         price: Of the target, in USD per million tokens in and out; legacy's is 2.5 and 10.
         breaker: Changes of the gateway's breaker.
+        applications: Who asks.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Case(NamedTuple):
     at_once: int = 2
     price: tuple[float, float] = (0.2, 0.4)
     breaker: Mapping[str, float] = {}
+    applications: tuple[Application, ...] = SHORT_ANSWERS
 
 
 @dataclass
@@ -124,7 +127,7 @@ class Canary:
         while True:
             has_ended = self.phase(case.name) in ("completed", "rolled_back")
             seen: list[Exchange] = []
-            plan = crowd_traffic(ROUND, seconds=0, seed=1000 * len(case.name) + number, applications=SHORT_ANSWERS)
+            plan = crowd_traffic(ROUND, seconds=0, seed=1000 * len(case.name) + number, applications=case.applications)
             done = await use(plan, place, pace=Pace(most_in_flight=case.at_once), write=seen.append)
             record.sent, record.told = record.sent + len(plan.calls), record.told + done.told
             record.exchanges += seen

@@ -3,7 +3,7 @@
 Six workloads share one gateway and one daemon. The statistics are those of production; the plan is compressed to the
 traffic that there is, some twenty calls a second for all of them. With 670 units at 30 % the 95th percentile of 200
 units of the target has an upper bound; a cost is bounded from 500 units of legacy on; at the error rate of a roll back
-a loss of 35 % of the mean score is told from the limit of 10 % after some 400 units, half of them of the target.
+a loss of 45 % of the mean score is told from the limit of 10 % after some 300 units, half of them of the target.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from anven_pipelines.domain.exposure import exposure_of
+from anven_pipelines.nano.demand import APPLICATIONS
 from tests.e2e.live_canary import Canary, Case, Record, canary
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ ROLLOUT: Final[Mapping[str, Any]] = {
 }
 GOOD: Final = Case("good", (0.3, 0.5), at_once=4)
 BAD: Final[Mapping[str, Case]] = {
-    "quality": Case("degrades", (0.5,), fault={"regress": 1.0}),
+    "quality": Case("degrades", (0.5,), fault={"regress": 1.0}, applications=APPLICATIONS),
     # Slow, and the breaker is told to bear it, so that it is for the controller to prove.
     "ttft": Case(
         "slows", (0.3,), fault={"delay_ms": 3000}, at_once=4, breaker={"slow_margin_ms": 60000, "slow_factor": 50}
