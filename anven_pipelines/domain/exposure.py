@@ -11,13 +11,12 @@ if TYPE_CHECKING:
 
 
 class Exposure(NamedTuple):
-    """What a bad target did to users, from its first bad answer on.
+    """What a bad target did to users, from the first request on that was dealt to it.
 
     Attributes:
-        first_bad_at: When the first request that the target had while it was bad came to its end.
+        first_bad_at: When that request came; one that hangs has no answer to count from.
         breaker_s: Seconds until the gateway's breaker tripped; None where it did not.
-        last_dealt_s: Seconds until the last request was dealt to the target; from then on all were legacy's. Below 0
-            where there was one bad answer, and nobody was dealt to the target while it was waited for.
+        last_dealt_s: Seconds until the last request was dealt to the target; from then on all were legacy's.
         bad: Requests that the target had meanwhile.
         rescued: Those of them that it failed and legacy answered in its place.
     """
@@ -45,8 +44,8 @@ def exposure_of(events: pl.DataFrame, *, since: datetime) -> Exposure | None:
         pl.col("intended") == "target",
         pl.col("why").is_null() | (pl.col("why") == "fallback"),
         began >= since,
-    ).select("ts", "why", began)
-    first: datetime | None = bad["ts"].min()  # type: ignore[assignment]  # a minimum of times
+    ).select("why", began)
+    first: datetime | None = bad["began"].min()  # type: ignore[assignment]  # a minimum of times
     last: datetime | None = bad["began"].max()  # type: ignore[assignment]  # a maximum of times
     if first is None or last is None:
         return None

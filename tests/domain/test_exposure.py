@@ -21,11 +21,11 @@ def events(*found: GatewayEvent) -> pl.DataFrame:
     return pl.DataFrame([each.to_row() for each in found], schema=GATEWAY_EVENTS.schema)
 
 
-def test_it_lasts_from_the_first_bad_answer_to_the_last_request_that_was_dealt_to_the_target() -> None:
+def test_it_lasts_from_the_first_to_the_last_request_that_the_bad_target_was_dealt() -> None:
     found = exposure_of(
         events(
             request(0.05),  # asked before it turned bad
-            request(1),
+            request(1.5, 500),
             request(3, 500, why="fallback", served="legacy"),
             request(4, 2000),
             request(5, intended="legacy", served="legacy"),
@@ -43,8 +43,9 @@ def test_a_breaker_that_tripped_since_is_told_and_one_before_is_not() -> None:
     def trip(at_s: float) -> GatewayEvent:
         return request(at_s, kind="breaker", outcome="open", intended=None, latency_ms=None)
 
-    assert exposure_of(events(trip(-1), request(1)), since=SINCE).breaker_s is None  # type: ignore[union-attr]
-    assert exposure_of(events(trip(-1), request(1), trip(3)), since=SINCE).breaker_s == 2  # type: ignore[union-attr]
+    hung = request(30, 29_000)
+    assert exposure_of(events(trip(-1), hung), since=SINCE).breaker_s is None  # type: ignore[union-attr]
+    assert exposure_of(events(trip(-1), hung, trip(3)), since=SINCE).breaker_s == 2  # type: ignore[union-attr]
 
 
 def test_a_target_without_a_request_since_exposed_nobody() -> None:
