@@ -257,7 +257,7 @@ def _in_sum(canary: Canary) -> list[str]:
         breaker = "" if found.breaker_s is None else f"the breaker gave them back after {found.breaker_s:.1f} s, "
         controller = "" if canary.rolled_back_s is None else f"the controller after {canary.rolled_back_s:.1f} s, "
         lines.append(
-            f"from the first call to the bad target on: {breaker}{controller}the last call was dealt to the target after "
+            f"from the first call to the bad target on: {breaker}{controller}the last call went to it after "
             f"{found.last_dealt_s:.1f} s; {found.bad} bad calls, {found.rescued} of them answered by legacy instead"
         )
     return lines

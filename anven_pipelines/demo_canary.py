@@ -83,7 +83,7 @@ class Canary(NamedTuple):
         failed: Those of them that were not answered whole.
         scored: Answers whose score the gateway took.
         exposure: How long users had a target that turned bad; None where none did.
-        rolled_back_s: Seconds from the first call to the bad target to the controller's roll back; None where there was none.
+        rolled_back_s: Seconds from the first call to the bad target to the controller's roll back; None without one.
         seconds: From the first call to the end.
     """
 
