@@ -165,7 +165,7 @@ class _Live:
         """Let users ask and the controller look until the rollout has ended."""
         await self._warm_up()
         status = self.rollouts.start(self.shift.workload, who=_WHO, now=datetime.now(UTC))
-        self.began = time.monotonic()
+        self.began = self.told_at = time.monotonic()
         first = self.rollouts.plan(self.shift.workload, status).stages[0]
         self._say(f"[bold]{first.share:.0%}[/bold] of the users are the target's now")
         try:
