@@ -252,8 +252,7 @@ class _Live:
         status = self.rollouts.status(workload)
         exposure, rolled_back_s = None, None
         if self.faulty_since is not None:
-            of_it = events.filter(pl.col("workload") == workload, pl.col("attempt") == status.attempt)
-            exposure = exposure_of(of_it, since=self.faulty_since)
+            exposure = exposure_of(events.filter(pl.col("workload") == workload), since=self.faulty_since)
         if exposure is not None and status.phase == "rolled_back" and status.entered_at is not None:
             rolled_back_s = (status.entered_at - exposure.first_bad_at).total_seconds()
         plan = self.rollouts.plan(workload, status)

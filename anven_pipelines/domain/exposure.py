@@ -32,7 +32,7 @@ def exposure_of(events: pl.DataFrame, *, since: datetime) -> Exposure | None:
     """Return how long a target that is bad since a moment had users.
 
     Args:
-        events: GATEWAY_EVENTS of one workload and attempt.
+        events: GATEWAY_EVENTS of one workload; a breaker's name no attempt.
         since: When it turned bad; requests that began before count for nothing.
 
     Returns:
