@@ -118,6 +118,15 @@ class Gateway:
         self.until(lambda: found().height >= len(request_ids))
         return found()
 
+    def events_of(self, workload: str) -> pl.DataFrame:
+        """Return the requests of a workload that are written so far, in the order of the log."""
+        return read_batch(self.started.events, {}).events.filter(workload=workload, kind="request")
+
+    def next_event(self, workload: str, *, after: int) -> dict[str, Any]:
+        """Return a workload's last request once more than `after` are written: that comes after the answer."""
+        self.until(lambda: self.events_of(workload).height > after)
+        return self.events_of(workload).row(-1, named=True)
+
     def until(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds."""
         deadline = time.monotonic() + WITHIN_S
