@@ -111,7 +111,8 @@ def test_a_roll_back_waits_for_no_receiver_and_is_told_afterwards(place: Place, 
     assert isinstance(found.decision, RollBack)
     assert len(web.got) == tried  # neither sensor nor step asks a receiver
     web.status, web.got[:] = 200, []
-    of_kind(place.definitions, "notices", Notices).deliver("support", now=NOW + timedelta(minutes=5))
+    later = datetime.now(UTC) + timedelta(minutes=5)  # the run's own clock told when to try again
+    of_kind(place.definitions, "notices", Notices).deliver("support", now=later)
     assert [each["change"] for each in web.got] == ["start", "roll_back"]
     assert "the gateway's breaker tripped: errors" in web.got[1]["reasons"][0]
 
