@@ -34,6 +34,7 @@ from anven_pipelines.nano.serving import served
 from anven_pipelines.nano.traffic import Pace
 from anven_pipelines.resources.deployments import adopt_home
 from anven_pipelines.resources.rollouts import Rollouts
+from tests.dev_command import alive, descendants, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,6 +65,7 @@ class Case(NamedTuple):
         price: Of the target, in USD per million tokens in and out; legacy's is 2.5 and 10.
         breaker: Changes of the gateway's breaker.
         applications: Who asks.
+        kills_daemon: Whether Dagster's daemon is killed once the rollout has advanced.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Case(NamedTuple):
     price: tuple[float, float] = (0.2, 0.4)
     breaker: Mapping[str, float] = {}
     applications: tuple[Application, ...] = SHORT_ANSWERS
+    kills_daemon: bool = False
 
 
 @dataclass
@@ -89,6 +92,45 @@ class Record:
 
 
 @dataclass
+class Daemon:
+    """Dagster's daemon with the code location; its sensors run by themselves."""
+
+    log: Path
+    process: subprocess.Popen[bytes] = field(init=False)
+    killed_at: datetime | None = None
+    orphans: set[int] = field(default_factory=set)
+
+    def start(self) -> None:
+        """Start it."""
+        program = Path(sys.executable).parent / "dagster-daemon"
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [str(program), "run", "-m", "anven_pipelines.definitions"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, whatever it is doing; its code server and runs are not told."""
+        self.orphans |= descendants(self.process.pid)
+        self.process.kill()
+        self.process.wait()
+        self.killed_at = datetime.now(UTC)
+
+    def stop(self) -> None:
+        """End it and what a killed one left."""
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        # A code server ends by itself when no daemon calls it any more.
+        wait_until(lambda: not self.orphans & alive(), _STOP_S, "what a killed daemon left has not ended")
+
+
+@dataclass
 class Canary:
     """What runs, and where it is looked at."""
 
@@ -96,7 +138,7 @@ class Canary:
     started: Started
     rollouts: Rollouts
     targets: Mapping[str, str]  # URL of each workload's target
-    daemon: subprocess.Popen[bytes]
+    daemon: Daemon
 
     def phase(self, workload: str) -> str:
         """Return how far a rollout is."""
@@ -137,8 +179,14 @@ class Canary:
                 return
             if case.fault and record.faulty_since is None and record.sent >= case.good_calls:
                 record.faulty_since = await asyncio.to_thread(self._break, case)
-            assert self.daemon.poll() is None, "the daemon ended"
+            if case.kills_daemon and self.daemon.killed_at is None and self._has_advanced(case.name):
+                self.daemon.kill()
+                self.daemon.start()
+            assert self.daemon.process.poll() is None, "the daemon ended"
             assert time.monotonic() < deadline, f"{case.name} is {self.phase(case.name)} after {record.sent} calls"
+
+    def _has_advanced(self, workload: str) -> bool:
+        return any(event.kind == "advanced" for event in self.log(workload))
 
     def _break(self, case: Case) -> datetime:
         base = self.targets[case.name].removesuffix("/v1")
@@ -174,8 +222,10 @@ def canary(folder: Path, cases: tuple[Case, ...], rollout: Mapping[str, Any], em
             go = {"verdict": "GO"}
             rollouts.state.append(stream=sign_off_stream(case.name), kind=SIGNED_OFF, key="v1", payload=go, now=now)
             rollouts.start(case.name, who="ada", now=now)
-        process = stack.enter_context(daemon(folder / "daemon.log"))
-        yield Canary(home, started, rollouts, targets, process)
+        daemon = Daemon(folder / "daemon.log")
+        daemon.start()
+        stack.callback(daemon.stop)
+        yield Canary(home, started, rollouts, targets, daemon)
 
 
 def declare(folder: Path, case: Case, legacy: str, target: str, rollout: Mapping[str, Any]) -> Path:
@@ -196,25 +246,3 @@ def declare(folder: Path, case: Case, legacy: str, target: str, rollout: Mapping
     file = folder / f"{case.name}.yaml"
     file.write_text(yaml.safe_dump(declared))
     return file
-
-
-@contextmanager
-def daemon(log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Dagster's daemon with the code location; its sensors run by themselves."""
-    program = Path(sys.executable).parent / "dagster-daemon"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [str(program), "run", "-m", "anven_pipelines.definitions"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -35,7 +35,7 @@ ROLLOUT: Final[Mapping[str, Any]] = {
     "least_units": 100,
     "waive": ["drill", "safety"],  # nobody here looks at safety
 }
-GOOD: Final = Case("good", (0.3, 0.5), at_once=4)
+GOOD: Final = Case("good", (0.3, 0.5), at_once=4, kills_daemon=True)
 BAD: Final[Mapping[str, Case]] = {
     "quality": Case("degrades", (0.5,), fault={"regress": 1.0}, applications=APPLICATIONS),
     # Slow, and the breaker is told to bear it, so that it is for the controller to prove.
@@ -89,6 +89,14 @@ def test_a_good_target_climbs_through_every_stage_to_all_traffic(seen: Seen) -> 
     assert seen.canary.share_in_force("good") == 1.0
     last = requests(seen, "good").filter(pl.col("request_id").is_in(list(seen.records["good"].last_round)))
     assert set(last["served"]) == {"target"}
+
+
+def test_a_killed_daemon_delays_a_rollout_and_changes_nothing(seen: Seen) -> None:
+    killed_at = seen.canary.daemon.killed_at
+    assert killed_at is not None
+    kinds = [event.kind for event in seen.canary.log("good") if event.ts > killed_at]
+    assert kinds[-1] == "completed"
+    assert len(kinds) <= 2  # "advanced" had been there
 
 
 @pytest.mark.parametrize(("reason", "case"), BAD.items(), ids=[case.name for case in BAD.values()])
