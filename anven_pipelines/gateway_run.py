@@ -37,6 +37,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     "PYTHON_GC_THRESHOLD": "0,0,0",  # see gateway/collection.py
 }
 _PROGRAM: Final = Path(sys.executable).parent / "litellm"
+_MAIN: Final = "from anven_pipelines.gateway.proxy import main; main()"  # that program, with an end of our own
 _PROXY_NEEDS: Final = ("apscheduler", "orjson")  # of the extra, and imported when the proxy starts
 _EXTRA: Final = "the extra `gateway`: `./uvw run --extra gateway anven ...`, or anven-pipelines[gateway]"
 _START_S: Final = 200.0  # 10 s on an idle machine
@@ -101,10 +102,10 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
     )
     port = plan.port or _free_port()
     log = plan.folder / "proxy.log"
-    command = [str(_PROGRAM), "--config", str(prepared.config), "--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["--config", str(prepared.config), "--host", "127.0.0.1", "--port", str(port)]
     with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603 - the program that was found beside our own
-            command,
+        process = subprocess.Popen(  # noqa: S603 - our own
+            [sys.executable, "-P", "-c", _MAIN, *arguments],
             stdin=subprocess.PIPE,  # it closes with this process, however this process ends
             stdout=output,
             stderr=output,

@@ -26,6 +26,7 @@ from anven_pipelines.gateway.answers import answer_of, usage_of
 from anven_pipelines.gateway.client_side import DRILL_HEADER, EXCHANGE_HEADER, ClientSide
 from anven_pipelines.gateway.collection import collect_aside
 from anven_pipelines.gateway.exchange import Usage
+from anven_pipelines.gateway.proxy import close_at_end
 from anven_pipelines.gateway.routes import add_routes
 from anven_pipelines.gateway.service import GatewayService
 from anven_pipelines.gateway.settings import UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings
@@ -195,7 +196,8 @@ def _gateway() -> AnvenGateway:
     else:  # the proxy reads its configuration while it starts: its connections stand already
         app.middleware_stack = ClientSide(app.middleware_stack, service)
     collect_aside(service.is_idle)
-    atexit.register(service.close)
+    atexit.register(service.close)  # on Ctrl-C
+    close_at_end(service.close)
     if os.environ.get(UNTIL_STDIN_CLOSES_ENV):
         threading.Thread(target=_stop_with_stdin, name="anven-stdin", daemon=True).start()
     return plugin

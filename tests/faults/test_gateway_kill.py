@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from anven_pipelines.gateway.event_log import OPEN
 from anven_pipelines.gateway_run import GatewayPlan, running
 from anven_pipelines.ingest.gateway_events import EventStore
 from tests.gateway_proxy import KEY, gateway
@@ -18,6 +19,18 @@ from tests.scripted_endpoint import Reply
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def test_a_gateway_that_is_stopped_writes_every_event_and_closes_its_log(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"support": {}}) as gate:
+        gate.routed("support", 0.5)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda number: gate.ask("support", f"user {number}"), range(20)))
+        gate.started.process.terminate()  # the last events are not made yet
+        assert gate.started.process.wait() == -signal.SIGTERM
+    assert not list(gate.started.events.glob(f"*{OPEN}"))
+    written = set(gate.events_of("support")["request_id"])
+    assert written == {answer.headers["x-litellm-call-id"] for answer in answers}
 
 
 @pytest.mark.timeout(500)
