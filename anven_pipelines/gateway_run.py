@@ -25,6 +25,7 @@ from anven_pipelines.gateway.settings import (
     SETTINGS_ENV,
     UNTIL_STDIN_CLOSES_ENV,
     assignment_key,
+    sends_spans,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 _PROGRAM: Final = Path(sys.executable).parent / "litellm"
 _MAIN: Final = "from anven_pipelines.gateway.proxy import main; main()"  # that program, with an end of our own
 _PROXY_NEEDS: Final = ("apscheduler", "orjson")  # of the extra, and imported when the proxy starts
+_EXPORTER: Final = "opentelemetry.exporter.otlp.proto.http"  # of the extra, and imported where spans are sent
 _EXTRA: Final = "the extra `gateway`: `./uvw run --extra gateway anven ...`, or anven-pipelines[gateway]"
 _START_S: Final = 200.0  # 10 s on an idle machine
 _STOP_S: Final = 30.0  # streams in flight are served to their end
@@ -89,6 +91,7 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
     """
     _require_key(environ)
     require_proxy()
+    require_exporter(environ)
     if not plan.traffic.exists():
         plan.traffic.parent.mkdir(parents=True, exist_ok=True)
         plan.traffic.write_text(print_traffic(Traffic()), encoding="utf-8")
@@ -135,6 +138,24 @@ def require_proxy() -> None:
     lacking = [name for name in _PROXY_NEEDS if importlib.util.find_spec(name) is None]
     if lacking or not _PROGRAM.exists():
         message = f"LiteLLM's proxy is not installed ({', '.join(lacking) or _PROGRAM} is missing); install {_EXTRA}"
+        raise UnavailableService(message)
+
+
+def require_exporter(environ: Mapping[str, str]) -> None:
+    """Find out whether spans can be sent, where they are to be.
+
+    Raises:
+        InvalidInput: the variables of OpenTelemetry ask for what the gateway does not speak.
+        UnavailableService: the exporter is not installed.
+    """
+    if not sends_spans(environ):
+        return
+    try:
+        found = importlib.util.find_spec(_EXPORTER)
+    except ModuleNotFoundError:  # nor is what it stands in
+        found = None
+    if found is None:
+        message = f"spans cannot be sent ({_EXPORTER} is missing); install {_EXTRA}, or set OTEL_TRACES_EXPORTER=none"
         raise UnavailableService(message)
 
 

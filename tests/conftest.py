@@ -32,7 +32,7 @@ SWITCHES: Final = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 # What a user's shell may set and a test must not see.
-LEAKS: Final = ("ANVEN_", "AWS_", "DAGSTER_", "MLFLOW_TRACKING_", "OPENAI_")
+LEAKS: Final = ("ANVEN_", "AWS_", "DAGSTER_", "MLFLOW_TRACKING_", "OPENAI_", "OTEL_")
 
 
 class Requirement(NamedTuple):

@@ -17,7 +17,7 @@ from anven_pipelines.ingest.gateway_events import read_batch
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import polars as pl
@@ -139,8 +139,10 @@ class Gateway:
 
 
 @contextmanager
-def gateway(folder: Path, workloads: dict[str, dict[str, Any]]) -> Iterator[Gateway]:
-    """Run a gateway for workloads, each with its changes of `MIGRATION`."""
+def gateway(
+    folder: Path, workloads: dict[str, dict[str, Any]], environ: Mapping[str, str] | None = None
+) -> Iterator[Gateway]:
+    """Run a gateway for workloads, each with its changes of `MIGRATION`; `environ` is added to this process's."""
     arms = Arms()
     with (
         ScriptedEndpoint(arms.answer_legacy) as legacy,
@@ -168,9 +170,8 @@ def gateway(folder: Path, workloads: dict[str, dict[str, Any]]) -> Iterator[Gate
         more.write_text("litellm_settings: {cache: true, cache_params: {type: local, mode: default_off}}\n")
         run = folder / "run"
         plan = GatewayPlan(files, run, run / "traffic.json", run / "events", litellm=more)
-        environ = {**os.environ, "ANVEN_GATEWAY_KEY": KEY}
         with (
-            running(plan, environ) as started,
+            running(plan, {**os.environ, "ANVEN_GATEWAY_KEY": KEY, **(environ or {})}) as started,
             httpx.Client(
                 base_url=started.url,
                 headers={"Authorization": f"Bearer {KEY}"},

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from email.message import Message
 
 
@@ -24,14 +24,14 @@ class Hook:
     url: str = ""
     status: int | None = 200
     drip: bool = False
-    got: list[dict[str, Any]] = field(default_factory=list)
+    got: list[Any] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
-def hook() -> Iterator[Hook]:
-    """Serve posts until the block ends."""
+def hook(parse: Callable[[bytes], Any] = json.loads) -> Iterator[Hook]:
+    """Serve posts until the block ends; `parse` reads their bodies."""
     state = Hook()
 
     class Handler(BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ def hook() -> Iterator[Hook]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             state.headers.append({name.lower(): value for name, value in self.headers.items()})
-            state.got.append(json.loads(body))
+            state.got.append(parse(body))
             if state.status is None:
                 while state.drip and not state.ended.wait(0.5):
                     self.wfile.write(b"X")  # a status line that never ends

@@ -104,11 +104,17 @@ def workload_settings(migration: Migration, *, prompt: AdaptedPrompt) -> Workloa
     if gateway.shadow.usd_per_day is not None and migration.target.price is None:
         message = f"{migration.workload}: gateway.shadow.usd_per_day needs target.price, to know what a request costs"
         raise InvalidInput(message)
-    target = migration.target
+    target, upstream = migration.target, _target(migration)
     return WorkloadSettings(
-        legacy=ArmSettings(model=gateway.legacy.model, prompt=carry_over(), price=migration.legacy.price),
+        legacy=ArmSettings(
+            model=gateway.legacy.model, prompt=carry_over(), price=migration.legacy.price, url=gateway.legacy.url
+        ),
         target=ArmSettings(
-            model=_target(migration).model, prompt=prompt, params=getattr(target, "params", {}), price=target.price
+            model=upstream.model,
+            prompt=prompt,
+            params=getattr(target, "params", {}),
+            price=target.price,
+            url=upstream.url,
         ),
         gateway=gateway,
         contract=migration.contract,

@@ -6,8 +6,9 @@ one answered) and its log callback, which comes last and knows tokens. The event
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.gateway_event import TEXT_LIMIT
 
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 OK: Final = 200
 CLIENT_CLOSED: Final = 499
+
+
+class Trace(NamedTuple):
+    """When a request was here, in nanoseconds since 1970, and what its caller says of the trace that it belongs to."""
+
+    traceparent: str | None
+    started_ns: int
+    ended_ns: int
 
 
 @dataclass
@@ -42,6 +51,8 @@ class Exchange:
     Attributes:
         id: Number within the worker.
         started_s: Monotonic time at which the first byte of the request was here.
+        started_ns: The same in nanoseconds since 1970.
+        traceparent: The client's header of that name (W3C Trace Context).
         assignment: Set by the pre-call hook; None for requests that are not a workload's.
         request_id: LiteLLM's call id, which the client gets as `x-litellm-call-id`.
         stream: Whether a stream was asked for.
@@ -60,6 +71,8 @@ class Exchange:
 
     id: str
     started_s: float
+    started_ns: int = field(default_factory=time.time_ns)
+    traceparent: str | None = None
     assignment: Assignment | None = None
     request_id: str | None = None
     stream: bool = False
@@ -87,6 +100,11 @@ class Exchange:
     def waited_ms(self) -> float | None:
         """What the breaker compares: time to the first token of a stream, else to the answer."""
         return self.ttft_ms if self.stream else self.latency_ms
+
+    @property
+    def trace(self) -> Trace:
+        """Its time as the client waited, also where the event has none because the cache answered."""
+        return Trace(self.traceparent, self.started_ns, self.started_ns + round((self.latency_ms or 0.0) * 1e6))
 
     def ended(self, now_s: float, *, is_complete: bool, is_disconnected: bool) -> None:
         """Take down how it ended for the client."""

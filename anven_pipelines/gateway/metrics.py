@@ -51,6 +51,7 @@ HELP: Final[Mapping[str, tuple[str, str]]] = {
     "anven_target_share": ("gauge", "Share of the units that the route in force gives to the target."),
     "anven_breaker_open": ("gauge", "1 while the breaker keeps the workload with legacy."),
     "anven_events_dropped_total": ("counter", "Events that were not written."),
+    "anven_spans_dropped_total": ("counter", "Spans that no receiver took, where spans are sent."),
     "anven_worker_up": ("gauge", "1 while the worker lives, 0 once it has ended and counts no more."),
     "anven_worker_started_seconds": ("gauge", "When the worker began to count, in seconds since 1970."),
     "anven_worker_written_seconds": ("gauge", "When the worker last told its samples, in seconds since 1970."),

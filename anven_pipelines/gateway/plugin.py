@@ -29,7 +29,7 @@ from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.proxy import close_at_end
 from anven_pipelines.gateway.routes import add_routes
 from anven_pipelines.gateway.service import GatewayService
-from anven_pipelines.gateway.settings import UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings
+from anven_pipelines.gateway.settings import UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings, sends_spans
 from anven_pipelines.gateway.shadow import Shadows
 
 if TYPE_CHECKING:
@@ -190,6 +190,10 @@ def _gateway() -> AnvenGateway:
     service = GatewayService(read_settings(os.environ), key=assignment_key(os.environ))
     plugin = AnvenGateway(service)
     service.after = plugin.shadows.mirror
+    if sends_spans(os.environ):
+        from anven_pipelines.gateway.spans import RequestSpans  # noqa: PLC0415 - half a second that few need
+
+        service.spans = RequestSpans(service.workloads, worker=service.worker)
     add_routes(app, service)
     if app.middleware_stack is None:
         app.add_middleware(ClientSide, service=service)

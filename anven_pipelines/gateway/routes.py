@@ -70,6 +70,7 @@ def status(service: GatewayService) -> dict[str, Any]:
         "breakers": {name: service.breakers.reason(name) for name in service.workloads},
         "in_flight": len(service.requests),
         "events": service.log.status._asdict(),
+        "spans": None if service.spans is None else service.spans.status._asdict(),
         "traffic_problem": service.traffic.problem,
         "internal_errors": service.internal_errors,
     }

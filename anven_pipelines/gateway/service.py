@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.breaker import BreakerState
     from anven_pipelines.domain.traffic import Arm
+    from anven_pipelines.gateway.exchange import Trace
     from anven_pipelines.gateway.settings import ArmSettings, GatewaySettings, WorkloadSettings
+    from anven_pipelines.gateway.spans import RequestSpans
 
 METRICS_S: Final = 1.0
 
@@ -69,6 +71,8 @@ class GatewayService:
         self.internal_errors = 0
         self.after: Callable[[Exchange], None] = lambda _: None
         """Gets each request that ended well, for what is done after the client has its answer."""
+        self.spans: RequestSpans | None = None
+        """Gets the event of each request, where spans are sent."""
         self.requests: dict[str, Exchange] = {}
         self._key = key
         self._seq = itertools.count(1)
@@ -93,6 +97,8 @@ class GatewayService:
             if exchange.status is not None:
                 self._write(exchange)
         self.log.close()
+        if self.spans is not None:
+            self.spans.close()
         write_metrics(self.metrics_folder, self.worker, self.metric_lines())
         if self._metrics_lock is not None:
             self._metrics_lock.close()
@@ -120,6 +126,7 @@ class GatewayService:
         unit = unit_of(data, headers, kind=workload.gateway.unit)
         assignment = assign(self._key, route, unit, breaker_open=self.breakers.is_open(route))
         exchange.request_id = data.get("litellm_call_id")
+        exchange.traceparent = headers.get("traceparent")
         exchange.stream = bool(data.get("stream"))
         exchange.prompt_versions = {
             "legacy": workload.legacy.prompt.version,
@@ -197,14 +204,13 @@ class GatewayService:
         )
         return served is not None
 
-    def shadowed(self, exchange: Exchange, facts: Mapping[str, Any]) -> None:
-        """Write the event of a mirrored request; `facts` are its outcome."""
+    def shadowed(self, exchange: Exchange, facts: Mapping[str, Any], trace: Trace) -> None:
+        """Write the event of a mirrored request; `facts` are its outcome, `trace` its own time."""
         if (assignment := exchange.assignment) is not None:
             request = _of_request(_Served(assignment, None))
             version = exchange.prompt_versions.get("target")
-            self._append(
-                **{**request, "prompt_version": version, "request_id": exchange.request_id, **facts}, kind="shadow"
-            )
+            request |= {"prompt_version": version, "request_id": exchange.request_id, **facts}
+            self._append(trace, **request, kind="shadow")
 
     def metric_lines(self) -> list[str]:
         """Return this worker's samples as they are now."""
@@ -213,6 +219,8 @@ class GatewayService:
             self.metrics.gauge("anven_target_share", name, 0.0 if route.killed else route.share)
             self.metrics.gauge("anven_breaker_open", name, float(self.breakers.reason(name) is not None))
         self.metrics.total("anven_events_dropped_total", self.log.status.dropped)
+        if self.spans is not None:
+            self.metrics.total("anven_spans_dropped_total", self.spans.status.dropped)
         return self.metrics.lines()
 
     def _ask_target(self, data: dict[str, Any], workload: WorkloadSettings, assignment: Assignment) -> bool:
@@ -292,19 +300,25 @@ class GatewayService:
             return  # it is written
         if exchange.timer is not None:
             exchange.timer.cancel()
-        self._append(**exchange.facts())
+        self._append(exchange.trace, **exchange.facts())
 
     def _breaker_changed(self, workload: str, state: BreakerState) -> None:
         self._append(
             kind="breaker", workload=workload, generation=state.generation, outcome="open", error_class=state.tripped
         )
 
-    def _append(self, **facts: Any) -> None:  # noqa: ANN401 - the fields of an event
+    def _append(self, trace: Trace | None = None, /, **facts: Any) -> None:  # noqa: ANN401 - the fields of an event
         seq = next(self._seq)
         facts.setdefault("event_id", f"{self.worker}-{seq}")
         event = GatewayEvent(**facts, ts=datetime.now(UTC), worker=self.worker, seq=seq)
         self.metrics.observe(event)
         self.log.append(event)
+        if self.spans is not None and trace is not None:
+            try:
+                self.spans.append(event, trace)
+            except Exception:  # noqa: BLE001 - a span must not fail a request
+                self.internal_errors += 1
+                _log.exception("the span of a request was not made")
 
 
 def group(workload: str, arm: Arm) -> str:

@@ -26,6 +26,9 @@ KEY_ENV: Final = "ANVEN_GATEWAY_KEY"
 ASSIGNMENT_KEY_ENV: Final = "ANVEN_ASSIGNMENT_KEY"
 UNTIL_STDIN_CLOSES_ENV: Final = "ANVEN_GATEWAY_UNTIL_STDIN_CLOSES"
 
+_OTLP: Final = "OTEL_EXPORTER_OTLP_"
+_HTTP: Final = "http/protobuf"
+
 
 class ArmSettings(BaseModel):
     """How one arm is asked."""
@@ -36,6 +39,8 @@ class ArmSettings(BaseModel):
     prompt: AdaptedPrompt
     params: dict[str, object] = Field(default_factory=dict)
     price: Price | None = None
+    url: str | None = None
+    """Where it is reached; the provider's own where absent."""
 
 
 class WorkloadSettings(BaseModel):
@@ -89,6 +94,28 @@ def read_settings(environ: Mapping[str, str]) -> GatewaySettings:
     except (OSError, ValidationError) as error:
         message = f"{path} ({SETTINGS_ENV}) cannot be used: {error}; start the gateway with `anven gateway`"
         raise InvalidInput(message) from error
+
+
+def sends_spans(environ: Mapping[str, str]) -> bool:
+    """Return whether spans are sent, by OpenTelemetry's own variables: where an endpoint is named and nothing is off.
+
+    Raises:
+        InvalidInput: they ask for a protocol that is not spoken here.
+    """
+    is_off = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    is_off = is_off or environ.get("OTEL_TRACES_EXPORTER", "otlp").strip() == "none"
+    if is_off or not (environ.get(f"{_OTLP}TRACES_ENDPOINT") or environ.get(f"{_OTLP}ENDPOINT")):
+        return False
+    own = f"{_OTLP}TRACES_PROTOCOL"
+    name = own if environ.get(own) else f"{_OTLP}PROTOCOL"
+    if (protocol := environ.get(name) or _HTTP) != _HTTP:
+        message = (
+            f"{name} is {protocol}, but the gateway sends spans by {_HTTP} alone; set {own}={_HTTP} and "
+            f"{_OTLP}TRACES_ENDPOINT to where that is taken (a collector's port 4318, path /v1/traces), or "
+            "OTEL_TRACES_EXPORTER=none to send none"
+        )
+        raise InvalidInput(message)
+    return True
 
 
 def assignment_key(environ: Mapping[str, str]) -> bytes:

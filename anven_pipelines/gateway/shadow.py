@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.grading import check_contract
 from anven_pipelines.gateway.answers import answer_of, usage_of
+from anven_pipelines.gateway.exchange import Trace
 from anven_pipelines.gateway.service import group
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Shadows:
 
     async def _ask(self, exchange: Exchange, purse: Purse) -> None:
         facts: dict[str, Any] = {"stream": False}
-        started = time.perf_counter()
+        started, started_ns = time.perf_counter(), time.time_ns()
         try:
             response = await self._answer(exchange)
             facts.update(self._outcome(exchange, response), latency_ms=(time.perf_counter() - started) * 1e3)
@@ -81,7 +82,7 @@ class Shadows:
             facts.update(status="error", error_class=type(error).__name__)
         finally:
             purse.give_back(facts.get("cost_usd"))
-        self._service.shadowed(exchange, facts)
+        self._service.shadowed(exchange, facts, Trace(exchange.traceparent, started_ns, time.time_ns()))
 
     async def _answer(self, exchange: Exchange) -> Any:  # noqa: ANN401 - LiteLLM's response
         from litellm.proxy.proxy_server import llm_router  # noqa: PLC0415 - it is set when the proxy has started
