@@ -444,3 +444,4 @@ def test_the_whole_gateway_made_no_mistake_of_its_own(gate: Gateway) -> None:
     status = gate.status()
     assert status["internal_errors"] == 0
     assert status["events"]["dropped"] == 0
+    assert status["spans"] is None  # no endpoint is set
