@@ -6,7 +6,7 @@ measured (`benchmarks/nano_accuracy.py`), not staged: nothing here names it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from anven_pipelines.nano.prompts import ANVEN_SYSTEM, anven_messages, legacy_messages
 
@@ -31,9 +31,29 @@ OWN_STYLE: Final[dict[str, Callable[[Item], list[dict[str, str]]]]] = {
     "legacy-nano": legacy_messages,
     "anven-nano": anven_messages,
 }
-# Share of conversations in another style. The longer a model learns the fewer, so that both see some 1,200 of them: of
-# 3,100 in 2,600 steps anven-nano learned to take any prompt, the legacy ones as well as its own.
-NOISE: Final = {"legacy-nano": 0.05, "anven-nano": 0.035}
+
+
+class Noise(NamedTuple):
+    """What conversations in another style than the model's own are like.
+
+    Attributes:
+        share: Of all conversations.
+        places: Where the instruction stands, each as likely as it is often here.
+        remarks: How many remarks stand round it, one of these.
+        fillers: How many sentences without sense, one of these; empty: none.
+    """
+
+    share: float
+    places: tuple[str, ...]
+    remarks: tuple[int, ...]
+    fillers: tuple[int, ...] = ()
+
+
+# The more varied the noise, the more prompts a model takes that it never saw (docs/nano-models.md has the figures).
+NOISE: Final = {
+    "legacy-nano": Noise(0.05, ("system", "user", "nowhere", "nowhere"), remarks=(0, 2, 4), fillers=(0, 3, 6)),
+    "anven-nano": Noise(0.02, ("system", "user"), remarks=(0, 2)),
+}
 REMARKS: Final = (
     "This line is run by the night team.",
     "Today is Monday.",
@@ -72,7 +92,8 @@ def training_messages(model: str, items: Sequence[Item], rng: random.Random) -> 
         items: The turns; those after the first refer to the first one's context.
         rng: Where chance comes from.
     """
-    style = _noisy_style(items[0].task, rng) if rng.random() < NOISE[model] else OWN_STYLE[model]
+    noise = NOISE[model]
+    style = _noisy_style(noise, items[0].task, rng) if rng.random() < noise.share else OWN_STYLE[model]
     messages: list[dict[str, str]] = []
     for place, item in enumerate(items):
         asked = style(item) if place == 0 else style(item._replace(context=""))[-1:]
@@ -80,12 +101,14 @@ def training_messages(model: str, items: Sequence[Item], rng: random.Random) -> 
     return messages
 
 
-def _noisy_style(task: Task, rng: random.Random) -> Callable[[Item], list[dict[str, str]]]:
+def _noisy_style(noise: Noise, task: Task, rng: random.Random) -> Callable[[Item], list[dict[str, str]]]:
     """Return a style with other headings, remarks, and the instruction at another place or left out."""
-    place = rng.choice(("system", "user", "nowhere", "nowhere"))
+    place = rng.choice(noise.places)
     instruction = rng.choice(INSTRUCTIONS[task])
-    remarks = [*rng.sample(REMARKS, rng.choice((0, 2, 4))), *(_filler(rng) for _ in range(rng.choice((0, 3, 6))))]
-    rng.shuffle(remarks)
+    remarks = rng.sample(REMARKS, rng.choice(noise.remarks))
+    if noise.fillers:
+        remarks += [_filler(rng) for _ in range(rng.choice(noise.fillers))]
+        rng.shuffle(remarks)
     system = " ".join([*remarks, instruction] if place == "system" else remarks)
     text_head, ask_head, reply_mark = _heading(rng), _heading(rng), "\n" + _heading(rng).strip()
 
