@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Literal
 
+from anven_pipelines.domain.rollout_prompt import mixed_prompts, other_prompt
 from anven_pipelines.domain.rollout_status import CLOCK_SKEW, OVERRIDE_PEOPLE
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def blocking_gaps(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence) 
     if edited is not None:
         mend = "since this attempt began: abort it and start anew, or restore the file"
         gaps.append(Gap("stopped", f"{edited} {mend}"))
+    if asked := other_prompt(status, evidence):
+        gaps.append(Gap("stopped", asked))
     return tuple(gaps)
 
 
@@ -174,6 +177,8 @@ def missing_proof(
         return (*gaps, Gap("unknown", problem))
     if evidence.lost:
         gaps.append(Gap("unknown", evidence.lost))
+    if mixed := mixed_prompts(status, evidence):
+        gaps.append(Gap("stopped", mixed))
     gaps += _assignment_gaps(plan, stage, evidence.assignment)
     if plan.is_blind and plan.gating:
         return (*gaps, Gap("person", _blind(plan)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from anven_pipelines.spec_rollout import Metric
@@ -108,6 +109,8 @@ class Evidence:
         peak_rate: Requests per second of both arms in the busiest minute of this generation; None where unknown.
         killed: Why the gateway gives legacy all traffic, or may, whatever the log says; None where it follows the log.
         capacity: Why the next stage's load cannot be served; None where it can, or nothing is planned.
+        prompt: Version of the prompt of the target's newest answer; None where the source does not know it.
+        prompts: Of each version, how many answers the target gave to it in this generation.
     """
 
     generation: int
@@ -121,6 +124,8 @@ class Evidence:
     killed: str | None = None
     open_flags: int = 0
     capacity: str | None = None
+    prompt: str | None = None
+    prompts: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, metric: Metric) -> Comparison:
         """Return what was found of a metric; unknown where nothing was."""

@@ -71,6 +71,7 @@ class RolloutStatus:
         entered_up: The same moment of the machine on which it began; None where that is unknown.
         plan: Digest of the plan that the attempt began with.
         planned: That plan, as `RolloutPlan.written` gives it; None where the log does not hold it.
+        prompt: Version of the prompt that its verdict was given for; None where the log does not hold it.
         approvals: Who approved the next stage, in this generation.
         overrides: Who wishes to advance whatever is missing, in this generation.
         drill: The newest rehearsal.
@@ -84,6 +85,7 @@ class RolloutStatus:
     entered_up: Uptime | None = None
     plan: str | None = None
     planned: Mapping[str, Any] | None = field(default=None, compare=False)  # `plan` stands for it
+    prompt: str | None = None
     approvals: frozenset[str] = frozenset()
     overrides: tuple[Override, ...] = ()
     drill: Drill | None = None
@@ -196,10 +198,8 @@ def _changed(status: RolloutStatus, payload: Mapping[str, Any], at: datetime, **
 
 def _started(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
     attempt = status.attempt + 1
-    planned = payload.get("planned")
-    return _changed(
-        status, payload, at, phase="running", attempt=attempt, stage=0, plan=payload["plan"], planned=planned
-    )
+    began = {"plan": payload["plan"], "planned": payload.get("planned"), "prompt": payload.get("prompt")}
+    return _changed(status, payload, at, phase="running", attempt=attempt, stage=0, **began)
 
 
 def _advanced(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:

@@ -57,6 +57,9 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         if present.is_empty() or status.stage is None or since is None:
             return known
         as_of: datetime | None = present["ts"].max()  # type: ignore[assignment]  # a maximum of times
+        prompts = _prompts(present)
+        newest = None if prompts.is_empty() else prompts.sort("ts")["prompt_version"][-1]
+        known = replace(known, prompt=newest, prompts=dict(prompts["prompt_version"].value_counts().iter_rows()))
         try:
             units = units_of(events, plan, generation=status.generation, now=now)
             before = _before(events, plan, status, now=now) if plan.stages[status.stage].share == 1 else None
@@ -101,6 +104,12 @@ def _peak_rate(present: pl.DataFrame) -> float | None:
     """Return the requests per second in the busiest minute; what is mirrored or told later is no request."""
     times = present.filter(pl.col("kind") == "request")["ts"].dt.epoch("ms").cast(pl.Float64) / 1000
     return peak_rate_of(times.to_numpy())
+
+
+def _prompts(present: pl.DataFrame) -> pl.DataFrame:
+    """Return `ts` and `prompt_version` of the target's answers."""
+    answered = (pl.col("kind") == "request") & (pl.col("served") == "target") & pl.col("prompt_version").is_not_null()
+    return present.filter(answered).select("ts", "prompt_version")
 
 
 def _tripped(present: pl.DataFrame) -> str | None:

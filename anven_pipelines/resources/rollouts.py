@@ -29,6 +29,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.production_metrics import ProductionMetrics
+from anven_pipelines.resources.signed_verdict import signed_for
 from anven_pipelines.resources.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -174,11 +175,14 @@ class Rollouts(dg.ConfigurableResource[None]):
             return found._replace(decision=Hold((gap,)), status=status)
         return found._replace(status=status)
 
-    def start(self, workload: str, *, who: str, now: datetime, uptime: Uptime | None = None) -> RolloutStatus:
-        """Begin a new attempt with the first stage.
+    def start(
+        self, workload: str, *, who: str, now: datetime, uptime: Uptime | None = None, **told: str
+    ) -> RolloutStatus:
+        """Begin a new attempt with the first stage; what else is told stands in the log beside who did it.
 
         Raises:
-            InvalidInput: the workload is not signed off, or an attempt is open.
+            InvalidInput: the workload is not signed off, an attempt is open, or the verdict's prompt is gone.
+            UnavailableService: the state store, the artifact store or the traffic file does not answer.
         """
         plan, status = plan_of(self.migrations.of(workload).migration), self.status(workload)
         verdict = self.state.latest(sign_off_stream(workload))
@@ -191,9 +195,8 @@ class Rollouts(dg.ConfigurableResource[None]):
                 f"{self.gateway.traffic}"
             )
             raise InvalidInput(message)
-        signed = verdict.hash if verdict else None
-        payload = {"who": who, "plan": plan.digest, "planned": plan.written(), "verdict": signed}
-        return self.act(workload, "started", payload, now=now, uptime=uptime)
+        began = {"plan": plan.digest, "planned": plan.written(), **signed_for(self.artifacts, workload, verdict)}
+        return self.act(workload, "started", {"who": who, **began, **told}, now=now, uptime=uptime)
 
     def act(
         self, workload: str, kind: str, payload: Mapping[str, Any], *, now: datetime, uptime: Uptime | None = None

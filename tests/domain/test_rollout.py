@@ -272,3 +272,52 @@ def test_a_comparison_without_bounds_or_reason_is_refused() -> None:
         Comparison(metric="quality", unit="points")
     with pytest.raises(ValueError, match="limits of quality are nan"):
         Comparison(metric="quality", unit="points", unknown="x", harm_limit=float("nan"))
+
+
+ASKED = replace(STATUS, prompt="a" * 64)
+OTHER = "b" * 64
+
+
+def test_a_target_that_is_asked_with_another_prompt_than_its_verdict_stops_the_ramp_whoever_overrides() -> None:
+    served = replace(ALL_GOOD, prompt=OTHER, prompts={OTHER: 500, "a" * 64: 100})
+    signed = tuple(Override(who, NOW, NOW + timedelta(hours=1), None) for who in ("ada", "bo"))
+
+    decision = decided(served, status=replace(ASKED, overrides=signed))
+
+    assert isinstance(decision, Hold)
+    assert decision.gaps[0].kind == "stopped"
+    assert decision.reasons[0].startswith(
+        "the gateway asks the target with prompt bbbbbbbbbbbb, the verdict was given for aaaaaaaaaaaa: start"
+    )
+
+
+def test_answers_to_another_prompt_are_no_evidence_once_the_right_one_is_served_again_and_two_may_override() -> None:
+    served = replace(ALL_GOOD, prompt=ASKED.prompt, prompts={OTHER: 5, "a" * 64: 595})
+    signed = tuple(Override(who, NOW, NOW + timedelta(hours=1), None) for who in ("ada", "bo"))
+
+    decision = decided(served, status=ASKED)
+
+    assert isinstance(decision, Hold)
+    assert [gap.kind for gap in decision.gaps] == ["stopped"]
+    assert decision.reasons[0].startswith(
+        "5 of 600 answers of the target in this stage were to another prompt than aaa"
+    )
+    assert isinstance(decided(served, status=replace(ASKED, overrides=signed)), Advance)
+
+
+def test_another_prompt_hides_no_harm() -> None:
+    harmed = replace(ALL_GOOD, prompt=OTHER, prompts={OTHER: 600}, **with_comparison(found("errors", 0.02, 0.05)))
+
+    assert isinstance(decided(harmed, status=ASKED), RollBack)
+
+
+@pytest.mark.parametrize(
+    ("status", "evidence"),
+    [
+        (ASKED, replace(ALL_GOOD, prompt="a" * 64, prompts={"a" * 64: 600})),
+        (STATUS, replace(ALL_GOOD, prompt=OTHER, prompts={OTHER: 600})),  # the log of an older release names no prompt
+        (ASKED, ALL_GOOD),  # the source knows no prompts
+    ],
+)
+def test_the_right_prompt_and_one_that_nobody_knows_stop_nothing(status: RolloutStatus, evidence: Evidence) -> None:
+    assert isinstance(decided(evidence, status=status), Advance)

@@ -12,11 +12,13 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from anven_pipelines.assets.materialization import publish_document
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.assets.rollout import rollout_status
 from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
 from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
 from anven_pipelines.domain.load import LOAD_REQUESTS
+from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
@@ -592,3 +594,74 @@ def test_materialised_in_the_ui_it_tells_what_it_found_and_did(place: Place, rol
     (check,) = done.get_asset_check_evaluations()
     assert (check.check_name, check.passed) == ("no_proven_harm", False)
     assert share_in_force(rollouts) == 0.0
+
+
+def sign_off_with_prompt(place: Place, rewritten: str) -> str:
+    """Sign `support` off once more, for a prompt that a search found; return its version."""
+    transformation = {"rewrites": [{"system": None, "user": "(?P<all>.*)", "messages": [{"content": rewritten}]}]}
+    prompt = AdaptedPrompt(
+        strategy="rewrite",
+        transformation=transformation,
+        description="found",
+        version=version_of("rewrite", transformation),
+    )
+    manifest = publish_document(place.artifacts, prompt.model_dump_json(), inputs={})
+    place.artifacts.save_manifest("adapted_prompt", "support", manifest)
+    place.state.append(
+        stream=sign_off_stream("support"),
+        kind=SIGNED_OFF,
+        key=manifest.digest,
+        payload={"verdict": "GO", "verdict_digest": "d" * 64, "adapted_prompt": manifest.digest},
+        now=START,
+    )
+    return prompt.version
+
+
+def started_anew(place: Place, rollouts: Rollouts) -> str:
+    """Begin attempt 2 with a verdict that names its prompt."""
+    version = sign_off_with_prompt(place, "Answer: {all}")
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=START)
+    rollouts.start("support", who="ada", now=START)
+    return version
+
+
+def test_the_ramp_goes_on_with_the_prompt_of_its_verdict_though_the_search_found_another_since(
+    place: Place, rollouts: Rollouts
+) -> None:
+    version = started_anew(place, rollouts)
+    sign_off_with_prompt(place, "Think, then answer: {all}")
+    serve(place, attempt=2, generation=3, prompt_version=version)
+
+    assert rollouts.status("support").prompt == version
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
+def test_the_ramp_stops_where_the_gateway_asks_with_another_prompt(place: Place, rollouts: Rollouts) -> None:
+    version, newer = started_anew(place, rollouts), sign_off_with_prompt(place, "Think, then answer: {all}")
+    serve(place, attempt=2, generation=3, prompt_version=newer)
+
+    decision = rollouts.step("support", now=NOW).decision
+
+    assert isinstance(decision, Hold)
+    assert decision.reasons[0].startswith(
+        f"the gateway asks the target with prompt {newer[:12]}, the verdict was given"
+    )
+    assert version[:12] in decision.reasons[0]
+    assert share_in_force(rollouts) == 0.5
+
+
+def test_harm_with_another_prompt_is_rolled_back(place: Place, rollouts: Rollouts) -> None:
+    started_anew(place, rollouts)
+    serve(place, attempt=2, generation=3, prompt_version="f" * 64, errors=0.3)
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, RollBack)
+
+
+def test_nothing_starts_whose_prompt_is_gone(place: Place, rollouts: Rollouts) -> None:
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    place.state.append(
+        stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v2", payload={"adapted_prompt": "e" * 64}, now=NOW
+    )
+
+    with pytest.raises(InvalidInput, match="adapted_prompt eeeeeeeeeeee, is not in the artifact store"):
+        rollouts.start("support", who="ada", now=NOW)

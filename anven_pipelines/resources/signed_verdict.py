@@ -1,0 +1,43 @@
+"""What a rollout takes from the verdict that it begins with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompts import AdaptedPrompt
+
+if TYPE_CHECKING:
+    from anven_pipelines.domain.events import Event
+    from anven_pipelines.resources.artifact_store import ArtifactStore
+
+
+def signed_for(artifacts: ArtifactStore, workload: str, verdict: Event | None) -> dict[str, str | None]:
+    """Return the verdict's event and document by their hashes, and the version of the prompt that it was given for.
+
+    Args:
+        artifacts: Where the prompt is.
+        workload: Whose verdict it is.
+        verdict: The event; one of an older release may name neither document nor prompt.
+
+    Raises:
+        InvalidInput: it names a prompt that is not there.
+        CorruptArtifact: the prompt cannot be read.
+        UnavailableService: the artifact store does not answer.
+    """
+    if verdict is None:
+        return {"verdict": None, "verdict_digest": None, "prompt": None}
+    payload = verdict.payload
+    prompt = _version(artifacts, workload, payload["adapted_prompt"]) if "adapted_prompt" in payload else None
+    return {"verdict": verdict.hash, "verdict_digest": payload.get("verdict_digest"), "prompt": prompt}
+
+
+def _version(artifacts: ArtifactStore, workload: str, digest: str) -> str:
+    manifest = artifacts.load_manifest("adapted_prompt", workload, digest=digest)
+    if manifest is None:
+        message = (
+            f"the rollout of {workload} cannot start: the prompt that its verdict was given for, adapted_prompt "
+            f"{digest[:12]}, is not in the artifact store; restore it, or reach a new verdict with `anven migrate`"
+        )
+        raise InvalidInput(message)
+    return AdaptedPrompt.model_validate_json(artifacts.read(manifest)["json"].item()).version
