@@ -18,6 +18,7 @@ from anven_pipelines.assets import (
     rollout,
     sign_off,
 )
+from anven_pipelines.jobs import rollout_act
 from anven_pipelines.resources.deployments import deployment_name, resources, step_executor
 from anven_pipelines.schedules import (
     daily_drift,
@@ -70,6 +71,7 @@ def definitions() -> dg.Definitions:
             drift_job,
             drill_job,
             rollout_step_job,
+            rollout_act,
             rollout_notices_job,
         ],
         schedules=[nightly_regression, daily_drift, daily_drill],

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import getpass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.table import Table
 
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.rollout_act import Act, Verb
 from anven_pipelines.domain.rollout_report import drill_report, report_of
-from anven_pipelines.domain.rollout_status import LONGEST_OVERRIDE
 from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.drills import Drills
 from anven_pipelines.resources.notices import Notices
+from anven_pipelines.resources.rollout_acts import perform
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.uptime import uptime
 
@@ -22,15 +23,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-Action = Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override", "notify"]
+Action = Verb | Literal["status", "step", "notify"]
 
-_KINDS: Final = {
-    "approve": "approved",
-    "pause": "paused",
-    "resume": "resumed",
-    "abort": "aborted",
-    "override": "overridden",
-}
 _COLOURS: Final = {"advance": "green", "complete": "green", "hold": "yellow", "roll back": "red"}
 
 
@@ -53,19 +47,12 @@ def act(workload: str, action: Action, *, home: Path, who: str | None, hours: fl
         InvalidInput: it cannot happen now, or the workload is unknown.
         UnavailableService: the state store or the traffic file does not answer.
     """
-    now, up, person = datetime.now(UTC), uptime(), who or getpass.getuser()
-    if not timedelta(0) < timedelta(hours=hours) <= LONGEST_OVERRIDE:
-        message = f"--hours is {hours:g}; above 0 and at most {LONGEST_OVERRIDE / timedelta(hours=1):g} is needed"
-        raise InvalidInput(message)
+    now, up, person = datetime.now(UTC), uptime(), getpass.getuser() if who is None else who
+    asked = _asked(workload, action, who=person, hours=hours, reason=reason)
     with prepared(home) as definitions:
         rollouts = of_kind(definitions, "rollouts", Rollouts)
-        if action == "start":
-            rollouts.start(workload, who=person, now=now, uptime=up)
-        elif action in _KINDS:
-            payload = {"who": person, "reason": reason, "generation": rollouts.status(workload).generation}
-            if action == "override":
-                payload["until"] = (now + timedelta(hours=hours)).isoformat()
-            rollouts.act(workload, _KINDS[action], payload, now=now, uptime=up)
+        if asked is not None:
+            perform(rollouts, asked, now=now, uptime=up)
         look = rollouts.step if action == "step" else rollouts.look
         found = look(workload, now=now, uptime=up)
         notices = of_kind(definitions, "notices", Notices)
@@ -75,6 +62,18 @@ def act(workload: str, action: Action, *, home: Path, who: str | None, hours: fl
     drill = drill_report(found.plan, found.status, now=now)
     report["notices"] = told
     return report | {"drill": drill | {"interrupted": interrupted.isoformat() if interrupted else None}}
+
+
+def _asked(workload: str, action: Action, *, who: str, hours: float, reason: str) -> Act | None:
+    """Return what a person does; None where the action is only to look, to step or to tell."""
+    match action:
+        case "status" | "step" | "notify":
+            return None
+    lasts = hours if action == "override" else None
+    asked = Act(verb=action, workload=workload, who=who, reason=reason, hours=lasts)
+    if problems := asked.problems():
+        raise InvalidInput("; ".join(f"--{problem}" for problem in problems))
+    return asked
 
 
 def show_rollout(report: dict[str, Any], console: Console) -> None:

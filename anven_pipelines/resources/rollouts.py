@@ -196,7 +196,7 @@ class Rollouts(dg.ConfigurableResource[None]):
             )
             raise InvalidInput(message)
         began = {"plan": plan.digest, "planned": plan.written(), **signed_for(self.artifacts, workload, verdict)}
-        return self.act(workload, "started", {"who": who, **began, **told}, now=now, uptime=uptime)
+        return self.act(workload, "started", {**told, "who": who, **began}, now=now, uptime=uptime)
 
     def act(
         self, workload: str, kind: str, payload: Mapping[str, Any], *, now: datetime, uptime: Uptime | None = None
@@ -228,6 +228,14 @@ class Rollouts(dg.ConfigurableResource[None]):
             return self.act(
                 workload, kind, payload, now=now, uptime=uptime
             )  # a step came first; each is one generation further
+        return self.put_in_force(workload)
+
+    def put_in_force(self, workload: str) -> RolloutStatus:
+        """Tell the gateway what the log says, and return where the rollout stands.
+
+        Raises:
+            UnavailableService: the state store or the traffic file does not answer.
+        """
         status = self.status(workload)
         self._publish(workload, status)
         return status

@@ -1,0 +1,50 @@
+"""Does to a rollout what a person asked for, for the command line and for Dagster alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.rollout_status import stream_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from anven_pipelines.domain.rollout_act import Act
+    from anven_pipelines.domain.rollout_status import RolloutStatus
+    from anven_pipelines.domain.uptime import Uptime
+    from anven_pipelines.resources.rollouts import Rollouts
+
+
+def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | None = None) -> RolloutStatus:
+    """Write an act to the audit log and put it in force; one whose request stands there is only put in force.
+
+    Args:
+        rollouts: The rollouts of the deployment.
+        act: What is asked for.
+        now: This machine's clock.
+        uptime: The same moment by how long it has been up; None where unknown.
+
+    Returns:
+        Where the rollout stands then.
+
+    Raises:
+        InvalidInput: something is wrong with the act, or it cannot happen now: nothing was written; or the traffic
+            file is none, or ahead of the log: the act is in the log.
+        TamperedLog: the log was altered.
+        UnavailableService: the state store or the traffic file does not answer. What was written stays, and the next
+            step, or the same request, puts it in force.
+    """
+    if problems := act.problems():
+        raise InvalidInput("; ".join(map(str, problems)))
+    events = rollouts.state.events(stream_of(act.workload))
+    if act.is_done(events):
+        return rollouts.put_in_force(act.workload)
+    if not events:
+        rollouts.migrations.of(act.workload)  # a name that nobody declares is a slip of the pen
+    if act.verb == "abort" and act.generation is None:  # needs nothing of a log that may have been altered
+        return rollouts.act(act.workload, act.kind, {"who": act.who, **act.told(now=now)}, now=now, uptime=uptime)
+    payload = act.payload(rollouts.status(act.workload).generation, now=now)
+    if act.verb == "start":
+        return rollouts.start(act.workload, who=act.who, now=now, uptime=uptime, **act.told(now=now))
+    return rollouts.act(act.workload, act.kind, payload, now=now, uptime=uptime)

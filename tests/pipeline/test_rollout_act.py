@@ -1,0 +1,252 @@
+"""What people do to a rollout from the Launchpad: each act through the job, once a request, or refused in words."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, get_args
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
+
+from anven_pipelines.domain.errors import UnavailableService
+from anven_pipelines.domain.rollout import Advance, Hold
+from anven_pipelines.domain.rollout_act import Verb
+from anven_pipelines.domain.rollout_status import change_key, stream_of
+from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
+from anven_pipelines.jobs import RolloutVerb, rollout_act
+from anven_pipelines.migrate import of_kind
+from anven_pipelines.resources.gateway import Gateway
+from anven_pipelines.resources.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import Place
+
+CONFIG = "ops.act_on_rollout.config"
+
+
+@pytest.fixture
+def rollouts(place: Place) -> Rollouts:
+    """Give the rollouts of a place in which `support` is signed off, and nothing has begun."""
+    place.declare(rollout={"waive": ["drill"]})
+    now = datetime.now(UTC)
+    place.state.append(stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v1", payload={}, now=now)
+    return of_kind(place.definitions, "rollouts", Rollouts)
+
+
+def job(place: Place) -> dg.JobDefinition:
+    """Return the job with the resources of the place."""
+    settings: dict[str, Any] = {"resources": place.definitions.resources, "executor": dg.in_process_executor}
+    return dg.Definitions(jobs=[rollout_act], **settings).get_job_def("rollout_act")
+
+
+def launch(place: Place, act: str, **config: Any) -> dg.ExecuteInProcessResult:
+    """Launch the job as the Launchpad does; the run fails instead of raising."""
+    asked = {"workload": "support", "act": act, "who": "ada", **config}
+    run_config = {"ops": {"act_on_rollout": {"config": asked}}}
+    return job(place).execute_in_process(run_config=run_config, instance=place.instance, raise_on_error=False)
+
+
+def again(place: Place, done: dg.ExecuteInProcessResult) -> dg.JobExecutionResult:
+    """Execute a run anew, as the button in the UI and a retry do: the new run descends from the old one."""
+    old = place.instance.get_run_by_id(done.run_id)
+    assert old is not None
+    run = place.instance.create_run_for_job(
+        job(place), run_config=old.run_config, parent_run_id=old.run_id, root_run_id=old.root_run_id or old.run_id
+    )
+    return execute_run(InMemoryJob(job(place)), run, place.instance)
+
+
+def shown(done: dg.ExecuteInProcessResult | dg.JobExecutionResult) -> dict[str, Any]:
+    """Return the metadata of the op's output, as plain values."""
+    assert done.success
+    [event] = [each for each in done.all_node_events if each.event_type_value == "STEP_OUTPUT"]
+    return {name: value.value for name, value in event.step_output_data.metadata.items()}
+
+
+def refusal(done: dg.ExecuteInProcessResult) -> str:
+    """Return why the run failed."""
+    assert not done.success
+    [event] = [each for each in done.all_node_events if each.event_type_value == "STEP_FAILURE"]
+    failure = event.step_failure_data
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    assert failure.error is not None
+    return failure.error.to_string()
+
+
+def kinds(place: Place) -> list[str]:
+    return [event.kind for event in place.state.events(stream_of("support"))]
+
+
+def test_each_act_is_done_by_the_job_and_stands_in_the_log_with_who_why_and_the_run(
+    place: Place, rollouts: Rollouts
+) -> None:
+    begun = launch(place, "start", reason="the board agreed")
+    told = shown(begun)
+    assert (told["act"], told["phase"], told["generation"], told["share"]) == ("start by ada", "running", 1, 0.05)
+    assert (told["stage"], told["decision"]) == ("1 of 4", "hold")
+    assert "no event has come yet" in told["reasons"]
+    assert rollouts.gateway.read().of("support").share == 0.05
+    assert shown(launch(place, "approve", generation=1))["approvals"] == "ada"
+    assert shown(launch(place, "pause", reason="a holiday"))["phase"] == "paused"
+    assert shown(launch(place, "resume", who=" bo "))["phase"] == "running"
+    assert shown(launch(place, "override", generation=1, hours=2.0))["overrides"] == "ada"
+    last = launch(place, "abort", who="bo", reason="enough")
+    assert (shown(last)["phase"], shown(last)["share"]) == ("aborted", 0.0)
+
+    assert kinds(place) == ["started", "approved", "paused", "resumed", "overridden", "aborted"]
+    events = place.state.events(stream_of("support"))
+    assert [event.payload["who"] for event in events] == ["ada", "ada", "ada", "bo", "ada", "bo"]
+    assert (events[0].payload["reason"], events[0].payload["request"]) == ("the board agreed", begun.run_id)
+    assert (events[5].payload["reason"], events[5].payload["request"]) == ("enough", last.run_id)
+    assert place.state.verify().ok
+    assert rollouts.gateway.read().of("support").share == 0.0
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"act": "pause", "who": "  "}, f"{CONFIG}.who is ''; the name of who does it"),
+        (
+            {"act": "override", "generation": 1, "hours": 25.0},
+            f"{CONFIG}.hours is 25; above 0 and at most 24 is needed",
+        ),
+        ({"act": "override", "generation": 1, "hours": float("nan")}, f"{CONFIG}.hours is nan; above 0"),
+        ({"act": "pause", "hours": 2.0}, f"{CONFIG}.hours is 2; only an override lasts: leave it out of pause"),
+        ({"act": "approve"}, f"{CONFIG}.generation is missing; to approve needs the generation that you looked at"),
+        ({"act": "override"}, f"{CONFIG}.generation is missing; to override needs"),
+        ({"act": "approve", "generation": 3}, f"{CONFIG}: generation is 3, and the rollout of support is at 1 by now"),
+        ({"act": "pause", "reason": "x" * 2001}, f"{CONFIG}.reason is 2,001 characters long; at most 2,000"),
+        ({"act": "pause", "workload": "suport"}, f"{CONFIG}: workload 'suport' is declared by no readable file"),
+        ({"act": "resume"}, f"{CONFIG}: support: resumed is not possible: the rollout is running; paused is needed"),
+        ({"act": "start"}, f"{CONFIG}: the rollout of support cannot start: attempt 1 is running: abort it first"),
+    ],
+)
+def test_a_wrong_config_is_refused_by_field_with_what_to_do_and_nothing_is_written(
+    place: Place, rollouts: Rollouts, config: dict[str, Any], words: str
+) -> None:
+    rollouts.start("support", who="ada", now=datetime.now(UTC))
+    before = place.state.verify()
+
+    why = refusal(launch(place, **config))
+
+    assert why.startswith(words)
+    assert why.endswith("nothing was written")
+    assert place.state.verify() == before
+
+
+@pytest.mark.parametrize(("change", "field"), [({"who": None}, "who"), ({"act": "stop"}, "act")])
+def test_a_config_that_has_not_its_form_begins_no_run(
+    place: Place, rollouts: Rollouts, change: dict[str, Any], field: str
+) -> None:
+    asked = {"workload": "support", "act": "start", "who": "ada"} | change
+    config = {name: value for name, value in asked.items() if value is not None}
+    with pytest.raises(dg.DagsterInvalidConfigError, match=field):
+        job(place).execute_in_process(
+            run_config={"ops": {"act_on_rollout": {"config": config}}}, instance=place.instance
+        )
+    assert rollouts.status("support").phase == "not_started"
+
+
+def test_a_run_that_is_executed_anew_acts_once(place: Place, rollouts: Rollouts) -> None:
+    """Even where what it asks for could happen again by now."""
+    begun = launch(place, "start")
+    approved = launch(place, "approve", generation=1)
+    advanced = {"stage": 1, "reasons": [], "evidence": [], "as_of": None}
+    now = datetime.now(UTC)
+    place.state.append(stream=stream_of("support"), kind="advanced", key=change_key(2), payload=advanced, now=now)
+
+    assert shown(again(place, approved))["approvals"] == "none"  # the next stage is not approved
+    aborted = launch(place, "abort")
+    assert shown(again(place, begun))["phase"] == "aborted"  # no second attempt
+    assert shown(again(place, aborted))["phase"] == "aborted"
+    assert kinds(place) == ["started", "approved", "advanced", "aborted"]
+
+
+def test_an_approval_launched_once_more_lets_no_further_stage_be_left(place: Place, rollouts: Rollouts) -> None:
+    launch(place, "start")
+    launch(place, "approve", generation=1)
+    advanced = {"stage": 1, "reasons": [], "evidence": [], "as_of": None}
+    now = datetime.now(UTC)
+    place.state.append(stream=stream_of("support"), kind="advanced", key=change_key(2), payload=advanced, now=now)
+
+    assert "generation is 1, and the rollout of support is at 2 by now" in refusal(
+        launch(place, "approve", generation=1)
+    )
+    assert rollouts.status("support").approvals == frozenset()
+
+
+def test_an_act_that_was_killed_before_the_gateway_heard_of_it_is_ended_by_its_run_anew(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(place, "start")
+
+    def refuse(*_: Any) -> bool:
+        message = "the disk of the traffic file is full"
+        raise UnavailableService(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Gateway, "publish", refuse)
+        failed = launch(place, "abort")
+        assert "the disk of the traffic file is full" in refusal(failed)
+    assert (rollouts.status("support").phase, rollouts.gateway.read().of("support").share) == ("aborted", 0.05)
+
+    assert shown(again(place, failed))["phase"] == "aborted"
+    assert rollouts.gateway.read().of("support").share == 0.0
+    assert kinds(place) == ["started", "aborted"]
+
+
+def test_an_act_stands_that_the_gateway_cannot_be_told_of_and_the_error_says_so(
+    place: Place, rollouts: Rollouts
+) -> None:
+    launch(place, "start")
+    traffic = place.folder / "home" / "gateway" / "traffic.json"
+    traffic.write_text("{")
+
+    why = refusal(launch(place, "abort"))
+
+    assert why.endswith("it is in the audit log, and the next step puts it in force once that is mended")
+    assert rollouts.status("support").phase == "aborted"
+
+
+def test_two_people_override_until_it_expires_and_one_of_them_twice_is_one(place: Place, rollouts: Rollouts) -> None:
+    launch(place, "start")
+    launch(place, "override", generation=1, hours=1.0)
+    again_by_ada = shown(launch(place, "override", generation=1, hours=1.0, who="ada "))
+    assert again_by_ada["overrides"] == "ada"
+    now = datetime.now(UTC)
+    assert isinstance(rollouts.look("support", now=now).decision, Hold)
+
+    assert shown(launch(place, "override", generation=1, hours=0.5, who="bo"))["overrides"] == "ada, bo"
+
+    later = now + timedelta(minutes=45)  # bo's has expired, ada's has not
+    assert rollouts.status("support").overriders(later) == {"ada"}
+    assert isinstance(rollouts.look("support", now=later).decision, Hold)
+    found = rollouts.step("support", now=now + timedelta(minutes=1))
+    assert isinstance(found.decision, Advance)
+    assert (found.status.generation, found.status.overrides) == (2, ())  # it lets one stage be left
+
+
+def test_an_abort_needs_no_migration_file(place: Place, rollouts: Rollouts) -> None:
+    launch(place, "start")
+    (place.folder / "migrations" / "support.yaml").unlink()
+
+    told = shown(launch(place, "abort"))
+
+    assert told["phase"] == "aborted"
+    assert "is declared by no readable file" in told["look"]
+    assert rollouts.gateway.read().of("support").share == 0.0
+
+
+def test_the_launchpad_offers_what_the_command_line_does_and_describes_each_field() -> None:
+    assert [verb.value for verb in RolloutVerb] == list(get_args(Verb))
+    assert [verb.name for verb in RolloutVerb] == [verb.value for verb in RolloutVerb]
+    [op] = rollout_act.nodes
+    schema: Any = op.definition.config_schema
+    fields = schema.as_field().config_type.fields
+    assert sorted(fields) == ["act", "generation", "hours", "reason", "who", "workload"]
+    assert all(field.description for field in fields.values())
+    assert {name for name, field in fields.items() if field.is_required} == {"act", "who", "workload"}
+    assert rollout_act.description
