@@ -223,10 +223,10 @@ def weights(
 def fill_mlflow(*, as_json: AsJson = False) -> None:
     """Deliver the runs that MLflow could not take when they happened."""
     with reported(as_json=as_json) as output:
-        from anven_pipelines.migrate import prepared, tracking_of  # noqa: PLC0415
+        from anven_pipelines.migrate import filled_in, prepared  # noqa: PLC0415
 
         with prepared(home_folder()) as definitions:
-            filled = tracking_of(definitions).fill()
+            filled = filled_in(definitions)
         if not output.tell(json.dumps(filled._asdict(), default=list)):
             typer.echo(f"{filled.delivered} delivered, {filled.remaining} still waiting")
             for problem in filled.problems:

@@ -32,6 +32,7 @@ from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival
 from anven_pipelines.sensors.notices import rollout_notices, rollout_notices_job
 from anven_pipelines.sensors.rollout import rollout as rollout_sensor
 from anven_pipelines.sensors.rollout import rollout_step_job
+from anven_pipelines.sensors.rollout_tracking import rollout_tracking, rollout_tracking_job
 
 MODULES = [
     request_log,
@@ -73,9 +74,10 @@ def definitions() -> dg.Definitions:
             rollout_step_job,
             rollout_act,
             rollout_notices_job,
+            rollout_tracking_job,
         ],
         schedules=[nightly_regression, daily_drift, daily_drill],
-        sensors=[declared_partitions, log_arrival, rollout_sensor, rollout_notices],
+        sensors=[declared_partitions, log_arrival, rollout_sensor, rollout_notices, rollout_tracking],
         resources=resources(deployment),
         executor=step_executor(deployment),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
@@ -20,7 +21,8 @@ from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.deployments import deployment_name, missing_settings
 from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.migrations import Migrations
-from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.mlflow_tracking import Filled, MlflowTracking
+from anven_pipelines.resources.rollout_tracking import RolloutTracking
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.run_view import RunView
 from anven_pipelines.sensors.log_arrival import declared_keys
@@ -118,6 +120,17 @@ def register_partitions(home: Path, console: Console) -> None:
 def tracking_of(definitions: dg.Definitions) -> MlflowTracking:
     """Return the deployment's MLflow tracking."""
     return of_kind(definitions, "tracking", MlflowTracking)
+
+
+def filled_in(definitions: dg.Definitions) -> Filled:
+    """Deliver what MLflow does not have yet: the steps of the outbox, and where the audit log has rollouts."""
+    steps = tracking_of(definitions).fill()
+    rollouts = of_kind(definitions, "rollout_tracking", RolloutTracking).fill(now=datetime.now(UTC))
+    return Filled(
+        steps.delivered + rollouts.delivered,
+        steps.remaining + rollouts.remaining,
+        tuple(dict.fromkeys(steps.problems + rollouts.problems)),
+    )
 
 
 @contextmanager

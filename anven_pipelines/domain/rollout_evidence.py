@@ -64,6 +64,18 @@ class Comparison:
         return is_known and self.proof is not None and self.proof.upper < self.proof_limit * widened
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """What was found, in `unit`: none where it is unknown, and no bound that is infinite.
+
+        `difference` is how much worse the target is; it is at least `lower`, at the error rate of a roll back, and at
+        most `upper`, at that of an advance.
+        """
+        if self.unknown is not None or self.harm is None or self.proof is None:
+            return {}
+        found = {"difference": self.proof.estimate, "lower": self.harm.lower, "upper": self.proof.upper}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    @property
     def words(self) -> str:
         """The finding in words."""
         if self.unknown is not None or self.proof is None:

@@ -35,7 +35,8 @@ def step_of(decision: Decision, status: RolloutStatus, evidence: Evidence) -> St
     """
     rests_on = {
         "reasons": list(decision.reasons),
-        "evidence": [evidence.of(found.metric).words for found in evidence.comparisons],
+        "evidence": [found.words for found in evidence.comparisons],
+        "measured": {found.metric: found.numbers for found in evidence.comparisons if found.numbers},
         "as_of": evidence.as_of.isoformat() if evidence.as_of else None,
     }
     key = change_key(status.generation + 1)

@@ -18,6 +18,10 @@ MAX_NAME_CHARS: Final = 250
 _ILLEGAL: Final = re.compile(r"[^\w./:\- ]", re.ASCII)
 
 
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+"""How a run stands, in MLflow's words; a step that is recorded has ended, an attempt of a rollout goes on."""
+
+
 def step_key(*, run_id: str, asset: str, partition: str | None = None, attempt: int = 0) -> str:
     """Name one execution of one asset step: what is recorded twice under one key is one run.
 
@@ -92,7 +96,7 @@ class StepRecord:
     name: str
     started: datetime
     ended: datetime
-    status: Literal["FINISHED", "FAILED"]
+    status: RunStatus
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)

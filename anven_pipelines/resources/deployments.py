@@ -46,6 +46,7 @@ from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.resources.prompt_search import PromptSearch
+from anven_pipelines.resources.rollout_tracking import RolloutTracking
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.state_store import StateStore
 
@@ -160,17 +161,18 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         gateway=Gateway(traffic=str(gateway / "traffic.json")),
         metrics=ProductionMetrics(events=str(gateway / "events"), store=str(gateway / "ingested")),
     )
+    tracking = MlflowTracking(
+        tracking_uri=dg.EnvVar("MLFLOW_TRACKING_URI") if shared else f"sqlite:///{mlflow / 'mlflow.db'}",
+        artifact_root=None if shared else str(mlflow / "artifacts"),
+        outbox=str(mlflow / "outbox"),
+        ui_url=environment.get("ANVEN_MLFLOW_UI") or (environment.get("MLFLOW_TRACKING_URI") if shared else None),
+        deployment=name,
+    )
     return {
         "artifacts": artifacts,
         "io_manager": ManifestIOManager(artifacts=artifacts),
         "state": state,
-        "tracking": MlflowTracking(
-            tracking_uri=dg.EnvVar("MLFLOW_TRACKING_URI") if shared else f"sqlite:///{mlflow / 'mlflow.db'}",
-            artifact_root=None if shared else str(mlflow / "artifacts"),
-            outbox=str(mlflow / "outbox"),
-            ui_url=environment.get("ANVEN_MLFLOW_UI") or (environment.get("MLFLOW_TRACKING_URI") if shared else None),
-            deployment=name,
-        ),
+        "tracking": tracking,
         "llm_client": llm_client,
         "batch_inference": batch_inference,
         "prompt_search": PromptSearch(artifacts=artifacts, batch_inference=batch_inference, judge=judge),
@@ -178,6 +180,7 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         "judge": judge,
         "migrations": migrations,
         "rollouts": rollouts,
+        "rollout_tracking": RolloutTracking(state=state, tracking=tracking, folder=str(mlflow / "rollouts")),
         "notices": Notices(state=state, migrations=migrations, folder=str(gateway / "notices")),
         "drills": Drills(rollouts=rollouts, url=environment.get("ANVEN_GATEWAY_URL") or GATEWAY_URL),
     }

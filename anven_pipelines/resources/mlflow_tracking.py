@@ -31,7 +31,7 @@ from anven_pipelines.resources.mlflow_connection import (
     within,
 )
 from anven_pipelines.resources.mlflow_dataset import global_address, read_dataset, write_dataset
-from anven_pipelines.resources.mlflow_run import Place, deliver, experiment_id
+from anven_pipelines.resources.mlflow_run import Place, deliver, experiment_id, follow
 from anven_pipelines.resources.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
+    from anven_pipelines.domain.rollout_tracking import Attempt
     from anven_pipelines.domain.tracking import StepRecord
 
 FILL_S: Final = 60.0  # for one record, when nobody waits for a step to end
@@ -133,6 +134,21 @@ class MlflowTracking(dg.ConfigurableResource[None]):
                     problems.append(down)
                     break
         return Filled(delivered, len(outbox.waiting()), tuple(problems))
+
+    def follow(self, attempt: Attempt) -> Place:
+        """Bring the run of a rollout's attempt to where the audit log is; the log keeps what is not delivered.
+
+        Raises:
+            UnavailableService: MLflow did not take it, or not in time.
+        """
+        tags = {**({"deployment": self.deployment} if self.deployment else {}), **attempt.record.tags}
+        attempt = replace(attempt, record=replace(attempt.record, tags=tags))
+        try:
+            load_mlflow(self.tracking_uri, timeout_s=self.timeout_s)
+            return within(FILL_S, lambda: follow(self._client(), attempt, folder=self._artifact_folder()))
+        except Exception as error:
+            message = f"MLflow at {self.tracking_uri} did not take {attempt.record.name}: {_reason(error)}"
+            raise UnavailableService(self._public(message)) from error
 
     def problem(self) -> str | None:
         """Say why MLflow cannot be used now; None if it answers. Makes the SQLite database on first use."""

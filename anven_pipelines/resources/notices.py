@@ -8,12 +8,9 @@ the same id.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import threading
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -29,10 +26,11 @@ from anven_pipelines.resources.durable_folder import DurableFolder
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.notice_delivery import LONGEST_S, Unwanted, name_of, send
 from anven_pipelines.resources.state_store import StateStore
+from anven_pipelines.resources.told import Told, claimed
 from anven_pipelines.spec_notify import Receiver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from anven_pipelines.domain.events import Event
     from anven_pipelines.domain.notice import Notice
@@ -41,10 +39,6 @@ MOST_WAITING: Final = 100
 """Notices that wait for a receiver at most; of more the oldest are dropped, and counted."""
 DELIVER_S: Final = 30.0
 """Longest time that one delivery goes on sending to a receiver that answers."""
-FIRST_WAIT: Final = timedelta(seconds=15)
-"""Wait after a failure; it doubles with each further one ..."""
-LONGEST_WAIT: Final = timedelta(hours=1)
-"""... up to this."""
 TOLD_OF: Final = timedelta(days=1)
 """A receiver that is new is told what happened in this time."""
 DEAD_AFTER: Final = 5
@@ -53,32 +47,6 @@ UNWANTED_AFTER: Final = 3
 """Refusals after which a notice that the receiver itself does not take is dropped."""
 
 _RECEIVERS: Final[TypeAdapter[list[Receiver]]] = TypeAdapter(list[Receiver])
-
-
-@dataclass(frozen=True)
-class Told:
-    """How a receiver fares.
-
-    Attributes:
-        seq: Number of the last event that it was told, or that is not for it.
-        failures: In a row.
-        next_at: When it is tried again; None at once.
-        problem: The last failure; None after a success.
-        dropped: Notices that it never got.
-    """
-
-    seq: int
-    failures: int = 0
-    next_at: str | None = None
-    problem: str | None = None
-    dropped: int = 0
-
-    def is_due(self, now: datetime) -> bool:
-        """Return whether it may be tried now; a wait that no failure gives is of another clock."""
-        if self.next_at is None:
-            return True
-        left = datetime.fromisoformat(self.next_at) - now
-        return left <= timedelta(0) or left > LONGEST_WAIT
 
 
 class Notices(dg.ConfigurableResource[None]):
@@ -201,36 +169,16 @@ class Notices(dg.ConfigurableResource[None]):
             return []  # another release wrote it
 
     def _read(self, workload: str, receiver: Receiver) -> Told | None:
-        found = self._files(workload).read(_file(receiver))
-        if found is None:
-            return None
-        try:
-            return Told(**json.loads(found))
-        except (TypeError, ValueError):
-            return None  # a damaged file: it is told of the last day anew
+        return Told.from_bytes(self._files(workload).read(_file(receiver)))
 
     def _write(self, workload: str, receiver: Receiver, told: Told) -> None:
-        self._files(workload).write(_file(receiver), json.dumps(asdict(told)).encode())
+        self._files(workload).write(_file(receiver), told.to_bytes())
 
     def _files(self, workload: str) -> DurableFolder:
         return DurableFolder(str(Path(self.folder) / workload), {})
 
-    @contextmanager
-    def _claim(self, workload: str, receiver: Receiver) -> Iterator[bool]:
-        """Let one process at a time tell a receiver; False where another is at it."""
-        path = Path(self.folder) / workload / f".{_file(receiver)}.lock"
-        try:
-            lock = path.open("w")
-        except OSError:
-            yield False
-            return
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+    def _claim(self, workload: str, receiver: Receiver) -> AbstractContextManager[bool]:
+        return claimed(Path(self.folder) / workload / f".{_file(receiver)}.lock")
 
 
 def _tried(receiver: Receiver, notice: Notice, told: Told, *, now: datetime) -> Told:
@@ -240,15 +188,10 @@ def _tried(receiver: Receiver, notice: Notice, told: Told, *, now: datetime) -> 
     except Unwanted as error:
         if told.failures + 1 >= UNWANTED_AFTER:
             return Told(notice.seq, dropped=told.dropped + 1)
-        return _failed(told, str(error), now=now)
+        return told.failed(str(error), now=now)
     except AnvenError as error:
-        return _failed(told, str(error), now=now)
+        return told.failed(str(error), now=now)
     return Told(notice.seq, dropped=told.dropped)
-
-
-def _failed(told: Told, problem: str, *, now: datetime) -> Told:
-    wait = min(FIRST_WAIT * 2 ** min(told.failures, 20), LONGEST_WAIT)
-    return replace(told, failures=told.failures + 1, problem=problem, next_at=(now + wait).isoformat())
 
 
 def _file(receiver: Receiver) -> str:

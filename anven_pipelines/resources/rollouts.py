@@ -184,7 +184,8 @@ class Rollouts(dg.ConfigurableResource[None]):
             InvalidInput: the workload is not signed off, an attempt is open, or the verdict's prompt is gone.
             UnavailableService: the state store, the artifact store or the traffic file does not answer.
         """
-        plan, status = plan_of(self.migrations.of(workload).migration), self.status(workload)
+        migration, status = self.migrations.of(workload).migration, self.status(workload)
+        plan, models = plan_of(migration), {"legacy": migration.legacy.model, "target": migration.target.model}
         verdict = self.state.latest(sign_off_stream(workload))
         if reason := start_refusal(verdict, status):
             message = f"the rollout of {workload} cannot start: {reason}"
@@ -195,7 +196,8 @@ class Rollouts(dg.ConfigurableResource[None]):
                 f"{self.gateway.traffic}"
             )
             raise InvalidInput(message)
-        began = {"plan": plan.digest, "planned": plan.written(), **signed_for(self.artifacts, workload, verdict)}
+        signed = signed_for(self.artifacts, workload, verdict)
+        began = {"plan": plan.digest, "planned": plan.written(), "models": models, **signed}
         return self.act(workload, "started", {**told, "who": who, **began}, now=now, uptime=uptime)
 
     def act(

@@ -3,7 +3,8 @@
 No receiver is ever asked in a sensor's tick or in a rollout's step, so none delays another sensor or a roll back.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 
 import dagster as dg
 
@@ -12,6 +13,8 @@ from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.rollouts import Rollouts
 
 NOTICES_TAG = "anven/notices"
+PATIENCE: Final = timedelta(minutes=10)
+"""A delivery that is under way for longer is taken for dead; where it lives all the same, its lock keeps others out."""
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -48,7 +51,7 @@ def rollout_notices(context: dg.SensorEvaluationContext, rollouts: Rollouts, not
     requests, problems, now = [], [], datetime.now(UTC)
     for workload in rollouts.begun():
         try:
-            if notices.is_due(workload, now=now) and not _is_under_way(context.instance, workload):
+            if notices.is_due(workload, now=now) and not is_under_way(context.instance, NOTICES_TAG, workload):
                 config = dg.RunConfig(ops={"deliver_notices": DeliverTo(workload=workload)})
                 key = f"{workload}/{now.isoformat()}"
                 requests.append(dg.RunRequest(run_key=key, run_config=config, tags={NOTICES_TAG: workload}))
@@ -58,6 +61,8 @@ def rollout_notices(context: dg.SensorEvaluationContext, rollouts: Rollouts, not
     return dg.SensorResult(run_requests=requests, skip_reason=None if requests else dg.SkipReason(told))
 
 
-def _is_under_way(instance: dg.DagsterInstance, workload: str) -> bool:
-    filters = dg.RunsFilter(tags={NOTICES_TAG: workload}, statuses=_UNFINISHED)
-    return bool(instance.get_runs(filters=filters, limit=1))
+def is_under_way(instance: dg.DagsterInstance, tag: str, workload: str) -> bool:
+    """Tell whether a run with that tag goes on for a workload; one that was killed may stay unfinished for ever."""
+    filters = dg.RunsFilter(tags={tag: workload}, statuses=_UNFINISHED)
+    oldest = datetime.now(UTC) - PATIENCE
+    return any(record.create_timestamp > oldest for record in instance.get_run_records(filters=filters))

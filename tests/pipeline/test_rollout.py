@@ -136,6 +136,8 @@ def test_a_good_target_advances_on_proof_and_the_route_follows(place: Place, rol
     written = place.state.events(stream_of("support"))[-1]
     assert (written.kind, written.key) == ("advanced", "generation-2")
     assert written.payload["evidence"][0].startswith("quality ")
+    errors = written.payload["measured"]["errors"]
+    assert errors["lower"] < errors["difference"] < errors["upper"] < LIMITS["errors"]
     # The new generation has no evidence yet.
     assert isinstance(rollouts.step("support", now=NOW).decision, Hold)
     assert share_in_force(rollouts) == 1.0
