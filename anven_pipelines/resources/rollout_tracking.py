@@ -52,7 +52,6 @@ class RolloutTracking(dg.ConfigurableResource[None]):
         Another process that is at it is left alone.
 
         Raises:
-            InvalidInput: the log holds an event that this release does not know.
             UnavailableService: the state store or the folder does not answer.
         """
         files = self._files(workload)
@@ -62,17 +61,14 @@ class RolloutTracking(dg.ConfigurableResource[None]):
             if not is_mine:
                 return told
             told, events = self._told(workload), self._events(workload)
-            for attempt in attempts_of(workload, events):
-                if attempt.seq <= told.seq:
-                    continue
-                try:
-                    self.tracking.follow(attempt)
-                except AnvenError as error:
-                    told = told.failed(str(error), now=now)
-                    break
-                told = Told(attempt.seq)
-            else:
+            try:
+                for attempt in attempts_of(workload, events):
+                    if attempt.seq > told.seq:
+                        self.tracking.follow(attempt)
+                        told = Told(attempt.seq)
                 told = Told(max((event.seq for event in events), default=0))
+            except AnvenError as error:  # MLflow does not take it, or the log holds what this release does not know
+                told = told.failed(str(error), now=now)
             files.write(_FILE, told.to_bytes())
             return told
 
@@ -88,12 +84,11 @@ class RolloutTracking(dg.ConfigurableResource[None]):
             try:
                 if self._newest(workload) <= self._told(workload).seq:
                     continue
-                told = self.deliver(workload, now=now)
-                problem = told.problem
+                problem = self.deliver(workload, now=now).problem
             except (AnvenError, OSError) as error:
-                problem = f"{workload}: {error}"
+                problem = str(error)
             delivered, remaining = delivered + (problem is None), remaining + (problem is not None)
-            problems += [problem] if problem else []
+            problems += [f"{workload}: {problem}"] if problem else []
         return Filled(delivered, remaining, tuple(problems))
 
     def _newest(self, workload: str) -> int:

@@ -13,44 +13,49 @@ from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.sensors.notices import is_under_way
 
 TRACKING_TAG = "anven/rollout_tracking"
+ALL = "all"
 
 
-class TrackRolloutOf(dg.Config):
-    """Whose rollout is tracked."""
+class TrackRollouts(dg.Config):
+    """Whose rollouts are tracked."""
 
-    workload: str
+    workloads: list[str]
 
 
 @dg.op
-def track_rollout(context: dg.OpExecutionContext, config: TrackRolloutOf, rollout_tracking: RolloutTracking) -> None:
-    """Give MLflow what it lacks of a workload's rollout; what it does not take is tried later, by another run."""
-    told = rollout_tracking.deliver(config.workload, now=datetime.now(UTC))
-    if told.problem:
-        context.log.warning("%s: %s", config.workload, told.problem)
+def track_rollouts(context: dg.OpExecutionContext, config: TrackRollouts, rollout_tracking: RolloutTracking) -> None:
+    """Give MLflow what it lacks of these rollouts; what it does not take is tried later, by another run."""
+    for workload in config.workloads:
+        try:
+            problem = rollout_tracking.deliver(workload, now=datetime.now(UTC)).problem
+        except (AnvenError, OSError) as error:  # of one workload: the others are told all the same
+            problem = str(error)
+        if problem:
+            context.log.warning("%s: %s", workload, problem)
 
 
 # A roll back that waits for a place to run comes first.
 @dg.job(tags={"dagster/priority": "-10"}, description="Shows each attempt of a workload's rollout as a run in MLflow.")
 def rollout_tracking_job() -> None:
     """Bring MLflow to where the audit log is."""
-    track_rollout()
+    track_rollouts()
 
 
-@dg.sensor(job=rollout_tracking_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+# A process that loads mlflow takes seconds of a core, which is why one run tells of all, and none is in a hurry.
+@dg.sensor(job=rollout_tracking_job, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
 def rollout_tracking(
     context: dg.SensorEvaluationContext, rollouts: Rollouts, rollout_tracking: RolloutTracking
 ) -> dg.SensorResult:
-    """Ask for a delivery for each workload whose rollout MLflow does not show as the audit log has it."""
-    requests, problems, now = [], [], datetime.now(UTC)
+    """Ask for one delivery of all rollouts that MLflow does not show as the audit log has them."""
+    due, problems, now = [], [], datetime.now(UTC)
     for workload in rollouts.begun():
         try:
-            if rollout_tracking.is_due(workload, now=now) and not is_under_way(
-                context.instance, TRACKING_TAG, workload
-            ):
-                config = dg.RunConfig(ops={"track_rollout": TrackRolloutOf(workload=workload)})
-                key = f"{workload}/{now.isoformat()}"
-                requests.append(dg.RunRequest(run_key=key, run_config=config, tags={TRACKING_TAG: workload}))
+            due += [workload] if rollout_tracking.is_due(workload, now=now) else []
         except (AnvenError, OSError) as error:
             problems.append(f"{workload}: {error}")
+    if due and not is_under_way(context.instance, TRACKING_TAG, ALL):
+        config = dg.RunConfig(ops={"track_rollouts": TrackRollouts(workloads=due)})
+        request = dg.RunRequest(run_key=now.isoformat(), run_config=config, tags={TRACKING_TAG: ALL})
+        return dg.SensorResult(run_requests=[request])
     told = "\n".join(problems) or "MLflow shows all rollouts as the audit log has them, or is not due yet"
-    return dg.SensorResult(run_requests=requests, skip_reason=None if requests else dg.SkipReason(told))
+    return dg.SensorResult(skip_reason=dg.SkipReason(told))
