@@ -51,6 +51,11 @@ def test_the_package_keeps_every_contract() -> None:
         ("assets/evaluation.py", "import mlflow", "Only the resources that wrap MLflow import it"),
         ("cli.py", "import litellm", "Only the resources that wrap LiteLLM and the plugin that it loads import it"),
         ("gateway/service.py", "import opentelemetry", "Only gateway.spans imports OpenTelemetry"),
+        (
+            "gateway/service.py",
+            "import presidio_analyzer",
+            "Only resources.redactor_kinds imports presidio_analyzer",
+        ),
         ("assets/evaluation.py", "import gepa", "Only resources.gepa_strategy imports gepa"),
         (
             "resources/prompt_ops.py",

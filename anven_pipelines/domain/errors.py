@@ -15,6 +15,7 @@ AnvenError
 ├── TamperedLog               the state store's hash chain does not verify
 ├── UnavailableService        an external system did not answer; what needed it stays unmeasured
 │   └── EngineFailed          the engine broke while it answered (worker.engine)
+├── RedactionFailed           a text could not be looked through; it is not kept
 ├── StepFailed                a step ended with an error that is not one of these
 ├── CheckFailed               a blocking check stopped the chain; the command line exits with 1
 └── TooFewPairs               too little data for the requested statistic
@@ -91,6 +92,10 @@ class TamperedLog(AnvenError):
 
 class UnavailableService(AnvenError):
     """An external system did not answer."""
+
+
+class RedactionFailed(AnvenError):
+    """A text could not be looked through; it is not kept. The message holds nothing of it."""
 
 
 class StepFailed(AnvenError):
