@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+import regex  # type: ignore[import-untyped]  # it ships no types
+from pydantic import AfterValidator, Field
 
-from anven_pipelines.spec_values import Duration, Section
+from anven_pipelines.spec_values import Duration, Pattern, Section
+
+
+def _finds_something(pattern: str) -> str:
+    if regex.compile(pattern).search("") is not None:
+        message = f"the pattern {pattern!r} matches nothing at all, everywhere; one that takes a character is needed"
+        raise ValueError(message)
+    return pattern
+
+
+OwnPattern = Annotated[Pattern, AfterValidator(_finds_something), Field(min_length=1, max_length=1000)]
 
 
 class Upstream(Section):
@@ -57,4 +68,7 @@ class Gateway(Section):
     shadow: Shadow = Shadow()
     breaker: Breaker = Breaker()
     store_text: bool = False
-    """Keep the text of requests and answers; refused unless a redactor is installed."""
+    """Keep the text of requests and answers, redacted; refused unless the extra `pii` is installed."""
+    redact: list[OwnPattern] = Field(default_factory=list, max_length=50)
+    """Regular expressions of what is taken out of the text that is kept, beside addresses, numbers and keys: customer
+    numbers, names of projects. The group `it` is taken out, else all that matches; <REDACTED> stands there instead."""

@@ -37,6 +37,14 @@ def answer_of(response: Any) -> str | None:  # noqa: ANN401 - LiteLLM's response
     return content if isinstance(content, str) else None
 
 
+def message_of(response: Any) -> dict[str, Any] | None:  # noqa: ANN401 - LiteLLM's response
+    """Return the whole message of the first choice as OpenAI writes it; None where there is none."""
+    choices = getattr(response, "choices", None)
+    message = getattr(choices[0], "message", None) if choices else None
+    dump = getattr(message, "model_dump", None)
+    return dump(exclude_none=True) if callable(dump) else None
+
+
 def cost_usd(price: Price | None, *, input_tokens: int | None, output_tokens: int | None, cached: int) -> float | None:
     """Return what an answer cost; None where the price or a count is not known.
 

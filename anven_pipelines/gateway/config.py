@@ -13,6 +13,7 @@ from anven_pipelines.domain.traffic import DRILL, drill_of
 from anven_pipelines.gateway.service import group
 from anven_pipelines.gateway.settings import KEY_ENV, ArmSettings, GatewaySettings, WorkloadSettings
 from anven_pipelines.migration_file import parse
+from anven_pipelines.resources.redactor import EXTRA, is_installed
 from anven_pipelines.spec import Contract
 from anven_pipelines.spec_gateway import Upstream
 from anven_pipelines.spec_target import EndpointTarget
@@ -92,13 +93,14 @@ def workload_settings(migration: Migration, *, prompt: AdaptedPrompt) -> Workloa
     """Return what a worker has to know of a workload.
 
     Raises:
-        InvalidInput: it has no section `gateway`, wants text to be kept, or a spending cap without a price.
+        InvalidInput: it has no section `gateway`, wants text to be kept without a redactor, or a spending cap without a
+            price.
     """
     gateway = _section(migration)
-    if gateway.store_text:
+    if gateway.store_text and not is_installed():
         message = (
             f"{migration.workload}: gateway.store_text is true, but no redactor is installed, and text that was not "
-            "redacted is never kept; set it to false"
+            f"redacted is never kept; install {EXTRA}, or set it to false"
         )
         raise InvalidInput(message)
     if gateway.shadow.usd_per_day is not None and migration.target.price is None:
@@ -130,6 +132,7 @@ def drill_settings(workload: WorkloadSettings) -> WorkloadSettings:
             "legacy": workload.legacy.model_copy(update={"prompt": carry_over()}),
             "target": workload.target.model_copy(update={"prompt": carry_over(), "params": {}}),
             "contract": Contract(),
+            "gateway": workload.gateway.model_copy(update={"store_text": False}),
         }
     )
 

@@ -17,11 +17,12 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from anven_pipelines.resources.durable_folder import flush_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anven_pipelines.domain.gateway_event import GatewayEvent
@@ -51,6 +52,7 @@ class LogLimits:
         total_bytes: Largest size of all segments in the folder.
         queued: Most events that wait to be written.
         sync_s: Longest time that a written event may wait for the disk.
+        mode: Permissions of the segments.
     """
 
     segment_bytes: int = 8 * 2**20
@@ -58,6 +60,15 @@ class LogLimits:
     total_bytes: int = 2**30
     queued: int = 50_000
     sync_s: float = 1.0
+    mode: int = 0o640
+
+
+class Line(Protocol):
+    """What can be written to a segment."""
+
+    def to_line(self) -> bytes:
+        """Write it as one line, its end included."""
+        ...
 
 
 class LogStatus(NamedTuple):
@@ -83,7 +94,7 @@ class EventLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._limits = limits or LogLimits()
         self._queue: queue.Queue[GatewayEvent | threading.Event] = queue.Queue(self._limits.queued)
-        self._segments = _Segments(folder, worker, self._limits)
+        self._segments = Segments(folder, worker, self._limits)
         self._dropped = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="anven-event-log", daemon=True)
@@ -149,10 +160,11 @@ class EventLog:
                 pending.append(each)
 
 
-class _Segments:
-    """The files of one worker; used by the log's thread alone."""
+class Segments:
+    """The files of one worker; used by one thread alone."""
 
     def __init__(self, folder: Path, worker: str, limits: LogLimits) -> None:
+        """Prepare the first segment, which is made with the first line."""
         self.written = 0
         self.dropped = 0
         self.problem: str | None = None
@@ -166,7 +178,7 @@ class _Segments:
         self._opened_at = self._synced_at = time.monotonic()
         self._is_synced = True
 
-    def write(self, events: list[GatewayEvent]) -> bool:
+    def write(self, events: Sequence[Line]) -> bool:
         """Append whole lines; return False where nothing of them could be kept and they should be tried again."""
         lines = b"".join(event.to_line() for event in events)
         try:
@@ -220,7 +232,7 @@ class _Segments:
         if self._file is None:
             self._number += 1
             self._path = self._folder / f"{self._worker}-{self._number:06d}{OPEN}"
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, self._limits.mode)
             self._size, self._opened_at, self._synced_at = 0, time.monotonic(), time.monotonic()
             flush_folder(self._folder)
         done = 0

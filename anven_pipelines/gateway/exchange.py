@@ -67,6 +67,8 @@ class Exchange:
         usage: What the log callback told; None before it did.
         timer: Writes the event without what the log callback has not told by then.
         shadow: What to ask the target, where this request is mirrored.
+        messages: As the application wrote them, where the workload's text is kept.
+        answer: The whole message that answered, where the workload's text is kept.
     """
 
     id: str
@@ -89,6 +91,8 @@ class Exchange:
     usage: Usage | None = None
     timer: TimerHandle | None = None
     shadow: dict[str, Any] | None = None
+    messages: list[Any] | None = None
+    answer: dict[str, Any] | None = None
     prompt_versions: dict[Arm, str] = field(default_factory=dict)
 
     @property

@@ -52,6 +52,15 @@ HELP: Final[Mapping[str, tuple[str, str]]] = {
     "anven_breaker_open": ("gauge", "1 while the breaker keeps the workload with legacy."),
     "anven_events_dropped_total": ("counter", "Events that were not written."),
     "anven_spans_dropped_total": ("counter", "Spans that no receiver took, where spans are sent."),
+    "anven_texts_written_total": ("counter", "Requests and shadow answers whose redacted text was kept."),
+    "anven_texts_failed_total": (
+        "counter",
+        "Requests and shadow answers whose text could not be redacted and was not kept.",
+    ),
+    "anven_texts_dropped_total": (
+        "counter",
+        "Requests and shadow answers whose text was not written for want of room or time.",
+    ),
     "anven_worker_up": ("gauge", "1 while the worker lives, 0 once it has ended and counts no more."),
     "anven_worker_started_seconds": ("gauge", "When the worker began to count, in seconds since 1970."),
     "anven_worker_written_seconds": ("gauge", "When the worker last told its samples, in seconds since 1970."),

@@ -22,7 +22,7 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from anven_pipelines.domain.grading import check_contract
 from anven_pipelines.domain.traffic import DRILL
-from anven_pipelines.gateway.answers import answer_of, usage_of
+from anven_pipelines.gateway.answers import answer_of, message_of, usage_of
 from anven_pipelines.gateway.client_side import DRILL_HEADER, EXCHANGE_HEADER, ClientSide
 from anven_pipelines.gateway.collection import collect_aside
 from anven_pipelines.gateway.exchange import Usage
@@ -152,6 +152,8 @@ class AnvenGateway(CustomLogger):
             text = answer_of(response_obj)
             if text is None or len(text) <= _TEXT_BYTES:
                 usage.contract_ok = check_contract(workload.contract, text, answered=True).kept
+            if exchange.messages is not None:
+                exchange.answer = message_of(response_obj)
         except Exception:  # noqa: BLE001 - the event is written without what was not understood
             self.service.internal_errors += 1
             _log.exception("what LiteLLM told of an answer was not understood")

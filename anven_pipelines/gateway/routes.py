@@ -71,6 +71,7 @@ def status(service: GatewayService) -> dict[str, Any]:
         "in_flight": len(service.requests),
         "events": service.log.status._asdict(),
         "spans": None if service.spans is None else service.spans.status._asdict(),
+        "texts": None if service.texts is None else service.texts.status._asdict(),
         "traffic_problem": service.traffic.problem,
         "internal_errors": service.internal_errors,
     }

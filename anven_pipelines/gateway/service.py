@@ -23,13 +23,15 @@ from anven_pipelines.gateway.breakers import Breakers
 from anven_pipelines.gateway.event_log import EventLog, LogLimits
 from anven_pipelines.gateway.exchange import Exchange, Usage
 from anven_pipelines.gateway.metrics import GatewayMetrics, hold_lock, write_metrics
+from anven_pipelines.gateway.texts import TextLog
 from anven_pipelines.gateway.traffic_source import TrafficSource
 from anven_pipelines.gateway.unit_metrics import Maturity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from anven_pipelines.domain.breaker import BreakerState
+    from anven_pipelines.domain.gateway_text import Kind
     from anven_pipelines.domain.traffic import Arm
     from anven_pipelines.gateway.exchange import Trace
     from anven_pipelines.gateway.settings import ArmSettings, GatewaySettings, WorkloadSettings
@@ -85,6 +87,7 @@ class GatewayService:
         self._metrics_lock = hold_lock(self.metrics_folder, self.worker)
         self._metrics_at = 0.0
         self.log = EventLog(events, worker=self.worker, limits=LogLimits(total_bytes=settings.events_bytes))
+        self.texts = _text_log(settings, events / "texts", self.worker)
         self.traffic = TrafficSource(Path(settings.traffic))
         limits = {name: each.limits for name, each in settings.workloads.items()}
         self.breakers = Breakers(events / "breakers", limits, changed=self._breaker_changed)
@@ -99,6 +102,8 @@ class GatewayService:
         self.log.close()
         if self.spans is not None:
             self.spans.close()
+        if self.texts is not None:
+            self.texts.close()
         write_metrics(self.metrics_folder, self.worker, self.metric_lines())
         if self._metrics_lock is not None:
             self._metrics_lock.close()
@@ -133,6 +138,8 @@ class GatewayService:
             "target": workload.target.prompt.version,
         }
         exchange.assignment = assignment
+        if self.texts is not None and workload.gateway.store_text:
+            exchange.messages = list(data["messages"])  # the list itself is LiteLLM's to change
         if assignment.asked == "target" and not self._ask_target(data, workload, assignment):
             exchange.is_unfit, exchange.is_counted, exchange.error_class = True, True, PROMPT_UNFIT
         elif assignment.asked == "legacy":
@@ -212,6 +219,25 @@ class GatewayService:
             request |= {"prompt_version": version, "request_id": exchange.request_id, **facts}
             self._append(trace, **request, kind="shadow")
 
+    def keep_text(
+        self, exchange: Exchange, kind: Kind, messages: Sequence[Any] | None, answer: Mapping[str, Any] | None
+    ) -> None:
+        """Hand over what was asked and answered, to be redacted and kept beside the event of that kind."""
+        if self.texts is None or exchange.assignment is None:
+            return
+        try:
+            self.texts.append(
+                kind=kind,
+                ts=datetime.now(UTC),
+                workload=exchange.assignment.route.workload,
+                request_id=(exchange.request_id or "")[:TEXT_LIMIT] or None,
+                messages=messages,
+                answer=answer,
+            )
+        except Exception:  # noqa: BLE001 - the event is written, and what it came from must not fail
+            self.internal_errors += 1
+            _log.error("a text of %s was not taken", exchange.assignment.route.workload)
+
     def metric_lines(self) -> list[str]:
         """Return this worker's samples as they are now."""
         for name in self.workloads:
@@ -221,6 +247,10 @@ class GatewayService:
         self.metrics.total("anven_events_dropped_total", self.log.status.dropped)
         if self.spans is not None:
             self.metrics.total("anven_spans_dropped_total", self.spans.status.dropped)
+        if self.texts is not None:
+            texts = self.texts.status
+            for name in ("written", "failed", "dropped"):
+                self.metrics.total(f"anven_texts_{name}_total", getattr(texts, name))
         return self.metrics.lines()
 
     def _ask_target(self, data: dict[str, Any], workload: WorkloadSettings, assignment: Assignment) -> bool:
@@ -301,6 +331,8 @@ class GatewayService:
         if exchange.timer is not None:
             exchange.timer.cancel()
         self._append(exchange.trace, **exchange.facts())
+        if exchange.messages is not None:
+            self.keep_text(exchange, "request", exchange.messages, exchange.answer)
 
     def _breaker_changed(self, workload: str, state: BreakerState) -> None:
         self._append(
@@ -319,6 +351,14 @@ class GatewayService:
             except Exception:  # noqa: BLE001 - a span must not fail a request
                 self.internal_errors += 1
                 _log.exception("the span of a request was not made")
+
+
+def _text_log(settings: GatewaySettings, folder: Path, worker: str) -> TextLog | None:
+    """Return the log of texts where a workload keeps its own; else nothing of it runs."""
+    kept = {name: each.gateway.redact for name, each in settings.workloads.items() if each.gateway.store_text}
+    if not kept:
+        return None
+    return TextLog(folder, worker=worker, patterns=kept, total_bytes=settings.texts_bytes)
 
 
 def group(workload: str, arm: Arm) -> str:

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.grading import check_contract
-from anven_pipelines.gateway.answers import answer_of, usage_of
+from anven_pipelines.gateway.answers import answer_of, message_of, usage_of
 from anven_pipelines.gateway.exchange import Trace
 from anven_pipelines.gateway.service import group
 
@@ -75,6 +75,7 @@ class Shadows:
     async def _ask(self, exchange: Exchange, purse: Purse) -> None:
         facts: dict[str, Any] = {"stream": False}
         started, started_ns = time.perf_counter(), time.time_ns()
+        response: Any = None
         try:
             response = await self._answer(exchange)
             facts.update(self._outcome(exchange, response), latency_ms=(time.perf_counter() - started) * 1e3)
@@ -83,6 +84,8 @@ class Shadows:
         finally:
             purse.give_back(facts.get("cost_usd"))
         self._service.shadowed(exchange, facts, Trace(exchange.traceparent, started_ns, time.time_ns()))
+        if response is not None and exchange.messages is not None:
+            self._service.keep_text(exchange, "shadow", None, message_of(response))
 
     async def _answer(self, exchange: Exchange) -> Any:  # noqa: ANN401 - LiteLLM's response
         from litellm.proxy.proxy_server import llm_router  # noqa: PLC0415 - it is set when the proxy has started

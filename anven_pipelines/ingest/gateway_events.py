@@ -17,15 +17,30 @@ import polars as pl
 
 from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput
 from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, GatewayEvent, parse_event
+from anven_pipelines.domain.gateway_text import GATEWAY_TEXTS, GatewayText, parse_text
 from anven_pipelines.gateway.event_log import ingested_bytes, mark_of, segments_in, stem_of
 from anven_pipelines.resources.durable_folder import DurableFolder, flush_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from anven_pipelines.domain.table import Table
 
 MANIFEST: Final = "gateway_events.json"
 _READ_BYTES: Final = 64 * 2**20  # of one segment at once
+
+
+class Stream(NamedTuple):
+    """A kind of lines that the gateway writes; each has `event_id`, `worker`, `seq` and `ts`."""
+
+    table: Table
+    parse: Callable[[bytes], GatewayEvent | GatewayText]
+
+
+EVENTS: Final = Stream(GATEWAY_EVENTS, parse_event)
+TEXTS: Final = Stream(GATEWAY_TEXTS, parse_text)
+"""Redacted texts, in the folder `texts` of the event log; they are ingested into a folder of their own."""
 
 
 class BadLine(NamedTuple):
@@ -41,7 +56,7 @@ class Batch:
     """What one look at the log found.
 
     Attributes:
-        events: `GATEWAY_EVENTS`, in the order of the files; an id that stands there twice is kept once.
+        events: The stream's table, in the order of the files; an id that stands there twice is kept once.
         cursor: Segment to the byte up to which it is read.
         duplicates: Events that were left out because their id was there before.
         bad_lines: Whole lines that are no event; `line_at` is the byte at which the line starts.
@@ -57,14 +72,15 @@ class Batch:
     repeats: tuple[tuple[str, int], ...] = ()
 
 
-def read_batch(folder: Path, cursor: Mapping[str, int]) -> Batch:
+def read_batch(folder: Path, cursor: Mapping[str, int], stream: Stream = EVENTS) -> Batch:
     """Read the whole lines of all segments that lie behind the cursor.
 
     Args:
         folder: The gateway's event log.
         cursor: What `Batch.cursor` said last; empty to read everything.
+        stream: What the folder holds.
     """
-    found: dict[str, GatewayEvent] = {}
+    found: dict[str, GatewayEvent | GatewayText] = {}
     bad: list[BadLine] = []
     torn: dict[str, int] = {}
     repeats: list[tuple[str, int]] = []
@@ -79,7 +95,7 @@ def read_batch(folder: Path, cursor: Mapping[str, int]) -> Batch:
             torn[name] = tail
         for start, line in lines:
             try:
-                event = parse_event(line)
+                event = stream.parse(line)
             except InvalidInput as error:
                 bad.append(BadLine(path.name, start, str(error)))
                 continue
@@ -88,7 +104,7 @@ def read_batch(folder: Path, cursor: Mapping[str, int]) -> Batch:
         if lines:
             now[name] = lines[-1][0] + len(lines[-1][1])
     rows = [event.to_row() for event in found.values()]
-    return Batch(pl.DataFrame(rows, schema=GATEWAY_EVENTS.schema), now, len(repeats), tuple(bad), torn, tuple(repeats))
+    return Batch(pl.DataFrame(rows, schema=stream.table.schema), now, len(repeats), tuple(bad), torn, tuple(repeats))
 
 
 def _whole_lines(path: Path, start: int) -> tuple[list[tuple[int, bytes]], int]:
@@ -120,8 +136,9 @@ class Ingested(NamedTuple):
 class EventStore:
     """The events that were ingested: Parquet parts and the manifest that counts."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the store; it is made with the first ingestion."""
+    def __init__(self, folder: Path, stream: Stream = EVENTS) -> None:
+        """Open the store, of events or of texts; it is made with the first ingestion."""
+        self._stream = stream
         self._folder = folder
         self._files = DurableFolder(str(folder), {})
 
@@ -134,7 +151,7 @@ class EventStore:
             UnavailableService: nothing could be written; the same call takes it in later.
         """
         manifest = self._manifest()
-        batch = read_batch(log, manifest["cursor"])
+        batch = read_batch(log, manifest["cursor"], self._stream)
         fresh = self._unknown(batch.events, manifest["parts"])
         if dict(batch.cursor) != manifest["cursor"]:
             if not fresh.is_empty():
@@ -152,10 +169,10 @@ class EventStore:
         return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn)
 
     def events(self) -> pl.DataFrame:
-        """Return every event that was ingested, as `GATEWAY_EVENTS`, each id once."""
+        """Return everything that was ingested, as the table of its stream, each id once."""
         parts = self._manifest()["parts"]
         if not parts:
-            return GATEWAY_EVENTS.empty()
+            return self._stream.table.empty()
         return pl.concat([pl.read_parquet(self._folder / part) for part in parts])
 
     def numbers(self) -> pl.DataFrame:
@@ -166,7 +183,7 @@ class EventStore:
         manifest, names = self._manifest(), ["worker", "seq", "ts"]
         kept = [pl.read_parquet(self._folder / part, columns=names).select(names) for part in manifest["parts"]]
         rows = [(worker, seq, None) for worker, each in manifest["repeats"].items() for seq in each]
-        repeats = pl.DataFrame(rows, schema=GATEWAY_EVENTS.empty().select(names).schema, orient="row")
+        repeats = pl.DataFrame(rows, schema=self._stream.table.empty().select(names).schema, orient="row")
         return pl.concat([*kept, repeats]).unique(["worker", "seq"], keep="first", maintain_order=True)
 
     def _unknown(self, events: pl.DataFrame, parts: list[str]) -> pl.DataFrame:

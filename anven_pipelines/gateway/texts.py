@@ -1,0 +1,218 @@
+"""The gateway's side of its text log: hands texts to the process that redacts them, and keeps none itself.
+
+Taking a text never waits. What nobody could redact in time is dropped and counted, and so is what a writer that died
+had not written yet.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from anven_pipelines.domain.gateway_text import said, spoken
+from anven_pipelines.resources.redactor import MARGIN
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from anven_pipelines.domain.gateway_text import Kind
+
+QUEUED: Final = 256
+"""Most texts that wait to be redacted; each has at most some 300,000 characters."""
+
+RESTART_S: Final = 5.0
+"""How long a writer that died is not started again."""
+
+_LOOK_S: Final = 0.2
+
+_log = logging.getLogger("anven.gateway")
+
+
+class TextStatus(NamedTuple):
+    """What became of the texts so far, and what keeps them from the disk."""
+
+    written: int
+    failed: int
+    dropped: int
+    waiting: int
+    problem: str | None
+
+
+class TextLog:
+    """Takes the texts of one worker; a thread hands them over, a process redacts and writes them."""
+
+    def __init__(
+        self, folder: Path, *, worker: str, patterns: Mapping[str, Sequence[str]], total_bytes: int = 2**30
+    ) -> None:
+        """Start the thread, which starts the process.
+
+        Args:
+            folder: Made where it is missing, for its owner alone.
+            worker: Name of the gateway's worker; part of the file names.
+            patterns: Further regular expressions of each workload whose text is kept.
+            total_bytes: Largest size of all segments in the folder.
+        """
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        first = {"folder": str(folder), "worker": worker, "total_bytes": total_bytes}
+        self._first = json.dumps({**first, "patterns": {name: list(each) for name, each in patterns.items()}})
+        self._queue: queue.Queue[dict[str, Any]] = queue.Queue(QUEUED)
+        self._dropped = 0
+        self._problem: str | None = None
+        self._stopping = threading.Event()
+        self._writer: _Writer | None = None
+        self._ended: list[_Writer] = []
+        self._thread = threading.Thread(target=self._run, name="anven-text-log", daemon=True)
+        self._thread.start()
+
+    def append(
+        self,
+        *,
+        kind: Kind,
+        ts: datetime,
+        workload: str,
+        request_id: str | None,
+        messages: Sequence[object] | None,
+        answer: Mapping[str, Any] | None,
+    ) -> bool:
+        """Take what was asked and answered, without waiting; return False where it is dropped as too many wait.
+
+        Args:
+            kind: Of its event.
+            ts: Of its event.
+            workload: One of those with patterns.
+            request_id: Of its event.
+            messages: As the application wrote them; None where another line has them.
+            answer: OpenAI chat message; None where there was none.
+        """
+        kept, left_out = (None, 0) if messages is None else spoken(messages, beyond=MARGIN)
+        replied, dropped = (None, 0) if answer is None else said(answer, beyond=MARGIN)
+        known = {"kind": kind, "ts": ts.isoformat(), "workload": workload, "request_id": request_id}
+        try:
+            self._queue.put_nowait({**known, "messages": kept, "answer": replied, "left_out": left_out + dropped})
+        except queue.Full:
+            self._dropped += 1
+            return False
+        return True
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Hand over what waits and end the process; what is not written in this time is lost."""
+        self._stopping.set()
+        self._thread.join(timeout_s)
+        if self._writer is not None:
+            if self._thread.is_alive():  # the writer takes nothing: closing its input would wait for that, too
+                self._writer.process.kill()
+            self._writer.end(timeout_s)
+
+    @property
+    def status(self) -> TextStatus:
+        """What became of the texts so far."""
+        writers = [*self._ended, *([self._writer] if self._writer else [])]
+        told = {name: sum(each.told.get(name) or 0 for each in writers) for name in ("written", "failed", "dropped")}
+        lost = sum(each.lost for each in self._ended)
+        waiting = self._queue.qsize() + (self._writer.lost if self._writer else 0)
+        problem = self._problem or (self._writer.told.get("problem") if self._writer else None)
+        return TextStatus(told["written"], told["failed"], told["dropped"] + self._dropped + lost, waiting, problem)
+
+    def _run(self) -> None:
+        while not (self._stopping.is_set() and self._queue.empty()):
+            writer = self._writer
+            if writer is None or writer.process.poll() is not None:
+                self._replace(writer)
+                continue
+            try:
+                record = self._queue.get(timeout=_LOOK_S)
+            except queue.Empty:
+                continue
+            writer.send(json.dumps(record, separators=(",", ":")))
+        if self._writer is not None:
+            self._writer.no_more()
+
+    def _replace(self, dead: _Writer | None) -> None:
+        """Start a writer, in place of one that died after a while: it may die again at once."""
+        if dead is not None:
+            dead.heard.wait(_LOOK_S)
+            told = dead.told.get("problem")
+            self._problem = told or f"the process that redacts ended with {dead.process.returncode}"
+            _log.error("texts: %s; it is started again in %g s", self._problem, RESTART_S)
+            self._ended.append(dead)
+            self._writer = None
+            if self._stopping.wait(RESTART_S):
+                self._discard()
+                return
+        try:
+            self._writer = _Writer(self._first)
+        except OSError as error:
+            self._problem = f"the process that redacts cannot be started: {error.strerror or error}"
+            if self._stopping.wait(RESTART_S):
+                self._discard()
+            return
+        self._problem = None
+
+    def _discard(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+                self._dropped += 1
+
+
+class _Writer:
+    """One process that redacts, and what it told."""
+
+    def __init__(self, first: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "anven_pipelines.gateway.text_writer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.told: dict[str, Any] = {}
+        self.heard = threading.Event()
+        self._sent = 0
+        threading.Thread(target=self._listen, name="anven-text-status", daemon=True).start()
+        self._put(first)
+
+    @property
+    def lost(self) -> int:
+        """Texts that were handed over and of which it has told nothing."""
+        return max(0, self._sent - sum(self.told.get(name) or 0 for name in ("written", "failed", "dropped")))
+
+    def send(self, line: str) -> None:
+        """Hand over a text; waits while the writer is busy."""
+        self._sent += 1
+        self._put(line)
+
+    def no_more(self) -> None:
+        """Say that nothing more comes."""
+        if self.process.stdin is not None:
+            with suppress(OSError):
+                self.process.stdin.close()
+
+    def end(self, timeout_s: float) -> None:
+        """Wait for its end, and kill it where that does not come in time."""
+        self.no_more()
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.heard.wait(timeout_s)
+
+    def _put(self, line: str) -> None:
+        if self.process.stdin is not None:
+            with suppress(OSError, ValueError):  # it died: the loop notices
+                self.process.stdin.write(line.encode() + b"\n")
+                self.process.stdin.flush()
+
+    def _listen(self) -> None:
+        if self.process.stdout is not None:
+            for line in self.process.stdout:
+                with suppress(ValueError):
+                    self.told |= json.loads(line)
+        self.heard.set()
