@@ -169,6 +169,7 @@ def run(descriptor: int) -> None:
     if first is None:
         return
     writer = Writer(json.loads(first))
+    os.nice(NICENESS)  # loading is done
     told: dict[str, Any] | None = None
     for line in lines:
         if line:
@@ -186,7 +187,6 @@ def main() -> int:
     for name in (signal.SIGINT, signal.SIGTERM):  # they are for the gateway, whose end ends the input
         signal.signal(name, signal.SIG_IGN)
     gc.set_threshold(700, 10, 10)  # the gateway's own are off: gateway/collection.py
-    os.nice(NICENESS)
     try:
         run(sys.stdin.fileno())
     except RedactionFailed as error:

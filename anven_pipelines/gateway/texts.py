@@ -212,7 +212,8 @@ class _Writer:
 
     def _listen(self) -> None:
         if self.process.stdout is not None:
-            for line in self.process.stdout:
-                with suppress(ValueError):
-                    self.told |= json.loads(line)
+            with self.process.stdout as told:
+                for line in told:
+                    with suppress(ValueError):
+                        self.told |= json.loads(line)
         self.heard.set()

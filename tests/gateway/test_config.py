@@ -114,7 +114,6 @@ def test_a_found_prompt_takes_the_place_of_the_files_rewrites(tmp_path: Path) ->
     ("changes", "reason"),
     [
         ({"gateway": None}, "none of .*support.yaml has a section `gateway`"),
-        ({"gateway": {**FILE["gateway"], "store_text": True}}, "store_text is true, but no redactor is installed"),
         ({"gateway": {**FILE["gateway"], "shadow": {"usd_per_day": 5}}}, "usd_per_day needs target.price"),
     ],
 )
@@ -123,9 +122,25 @@ def test_what_cannot_be_is_refused_before_anything_starts(tmp_path: Path, change
         prepared(tmp_path, written(tmp_path, **changes))
 
 
+def test_text_is_kept_where_a_redactor_is_installed_and_never_a_drills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, gateway={**FILE["gateway"], "store_text": True, "redact": [r"K-\d+"]})
+    monkeypatch.setattr("anven_pipelines.gateway.config.is_installed", lambda: True)
+    _, settings = prepared(tmp_path, file)
+    assert settings.workloads["support"].gateway.store_text
+    assert settings.workloads["support"].gateway.redact == [r"K-\d+"]
+    assert not settings.workloads["support--drill"].gateway.store_text
+    monkeypatch.setattr("anven_pipelines.gateway.config.is_installed", lambda: False)
+    with pytest.raises(InvalidInput, match=r"store_text is true, but no redactor is installed.*install the extra `pii`"):
+        prepared(tmp_path, file)
+
+
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
+        ({"gateway": {**FILE["gateway"], "redact": ["K-("]}}, r"gateway.redact\[0\]"),
+        ({"gateway": {**FILE["gateway"], "redact": ["ok", "x*"]}}, r"gateway.redact\[1\].*matches nothing at all"),
         ({"target": {"engine": "nano", "model": "anven-nano"}}, "gateway.target is needed"),
         ({"gateway": {"legacy": {"model": "gpt"}}}, "gateway.legacy.model"),
         ({"gateway": {"legacy": {"model": "openai/gpt"}, "unit": "session"}}, "gateway.unit"),
