@@ -138,6 +138,7 @@ class TextLog:
     def _replace(self, dead: _Writer | None) -> None:
         """Start a writer, in place of one that died after a while: it may die again at once."""
         if dead is not None:
+            dead.no_more()
             dead.heard.wait(_LOOK_S)
             told = dead.told.get("problem")
             self._problem = told or f"the process that redacts ended with {dead.process.returncode}"
