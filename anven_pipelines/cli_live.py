@@ -62,7 +62,9 @@ def gateway(
 @live_app.command()
 def rollout(
     action: Annotated[
-        Literal["status", "start", "step", "approve", "pause", "resume", "abort", "override", "notify"],
+        Literal[
+            "status", "start", "step", "approve", "pause", "resume", "abort", "override", "flag", "unflag", "notify"
+        ],
         typer.Argument(help="What to do.", show_default=False),
     ],
     workload: Annotated[str, typer.Argument(help="Workload whose rollout it is.", show_default=False)],
@@ -72,6 +74,9 @@ def rollout(
     ] = None,
     reason: Annotated[str, typer.Option(help="Why, for the audit log.", show_default=False)] = "",
     hours: Annotated[float, typer.Option(help="How long an override counts.")] = 4.0,
+    flag: Annotated[
+        str | None, typer.Option(help="Flag that `unflag` closes; the only open one where absent.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at a workload's canary, or act on it: every act is in the audit log, every look says what is missing.
@@ -80,12 +85,14 @@ def rollout(
     proof advances; the Dagster sensor `rollout` does the same every few seconds. `abort` gives all traffic back to
     legacy at once. An `override` counts once two people have signed it, and never over proven harm.
 
+    `flag` says that somebody saw what has to be answered before more users get the target; `unflag` closes it.
+
     `notify` sends what `rollout.notify` has not been told yet, as the sensor `rollout_notices` does.
     """
     with reported(as_json=as_json) as output:
         from anven_pipelines.rollout_run import act, show_rollout  # noqa: PLC0415 - loads Dagster: not for --help
 
-        report = act(workload, action, home=home_folder(), who=who, hours=hours, reason=reason)
+        report = act(workload, action, home=home_folder(), who=who, hours=hours, reason=reason, flag=flag)
         if not output.tell(json.dumps(report)):
             show_rollout(report, Console())
 

@@ -29,6 +29,8 @@ class RolloutVerb(Enum):
     resume = "resume"
     abort = "abort"
     override = "override"
+    flag = "flag"
+    unflag = "unflag"
 
 
 class ActOnRollout(dg.Config):
@@ -39,7 +41,8 @@ class ActOnRollout(dg.Config):
         description="start: begin a new attempt, which needs a verdict that is GO. approve: let the next stage be "
         "entered once it is proven. pause, resume: hold the ramp, and let it go on; harm is rolled back all the same. "
         "abort: give all traffic back to legacy at once. override: let the next stage be entered whatever proof is "
-        "missing, once two people have signed; never over proven harm."
+        "missing, once two people have signed; never over proven harm. flag: hold the ramp until somebody has answered "
+        "what you saw, as the reason tells it. unflag: close a flag, with the answer as the reason."
     )
     who: str = Field(description="Your name, for the audit log; an override needs two different ones.")
     reason: str = Field(default="", description="Why, for the audit log.")
@@ -53,6 +56,11 @@ class ActOnRollout(dg.Config):
         default=None,
         description=f"How long an override counts: {OVERRIDE_HOURS:g} where absent, at most "
         f"{LONGEST_OVERRIDE.total_seconds() / 3600:g}. Only with override.",
+    )
+    flag: str | None = Field(
+        default=None,
+        description="Flag to close, as `anven rollout status` tells it: the only open one where absent. "
+        "Only with unflag.",
     )
 
 
@@ -71,7 +79,8 @@ def act_on_rollout(context: dg.OpExecutionContext, config: ActOnRollout, rollout
 
 
 @dg.job(
-    tags={"dagster/priority": "10"}, description="Starts, approves, pauses, resumes, aborts or overrides a rollout."
+    tags={"dagster/priority": "10"},
+    description="Starts, approves, pauses, resumes, aborts, overrides or flags a rollout.",
 )
 def rollout_act() -> None:
     """Do what a person wants done to a rollout; it comes before what waits for a place to run."""
@@ -87,6 +96,7 @@ def _act_of(config: ActOnRollout, *, request: str) -> Act:
         reason=config.reason,
         hours=config.hours,
         generation=config.generation,
+        flag=config.flag,
         request=request,
     )
 
@@ -119,6 +129,7 @@ def _shown(rollouts: Rollouts, act: Act, status: RolloutStatus, *, now: datetime
         "generation": status.generation,
         "approvals": ", ".join(sorted(status.approvals)) or "none",
         "overrides": ", ".join(sorted(status.overriders(now, uptime()))) or "none",
+        "flags": "; ".join(flag.words for flag in status.flags) or "none",
     }
     try:
         found = rollouts.look(act.workload, now=now, uptime=uptime())

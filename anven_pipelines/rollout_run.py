@@ -28,7 +28,16 @@ Action = Verb | Literal["status", "step", "notify"]
 _COLOURS: Final = {"advance": "green", "complete": "green", "hold": "yellow", "roll back": "red"}
 
 
-def act(workload: str, action: Action, *, home: Path, who: str | None, hours: float, reason: str) -> dict[str, Any]:
+def act(
+    workload: str,
+    action: Action,
+    *,
+    home: Path,
+    who: str | None,
+    hours: float,
+    reason: str,
+    flag: str | None = None,
+) -> dict[str, Any]:
     """Do what was asked of a rollout, then look at it.
 
     Args:
@@ -38,6 +47,7 @@ def act(workload: str, action: Action, *, home: Path, who: str | None, hours: fl
         who: Who does it; the user of this machine where None.
         hours: How long an override counts.
         reason: Why, for the audit log.
+        flag: Id of the flag to close; the only open one where None.
 
     Returns:
         The report of `rollout_report.report_of`, `drill`, the newest rehearsal, and `notices`, how each receiver
@@ -48,7 +58,7 @@ def act(workload: str, action: Action, *, home: Path, who: str | None, hours: fl
         UnavailableService: the state store or the traffic file does not answer.
     """
     now, up, person = datetime.now(UTC), uptime(), getpass.getuser() if who is None else who
-    asked = _asked(workload, action, who=person, hours=hours, reason=reason)
+    asked = _asked(workload, action, who=person, hours=hours, reason=reason, flag=flag)
     with prepared(home) as definitions:
         rollouts = of_kind(definitions, "rollouts", Rollouts)
         if asked is not None:
@@ -64,13 +74,13 @@ def act(workload: str, action: Action, *, home: Path, who: str | None, hours: fl
     return report | {"drill": drill | {"interrupted": interrupted.isoformat() if interrupted else None}}
 
 
-def _asked(workload: str, action: Action, *, who: str, hours: float, reason: str) -> Act | None:
+def _asked(workload: str, action: Action, *, who: str, hours: float, reason: str, flag: str | None) -> Act | None:
     """Return what a person does; None where the action is only to look, to step or to tell."""
     match action:
         case "status" | "step" | "notify":
             return None
     lasts = hours if action == "override" else None
-    asked = Act(verb=action, workload=workload, who=who, reason=reason, hours=lasts)
+    asked = Act(verb=action, workload=workload, who=who, reason=reason, hours=lasts, flag=flag)
     if problems := asked.problems():
         raise InvalidInput("; ".join(f"--{problem}" for problem in problems))
     return asked
@@ -88,6 +98,9 @@ def show_rollout(report: dict[str, Any], console: Console) -> None:
         for found in report["evidence"]:
             table.add_row(found["found"], "yes" if found["harm"] else "no", "yes" if found["proven"] else "no")
         console.print(table)
+    for flag in report["flags"]:
+        told = f"flag {flag['id']} of {flag['who']}, open since {flag['at'][:16]} UTC: {flag['reason']}"
+        console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print(_drill_line(report["drill"]), highlight=False, markup=False, soft_wrap=True)
     for receiver in report["notices"]:
         if receiver["problem"] or receiver["dropped"]:

@@ -9,7 +9,18 @@ from pydantic import Field, model_validator
 from anven_pipelines.spec_values import Section
 
 Notified = Literal[
-    "start", "advance", "hold", "roll_back", "complete", "pause", "resume", "abort", "override", "drill_failed"
+    "start",
+    "advance",
+    "hold",
+    "roll_back",
+    "complete",
+    "pause",
+    "resume",
+    "abort",
+    "override",
+    "drill_failed",
+    "flag",
+    "unflag",
 ]
 
 _VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"

@@ -42,6 +42,8 @@ _CHANGES: Final[dict[str, Notified]] = {
     "aborted": "abort",
     "overridden": "override",
     "drilled": "drill_failed",
+    "flagged": "flag",
+    "unflagged": "unflag",
 }
 
 
@@ -150,6 +152,8 @@ def _notice(workload: str, event: Event, before: RolloutStatus, status: RolloutS
     payload = event.payload
     if event.kind != HELD and refusal(before, event.kind) is not None:
         return None  # it came too late
+    if event.kind == "unflagged" and status == before:
+        return None  # somebody else closed it first
     if event.kind == "drilled" and payload.get("passed"):
         return None
     plan = _plan(workload, status if status.is_open else before)
@@ -264,6 +268,19 @@ def _drilled(told: _Told) -> tuple[str, str]:
     return f"{told.workload}: a rehearsed roll back FAILED", resolution
 
 
+def _flagged(told: _Told) -> tuple[str, str]:
+    flag = told.event.payload["flag"]
+    answer = f"`anven rollout unflag {told.workload} --flag {flag} --reason ...` closes it"
+    resolution = f"no stage is entered until somebody answers it: {answer}; harm is rolled back all the same"
+    return f"{told.workload}: {told.who} opened flag {flag}", resolution
+
+
+def _unflagged(told: _Told) -> tuple[str, str]:
+    left = len(told.status.flags)
+    resolution = f"{left} flags are open still" if left else told.ahead if told.status.is_open else "no flag is open"
+    return f"{told.workload}: {told.who} closed flag {told.event.payload['flag']}", resolution
+
+
 _WORDS: Final[dict[str, Callable[[_Told], tuple[str, str]]]] = {
     "started": _started,
     "advanced": _advanced,
@@ -275,6 +292,8 @@ _WORDS: Final[dict[str, Callable[[_Told], tuple[str, str]]]] = {
     "aborted": _aborted,
     "overridden": _overridden,
     "drilled": _drilled,
+    "flagged": _flagged,
+    "unflagged": _unflagged,
 }
 
 

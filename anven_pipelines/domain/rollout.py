@@ -98,7 +98,7 @@ def decide(
     Returns:
         Proven harm and a tripped breaker roll back from every phase in which the target has traffic, whatever else is
         missing or overridden. Otherwise anything that is missing holds. An override by OVERRIDE_PEOPLE people stands in
-        for proof, time and traffic; it starts nothing that is paused, and answers for no approval but its own.
+        for proof, time and traffic; it starts nothing that is paused, and answers no flag.
     """
     if not status.is_open or status.stage is None or status.entered_at is None:
         return Hold((Gap("person", f"the rollout is {_words(status.phase)}: nothing goes on until it is started"),))
@@ -109,6 +109,8 @@ def decide(
     if gaps := blocking_gaps(plan, status, evidence):
         return Hold(gaps)
     gaps = missing_proof(plan, status, evidence, now=now, uptime=uptime)
+    if unanswered := people_gaps(status):
+        return Hold((*gaps, *unanswered))
     return _advance_or_hold(plan, status.stage, gaps, status.overriders(now, uptime), evidence)
 
 
@@ -156,10 +158,17 @@ def blocking_gaps(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence) 
     return tuple(gaps)
 
 
+def people_gaps(status: RolloutStatus) -> tuple[Gap, ...]:
+    """Return what only people can answer: no override does, nor does any proof."""
+    return tuple(
+        Gap("person", f"{flag.words}: `anven rollout unflag` closes it once it is answered") for flag in status.flags
+    )
+
+
 def missing_proof(
     plan: RolloutPlan, status: RolloutStatus, evidence: Evidence, *, now: datetime, uptime: Uptime | None = None
 ) -> tuple[Gap, ...]:
-    """Return everything that is missing for the next step; empty where all is proven."""
+    """Return everything that is missing for the next step and that an override lifts; empty where all is proven."""
     stayed = status.stayed(now, uptime)
     if status.stage is None or stayed is None:
         return (Gap("person", "the rollout has not begun"),)
@@ -169,8 +178,6 @@ def missing_proof(
         *_approval_gaps(plan, status),
         *([] if "drill" in rollout.waive else drill_gaps(status.drill, plan, now=now)),
     ]
-    if evidence.open_flags:
-        gaps.append(Gap("person", f"{evidence.open_flags} flags of domain experts are open: answer them"))
     if evidence.capacity:
         gaps.append(Gap("person", f"capacity for the next stage: {evidence.capacity}"))
     if problem := unknown_because(plan, status, evidence, now=now):

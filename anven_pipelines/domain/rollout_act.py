@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from anven_pipelines.domain.errors import InvalidInput, Problem
+from anven_pipelines.domain.rollout_flag import flag_id
 from anven_pipelines.domain.rollout_status import LONGEST_OVERRIDE
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.events import Event
 
-Verb = Literal["start", "approve", "pause", "resume", "abort", "override"]
+Verb = Literal["start", "approve", "pause", "resume", "abort", "override", "flag", "unflag"]
 
 KINDS: Final[dict[Verb, str]] = {
     "start": "started",
@@ -24,6 +25,8 @@ KINDS: Final[dict[Verb, str]] = {
     "resume": "resumed",
     "abort": "aborted",
     "override": "overridden",
+    "flag": "flagged",
+    "unflag": "unflagged",
 }
 """The event that each act writes."""
 OVERRIDE_HOURS: Final = 4.0
@@ -44,6 +47,7 @@ class Act:
         reason: Why, for the audit log.
         hours: How long an override counts; None for OVERRIDE_HOURS, and with any other act.
         generation: Of the traffic that it is meant for; None for whatever is in force.
+        flag: Id of the flag that `unflag` closes; None for the only one that is open, and with any other act.
         request: Names the request, which acts once however often it is made; None where each call is a new one.
     """
 
@@ -53,6 +57,7 @@ class Act:
     reason: str = ""
     hours: float | None = None
     generation: int | None = None
+    flag: str | None = None
     request: str | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +78,11 @@ class Act:
         if len(self.reason) > _LONGEST_REASON:
             needed = f"at most {_LONGEST_REASON:,} are needed"
             found.append(Problem("reason", f"{len(self.reason):,} characters long", needed))
+        if self.verb in {"flag", "unflag"} and not self.reason.strip():
+            needed = "what was seen is needed, so that" if self.verb == "flag" else "how it was answered is needed, as"
+            found.append(Problem("reason", "empty", f"{needed} the audit log is all that others have of it"))
+        if self.flag is not None and self.verb != "unflag":
+            found.append(Problem("flag", repr(self.flag), f"only unflag names one: leave it out of {self.verb}"))
         if self.hours is not None and self.verb != "override":
             found.append(Problem("hours", f"{self.hours:g}", f"only an override lasts: leave it out of {self.verb}"))
         elif self.hours is not None and not 0 < self.hours <= _MOST_HOURS:  # nan is neither
@@ -88,6 +98,8 @@ class Act:
             told["request"] = self.request
         if self.verb == "override":
             told["until"] = (now + timedelta(hours=self.hours or OVERRIDE_HOURS)).isoformat()
+        if self.verb == "flag":
+            told["flag"] = flag_id(self.workload, self.who, self.reason, self.request or now.isoformat())
         return told
 
     def is_done(self, events: Iterable[Event]) -> bool:

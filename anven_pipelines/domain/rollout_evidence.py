@@ -117,7 +117,6 @@ class Evidence:
         problem: Why all of it is unknown: a source that does not answer, or answers stale or in part.
         lost: What is missing of it, too little to make up harm: it proves no advance, and harm all the same.
         breaker: What made the gateway send the workload back to legacy; None where it did not.
-        open_flags: Flags of domain experts that nobody has answered.
         peak_rate: Requests per second of both arms in the busiest minute of this generation; None where unknown.
         killed: Why the gateway gives legacy all traffic, or may, whatever the log says; None where it follows the log.
         capacity: Why the next stage's load cannot be served; None where it can, or nothing is planned.
@@ -134,7 +133,6 @@ class Evidence:
     breaker: str | None = None
     peak_rate: float | None = None
     killed: str | None = None
-    open_flags: int = 0
     capacity: str | None = None
     prompt: str | None = None
     prompts: Mapping[str, int] = field(default_factory=dict)

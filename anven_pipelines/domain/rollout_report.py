@@ -60,6 +60,9 @@ def report_of(
         "as_of": evidence.as_of.isoformat() if evidence.as_of else None,
         "problem": evidence.problem,
         "breaker": evidence.breaker,
+        "flags": [
+            {"id": flag.id, "who": flag.who, "reason": flag.reason, "at": flag.at.isoformat()} for flag in status.flags
+        ],
         "units": None if dealt is None else {"target": dealt.target, "legacy": dealt.legacy, "p_value": dealt.p_value},
         "evidence": [
             {

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.rollout_flag import Flag, closed, opened
 from anven_pipelines.domain.uptime import Uptime, uptime_in
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class RolloutStatus:
         approvals: Who approved the next stage, in this generation.
         overrides: Who wishes to advance whatever is missing, in this generation.
         drill: The newest rehearsal.
+        flags: What people saw and nobody has answered yet, oldest first, whatever the attempt.
     """
 
     phase: Phase = "not_started"
@@ -89,6 +91,7 @@ class RolloutStatus:
     approvals: frozenset[str] = frozenset()
     overrides: tuple[Override, ...] = ()
     drill: Drill | None = None
+    flags: tuple[Flag, ...] = ()
 
     @property
     def is_open(self) -> bool:
@@ -239,6 +242,15 @@ def _drilled(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) ->
     return replace(status, drill=Drill(at, payload["passed"], payload["seconds"]))
 
 
+def _flagged(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+    return replace(status, flags=opened(status.flags, payload, at=at))
+
+
+def _unflagged(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+    del at
+    return replace(status, flags=closed(status.flags, payload))
+
+
 _AFTER: Final[dict[str, Callable[[RolloutStatus, Mapping[str, Any], datetime], RolloutStatus]]] = {
     "started": _started,
     "advanced": _advanced,
@@ -250,4 +262,6 @@ _AFTER: Final[dict[str, Callable[[RolloutStatus, Mapping[str, Any], datetime], R
     "approved": _approved,
     "overridden": _overridden,
     "drilled": _drilled,
+    "flagged": _flagged,
+    "unflagged": _unflagged,
 }

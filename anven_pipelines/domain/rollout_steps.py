@@ -77,6 +77,8 @@ def start_refusal(verdict: Event | None, status: RolloutStatus) -> str | None:
     """
     if status.is_open:
         return f"attempt {status.attempt} is {status.phase.replace('_', ' ')}: abort it first"
+    if status.flags:
+        return f"{'; '.join(flag.words for flag in status.flags)}: `anven rollout unflag` closes it once it is answered"
     if verdict is None:
         return "the workload has no verdict: `anven migrate` reaches one"
     if verdict.kind != SIGNED_OFF:

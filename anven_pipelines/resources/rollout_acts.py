@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.rollout_flag import flag_to_close
 from anven_pipelines.domain.rollout_status import stream_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | Non
         rollouts.migrations.of(act.workload)  # a name that nobody declares is a slip of the pen
     if act.verb == "abort" and act.generation is None:  # needs nothing of a log that may have been altered
         return rollouts.act(act.workload, act.kind, {"who": act.who, **act.told(now=now)}, now=now, uptime=uptime)
-    payload = act.payload(rollouts.status(act.workload).generation, now=now)
+    status = rollouts.status(act.workload)
+    payload = act.payload(status.generation, now=now)
+    if act.verb == "unflag":
+        payload["flag"] = flag_to_close(status.flags, act.flag)
     if act.verb == "start":
         return rollouts.start(act.workload, who=act.who, now=now, uptime=uptime, **act.told(now=now))
     return rollouts.act(act.workload, act.kind, payload, now=now, uptime=uptime)

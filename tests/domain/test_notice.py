@@ -84,6 +84,20 @@ def test_a_change_is_told_in_words_with_what_is_expected_next(
     assert notices_of("support", events, after=events[0].seq) == [notice]
 
 
+def test_a_flag_is_told_with_how_it_is_closed_and_so_is_its_end() -> None:
+    flag = {"flag": "3fa81c02", "who": "dr-li", "reason": "doses are wrong"}
+    events = log(STARTED, ("flagged", flag), ("unflagged", flag | {"who": "bo"}), ("unflagged", flag))
+
+    _, opened, closed = notices_of("support", events, after=0)
+
+    assert (opened.change, closed.change) == ("flag", "unflag")
+    assert opened.title == "support: dr-li opened flag 3fa81c02"
+    assert opened.reasons == ("doses are wrong",)
+    assert "`anven rollout unflag support --flag 3fa81c02 --reason ...` closes it" in opened.resolution
+    assert closed.title == "support: bo closed flag 3fa81c02"
+    assert "enter the next stage at 2026-11-21 12:00 UTC" in closed.resolution
+
+
 def test_a_resume_is_told() -> None:
     events = log(STARTED, ("paused", {"who": "bo"}), ("resumed", {"who": "cy", "reason": "back"}))
     assert [each.change for each in notices_of("support", events, after=0)] == ["start", "pause", "resume"]

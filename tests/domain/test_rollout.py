@@ -10,6 +10,7 @@ import pytest
 
 from anven_pipelines.domain.rollout import Advance, Complete, Decision, Gap, Hold, RollBack, decide
 from anven_pipelines.domain.rollout_evidence import Assignment, Comparison, Evidence
+from anven_pipelines.domain.rollout_flag import Flag
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
 from anven_pipelines.domain.rollout_status import Drill, Override, RolloutStatus
 from anven_pipelines.domain.uptime import Uptime
@@ -27,6 +28,7 @@ STATUS = RolloutStatus(
     plan=PLAN.digest,
     drill=Drill(NOW - timedelta(days=1), passed=True, seconds=0.8),
 )
+FLAG = Flag("3fa81c02", "dr-li", "doses are wrong", NOW - timedelta(hours=1))
 
 
 def found(metric: Metric, lower: float, upper: float, *, limit: float = 0.01) -> Comparison:
@@ -92,7 +94,6 @@ def test_after_the_last_stage_it_is_complete_and_still_rolls_back() -> None:
         ({"as_of": None}, "no event has come yet"),
         ({"as_of": NOW - timedelta(minutes=6)}, "the newest evidence is 6.0 min old, at most 5.0 min counts"),
         ({"as_of": NOW + timedelta(minutes=1)}, "the newest event is dated 0:01:00 ahead of this clock"),
-        ({"open_flags": 2}, "2 flags of domain experts are open"),
         ({"capacity": "4 replicas are planned, 2 are ready"}, "4 replicas are planned, 2 are ready"),
         ({"killed": "the kill switch is on"}, "the kill switch is on"),
     ],
@@ -118,6 +119,7 @@ def test_one_gate_that_is_open_in_the_evidence_holds(change: dict[str, Any], rea
         ({"drill": Drill(NOW, passed=True, seconds=5.1)}, "took 5.1 s, at most 2 s is allowed"),
         ({"drill": Drill(NOW - timedelta(days=8), passed=True, seconds=1)}, "is of 2026-02-24 12:00 UTC"),
         ({"drill": Drill(NOW + timedelta(days=1), passed=True, seconds=1)}, "is of 2026-03-05 12:00 UTC"),
+        ({"flags": (FLAG,)}, "flag 3fa81c02 of dr-li, open since 2026-03-04 11:00 UTC: doses are wrong"),
     ],
 )
 def test_one_gate_that_is_open_in_the_status_holds(change: dict[str, Any], reason: str) -> None:
@@ -129,9 +131,10 @@ def test_one_gate_that_is_open_in_the_status_holds(change: dict[str, Any], reaso
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_proven_harm_rolls_back_whatever_else_is_missing(metric: Metric) -> None:
-    harmed = replace(ALL_GOOD, **with_comparison(found(metric, 0.011, 0.3)), assignment=None, open_flags=3)
+    harmed = replace(ALL_GOOD, **with_comparison(found(metric, 0.011, 0.3)), assignment=None)
 
-    for status in (STATUS, replace(STATUS, phase="paused"), replace(STATUS, entered_at=NOW, drill=None)):
+    missing = replace(STATUS, entered_at=NOW, drill=None, flags=(FLAG,))
+    for status in (STATUS, replace(STATUS, phase="paused"), missing):
         decision = decided(harmed, status)
         assert isinstance(decision, RollBack)
         assert decision.reasons == (f"{metric} is proven to be more than 0.01 points worse: at least 0.011",)
@@ -194,6 +197,17 @@ def test_two_people_override_what_is_missing_until_it_expires_and_never_harm() -
     assert isinstance(decided(harmed, signed(("ada", soon), ("bo", soon))), RollBack)
     paused = replace(signed(("ada", soon), ("bo", soon)), phase="paused")
     assert isinstance(decided(unproven, paused), Hold)
+
+
+def test_an_override_answers_no_flag() -> None:
+    signed = tuple(Override(who, NOW, NOW + timedelta(hours=1), None) for who in ("ada", "bo"))
+    unproven = replace(ALL_GOOD, **with_comparison(found("quality", -0.05, 0.05)))
+
+    decision = decided(unproven, replace(STATUS, overrides=signed, flags=(FLAG,)))
+
+    assert isinstance(decision, Hold)
+    assert [gap.kind for gap in decision.gaps] == ["wait", "person"]
+    assert "flag 3fa81c02 of dr-li" in decision.reasons[1]
 
 
 def test_an_override_counts_nothing_before_it_was_signed_nor_after_its_hours_by_any_clock() -> None:

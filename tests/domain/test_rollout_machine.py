@@ -53,7 +53,7 @@ PLAN = RolloutPlan(
     metrics=METRICS,
 )
 START: Final = datetime(2026, 3, 4, tzinfo=UTC)
-KINDS: Final = ("approved", "overridden", "drilled", "resumed", "paused", "aborted")
+KINDS: Final = ("approved", "overridden", "drilled", "resumed", "paused", "aborted", "flagged", "unflagged")
 
 
 @dataclass
@@ -107,15 +107,11 @@ assignments = st.one_of(
 @st.composite
 def findings(draw: st.DrawFn) -> dict[str, Any]:
     """Draw all of an evidence but its age and generation, with at most one thing wrong beside the numbers."""
-    wrong = draw(
-        st.sampled_from((*(None,) * 10, "problem", "lost", "breaker", "capacity", "killed", "flags", "late", "age"))
-    )
+    wrong = draw(st.sampled_from((*(None,) * 10, "problem", "lost", "breaker", "capacity", "killed", "late", "age")))
     found: dict[str, Any] = {"comparisons": draw(comparisons()), "assignment": draw(assignments)}
     match wrong:
         case "problem" | "lost" | "breaker" | "capacity" | "killed":
             found[wrong] = "something"
-        case "flags":
-            found["open_flags"] = 1
         case "late":
             found["generation"] = -1
         case "age":
@@ -135,6 +131,7 @@ class Rollouts(RuleBasedStateMachine):
         self.status = RolloutStatus()
         self.entered: tuple[timedelta, int] = (timedelta(0), -1)  # when and in which boot, in truth
         self.signed: list[tuple[str, timedelta, int]] = []
+        self.flags: set[str] = set()
         self.late: Step | None = None
         self.steps_run = -1  # the invariant is looked at once before the first step
 
@@ -203,9 +200,13 @@ class Rollouts(RuleBasedStateMachine):
             "until": (self.now + timedelta(hours=3)).isoformat(),
             "passed": passed,
             "seconds": 1.0 if passed else None,
+            "flag": who,
+            "reason": "doses are wrong",
         }
         key = change_key(self.status.generation + 1) if kind in CHANGES else f"{kind}-{len(self.log)}"
         self.written(kind, key, payload)
+        if kind in {"flagged", "unflagged"}:
+            getattr(self.flags, "add" if kind == "flagged" else "discard")(who)
         if kind == "overridden" and payload["generation"] == self.status.generation:
             self.signed.append((who, self.gone_by, self.boot))
 
@@ -232,6 +233,8 @@ class Rollouts(RuleBasedStateMachine):
     @precondition(lambda self: self.status.is_open)
     @rule()
     def all_is_well_for_long(self) -> None:
+        for who in sorted(self.flags):
+            self.somebody_acts("unflagged", who, late=False, passed=True)
         self.somebody_acts("approved", "a", late=False, passed=True)
         self.time_goes_on(5.0)
         good = {"comparisons": tuple(compared(metric, "good") for metric in METRICS), "assignment": GOOD}
@@ -258,6 +261,7 @@ class Rollouts(RuleBasedStateMachine):
         if not isinstance(decision, Advance | Complete):
             return
         assert (before.phase, before.plan, evidence.killed) == ("running", PLAN.digest, None)
+        assert not self.flags
         assert before.stage is not None
         assert isinstance(decision, Complete) or decision.stage == before.stage + 1
         assert isinstance(decision, Advance) or before.stage + 1 == len(PLAN.stages)
@@ -280,7 +284,7 @@ class Rollouts(RuleBasedStateMachine):
         assert all(each.proof and each.proof.upper < each.proof_limit * stage.widened for each in found)
         assert evidence.assignment is not None
         assert evidence.assignment.target >= PLAN.rollout.least_units
-        assert (evidence.problem, evidence.lost, evidence.capacity, evidence.open_flags) == (None, None, None, 0)
+        assert (evidence.problem, evidence.lost, evidence.capacity) == (None, None, None)
         assert evidence.generation == before.generation
         assert evidence.as_of is not None
         assert abs(self.now - evidence.as_of) <= PLAN.rollout.stale

@@ -9,6 +9,7 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.events import GENESIS, Event, Head, follow
+from anven_pipelines.domain.rollout_flag import flag_to_close
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, after, change_key, status_of
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -49,6 +50,32 @@ def test_two_people_may_pause_and_resume_at_once() -> None:
     status = folded(STARTED, ("paused", {}), ("paused", {}), ("resumed", {}), ("resumed", {}), ADVANCED)
 
     assert (status.phase, status.stage, status.generation) == ("running", 1, 2)
+
+
+FLAGGED = {"flag": "3fa81c02", "who": "dr-li", "reason": "doses are wrong"}
+
+
+def test_a_flag_is_open_until_somebody_closes_it_whatever_becomes_of_the_attempt() -> None:
+    again = folded(("flagged", FLAGGED), STARTED, ADVANCED, ("flagged", FLAGGED), ("rolled_back", {}), STARTED)
+
+    assert [(flag.id, flag.who, flag.reason, flag.at) for flag in again.flags] == [(*FLAGGED.values(), NOW)]
+    closed = folded(STARTED, ("flagged", FLAGGED), ("unflagged", {"flag": "another"}), ("unflagged", FLAGGED))
+    assert closed.flags == ()
+    assert (closed.phase, closed.generation) == ("running", 1)
+
+
+def test_a_flag_that_is_closed_is_one_that_is_open() -> None:
+    flags = folded(("flagged", FLAGGED), ("flagged", FLAGGED | {"flag": "77aa00bb"})).flags
+
+    assert flag_to_close(flags, "77aa00bb") == "77aa00bb"
+    assert flag_to_close(flags[:1], None) == "3fa81c02"
+    for found, wanted, message in (
+        (flags, None, "flag is missing"),
+        (flags, "x", "flag is 'x'"),
+        ((), None, "none is"),
+    ):
+        with pytest.raises(InvalidInput, match=message):
+            flag_to_close(found, wanted)
 
 
 def test_an_event_of_no_known_kind_is_refused() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -394,6 +398,45 @@ def test_an_edit_of_what_is_served_stops_the_ramp_as_well(
     )
     place.declare(rollout=ROLLOUT)
     assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
+def asked(place: Place, *words: str) -> dict[str, Any]:
+    """Run `anven rollout` in a process of its own."""
+    folders = {"ANVEN_HOME": str(place.folder / "home"), "ANVEN_MIGRATIONS": str(place.folder / "migrations")}
+    done = subprocess.run(
+        [sys.executable, "-m", "anven_pipelines.cli", "rollout", *words, "--json"],
+        env={**os.environ, **folders, "DAGSTER_HOME": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_flag_of_a_domain_expert_holds_until_somebody_answers_it(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    (flag,) = asked(place, "flag", "support", "--who", "dr-li", "--reason", "doses are wrong")["flags"]
+    words = f"flag {flag['id']} of dr-li, open since {flag['at'][:10]}"
+
+    held = rollouts.step("support", now=NOW).decision
+    assert isinstance(held, Hold)
+    assert [reason[: len(words)] for reason in held.reasons] == [words]
+    assert (flag["who"], flag["reason"], share_in_force(rollouts)) == ("dr-li", "doses are wrong", 0.5)
+
+    assert asked(place, "unflag", "support", "--who", "bo", "--reason", "the label was")["flags"] == []
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+    kinds = [event.kind for event in place.state.events(stream_of("support"))]
+    assert kinds == ["started", "flagged", "unflagged", "advanced"]
+
+
+def test_nothing_starts_while_a_flag_is_open(place: Place, rollouts: Rollouts) -> None:
+    rollouts.act("support", "flagged", {"who": "dr-li", "reason": "doses are wrong", "flag": "3fa81c02"}, now=NOW)
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+
+    with pytest.raises(InvalidInput, match="cannot start: flag 3fa81c02 of dr-li"):
+        rollouts.start("support", who="ada", now=NOW)
 
 
 def test_the_sensor_asks_for_a_step_once_and_again_when_it_failed(place: Place, rollouts: Rollouts) -> None:

@@ -115,6 +115,13 @@ def test_each_act_is_done_by_the_job_and_stands_in_the_log_with_who_why_and_the_
         ),
         ({"act": "override", "generation": 1, "hours": float("nan")}, f"{CONFIG}.hours is nan; above 0"),
         ({"act": "pause", "hours": 2.0}, f"{CONFIG}.hours is 2; only an override lasts: leave it out of pause"),
+        ({"act": "flag"}, f"{CONFIG}.reason is empty; what was seen is needed"),
+        ({"act": "unflag", "reason": " "}, f"{CONFIG}.reason is empty; how it was answered is needed"),
+        ({"act": "pause", "flag": "3fa81c02"}, f"{CONFIG}.flag is '3fa81c02'; only unflag names one"),
+        (
+            {"act": "unflag", "reason": "a typo", "flag": "x"},
+            f"{CONFIG}: flag is 'x'; the id of an open flag is needed: none is open",
+        ),
         ({"act": "approve"}, f"{CONFIG}.generation is missing; to approve needs the generation that you looked at"),
         ({"act": "override"}, f"{CONFIG}.generation is missing; to override needs"),
         ({"act": "approve", "generation": 3}, f"{CONFIG}: generation is 3, and the rollout of support is at 1 by now"),
@@ -211,6 +218,18 @@ def test_an_act_stands_that_the_gateway_cannot_be_told_of_and_the_error_says_so(
     assert rollouts.status("support").phase == "aborted"
 
 
+def test_a_flag_is_opened_once_a_request_and_closed_by_whoever_answers_it(place: Place, rollouts: Rollouts) -> None:
+    launch(place, "start")
+    flagged = launch(place, "flag", who="dr-li", reason="doses are wrong")
+    again(place, flagged)
+    (flag,) = rollouts.status("support").flags
+
+    assert shown(launch(place, "pause"))["flags"] == flag.words
+    assert f"{flag.words}: `anven rollout unflag`" in shown(launch(place, "resume"))["reasons"]
+    assert shown(launch(place, "unflag", flag=flag.id, who="bo", reason="the label was"))["flags"] == "none"
+    assert kinds(place) == ["started", "flagged", "paused", "resumed", "unflagged"]
+
+
 def test_two_people_override_until_it_expires_and_one_of_them_twice_is_one(place: Place, rollouts: Rollouts) -> None:
     launch(place, "start")
     launch(place, "override", generation=1, hours=1.0)
@@ -246,7 +265,7 @@ def test_the_launchpad_offers_what_the_command_line_does_and_describes_each_fiel
     [op] = rollout_act.nodes
     schema: Any = op.definition.config_schema
     fields = schema.as_field().config_type.fields
-    assert sorted(fields) == ["act", "generation", "hours", "reason", "who", "workload"]
+    assert sorted(fields) == ["act", "flag", "generation", "hours", "reason", "who", "workload"]
     assert all(field.description for field in fields.values())
     assert {name for name, field in fields.items() if field.is_required} == {"act", "who", "workload"}
     assert rollout_act.description
