@@ -11,10 +11,10 @@ import yaml
 from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
 from anven_pipelines.domain.rollout_plan import plan_of
 from anven_pipelines.domain.rollout_status import change_key, stream_of
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.uptime import Uptime
 from anven_pipelines.resources.uptime import uptime
 from tests.rollout_runner import rollouts_at
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,9 +92,8 @@ def made(name: str, home: Path, *, now: datetime, workload: str = "support") -> 
     (home / "migrations").mkdir(parents=True, exist_ok=True)
     (home / "migrations" / f"{workload}.yaml").write_text(yaml.safe_dump(_migration(workload)))
     rollouts = rollouts_at(home)
-    verdict = {"verdict": "GO"}
     began = now - max(1, state.stages) * STAYED
-    rollouts.state.append(stream=sign_off_stream(workload), kind=SIGNED_OFF, key="v1", payload=verdict, now=began)
+    sign_off(_declared(rollouts, workload), rollouts.state, rollouts.artifacts, now=began)
     for stage in range(state.stages):
         _enter(rollouts, workload, stage, at=began + stage * STAYED, now=now)
     _serve(home, workload, state, began)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from anven_pipelines.domain.rollout import Advance, Complete, Hold, RollBack
 from anven_pipelines.domain.rollout_status import change_key
 from anven_pipelines.domain.sign_off import SIGNED_OFF
+from anven_pipelines.domain.signed_target import other_target
 from anven_pipelines.domain.traffic import Route
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anven_pipelines.domain.events import Event
     from anven_pipelines.domain.rollout import Decision
     from anven_pipelines.domain.rollout_evidence import Evidence
@@ -68,12 +71,13 @@ def route_of(workload: str, status: RolloutStatus, plan: RolloutPlan | None) -> 
     )
 
 
-def start_refusal(verdict: Event | None, status: RolloutStatus) -> str | None:
+def start_refusal(verdict: Event | None, status: RolloutStatus, declared: Mapping[str, str | None]) -> str | None:
     """Say why a rollout cannot start; None where it can.
 
     Args:
         verdict: The newest event of the workload's sign-offs.
         status: Where its rollout stands.
+        declared: The target that its migration file declares, as `signed_target.declared_target` returns it.
     """
     if status.is_open:
         return f"attempt {status.attempt} is {status.phase.replace('_', ' ')}: abort it first"
@@ -83,4 +87,4 @@ def start_refusal(verdict: Event | None, status: RolloutStatus) -> str | None:
         return "the workload has no verdict: `anven migrate` reaches one"
     if verdict.kind != SIGNED_OFF:
         return f"its newest verdict, of {verdict.ts:%Y-%m-%d %H:%M} UTC, is not GO"
-    return None
+    return other_target(verdict.payload, declared)

@@ -24,6 +24,7 @@ from anven_pipelines.domain.rollout_plan import edit_of, plan_in, plan_of
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
 from anven_pipelines.domain.rollout_steps import route_of, start_refusal, step_of
 from anven_pipelines.domain.sign_off import sign_off_stream
+from anven_pipelines.domain.signed_target import declared_target
 from anven_pipelines.domain.traffic import DRILL
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.gateway import Gateway
@@ -181,13 +182,14 @@ class Rollouts(dg.ConfigurableResource[None]):
         """Begin a new attempt with the first stage; what else is told stands in the log beside who did it.
 
         Raises:
-            InvalidInput: the workload is not signed off, an attempt is open, or the verdict's prompt is gone.
+            InvalidInput: the workload is not signed off, or not for the declared target, an attempt is open, or the
+                verdict's prompt is gone.
             UnavailableService: the state store, the artifact store or the traffic file does not answer.
         """
         migration, status = self.migrations.of(workload).migration, self.status(workload)
         plan, models = plan_of(migration), {"legacy": migration.legacy.model, "target": migration.target.model}
         verdict = self.state.latest(sign_off_stream(workload))
-        if reason := start_refusal(verdict, status):
+        if reason := start_refusal(verdict, status, declared_target(migration)):
             message = f"the rollout of {workload} cannot start: {reason}"
             raise InvalidInput(message)
         if self.gateway.read().of(workload).killed:

@@ -24,14 +24,17 @@ import yaml
 
 from anven_pipelines.assets.drill import rollout_drill
 from anven_pipelines.domain.rollout_status import status_of, stream_of
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.traffic import parse_traffic
 from anven_pipelines.gateway_run import GatewayPlan, running
 from anven_pipelines.ingest.gateway_events import read_batch
+from anven_pipelines.migrate import of_kind
+from anven_pipelines.migration_file import parse
+from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.deployments import resources
 from anven_pipelines.resources.drills import drill_stream
 from anven_pipelines.resources.state_store import StateStore
 from tests.nano_server import NanoServer, nano_server
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +60,11 @@ class Drilled(NamedTuple):
     @property
     def state(self) -> StateStore:
         return StateStore(url=f"sqlite:///{self.home / 'state.db'}")
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        environment = {"ANVEN_HOME": str(self.home), "ANVEN_MIGRATIONS": str(self.folder)}
+        return of_kind(dg.Definitions(resources=resources("local", environment)), "artifacts", ArtifactStore)
 
     @property
     def traffic(self) -> Path:
@@ -148,9 +156,9 @@ def drilled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drilled]:
         plan = GatewayPlan(files, folder / "run", home / "gateway" / "traffic.json", home / "gateway" / "events")
         with running(plan, {**os.environ, "ANVEN_GATEWAY_KEY": KEY}) as started:
             place = Drilled(home, migrations, started.url, target)
-            for workload in ("support", "other"):
-                stream = sign_off_stream(workload)
-                place.state.append(stream=stream, kind=SIGNED_OFF, key="v1", payload={}, now=datetime.now(UTC))
+            for file in files:
+                signed = parse(file.read_text(), file=file.name)
+                sign_off(signed, place.state, place.artifacts, now=datetime.now(UTC))
             place.anven("rollout", "start", "support")
             yield place
 

@@ -23,7 +23,6 @@ import yaml
 from rich.console import Console
 
 from anven_pipelines.domain.rollout_status import stream_of
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.gateway_run import GatewayPlan, Started, running
 from anven_pipelines.ingest.gateway_events import EventStore, attributed
 from anven_pipelines.migrate import of_kind, prepared, register_partitions
@@ -35,6 +34,7 @@ from anven_pipelines.nano.traffic import Pace
 from anven_pipelines.resources.deployments import adopt_home
 from anven_pipelines.resources.rollouts import Rollouts
 from tests.dev_command import alive, descendants, wait_until
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -219,8 +219,7 @@ def canary(folder: Path, cases: tuple[Case, ...], rollout: Mapping[str, Any], em
         rollouts = of_kind(definitions, "rollouts", Rollouts)
         for case in cases:
             now = datetime.now(UTC)
-            go = {"verdict": "GO"}
-            rollouts.state.append(stream=sign_off_stream(case.name), kind=SIGNED_OFF, key="v1", payload=go, now=now)
+            sign_off(rollouts.migrations.of(case.name).migration, rollouts.state, rollouts.artifacts, now=now)
             rollouts.start(case.name, who="ada", now=now)
         daemon = Daemon(folder / "daemon.log")
         daemon.start()

@@ -11,7 +11,6 @@ import pytest
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.notice import hold_stream
 from anven_pipelines.domain.rollout import RollBack
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.rollouts import Rollouts
@@ -19,6 +18,7 @@ from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.sensors.notices import NOTICES_TAG, rollout_notices, rollout_notices_job
 from anven_pipelines.sensors.rollout import rollout
 from tests.receivers import Hook, hook
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,9 +39,9 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
 @pytest.fixture
 def rollouts(place: Place, web: Hook) -> Rollouts:
     """Give the rollouts of a place in which `support` has begun."""
-    place.declare(rollout=NOTIFY)
+    declared = place.declare(rollout=NOTIFY)
     found = of_kind(place.definitions, "rollouts", Rollouts)
-    place.state.append(stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v1", payload={}, now=NOW)
+    sign_off(declared.migration, place.state, place.artifacts, now=NOW)
     found.start("support", who="ada", now=NOW)
     return found
 
@@ -128,8 +128,8 @@ def test_while_a_delivery_is_under_way_no_other_is_asked_for(place: Place, rollo
 def test_a_hold_that_cannot_be_written_down_keeps_no_step_waiting(
     place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place.declare(workload="other", rollout=NOTIFY)
-    place.state.append(stream=sign_off_stream("other"), kind=SIGNED_OFF, key="v1", payload={}, now=NOW)
+    declared = place.declare(workload="other", rollout=NOTIFY)
+    sign_off(declared.migration, place.state, place.artifacts, now=NOW)
     rollouts.start("other", who="ada", now=NOW)
     trip(place)
 

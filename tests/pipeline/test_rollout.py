@@ -16,7 +16,6 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from anven_pipelines.assets.materialization import publish_document
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.assets.rollout import rollout_status
 from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
@@ -26,13 +25,16 @@ from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
+from anven_pipelines.domain.signed_target import TARGET, declared_target
 from anven_pipelines.domain.traffic import Route, Traffic, drill_of, print_traffic
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.sensors.rollout import rollout
 from tests.load_rows import load_report
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
+    from anven_pipelines.spec import Migration
     from tests.pipeline.conftest import Place
 
 START = datetime.now(UTC) - timedelta(hours=30)
@@ -49,10 +51,9 @@ ROLLOUT = {
 @pytest.fixture
 def rollouts(place: Place) -> Rollouts:
     """Give the rollouts of a place in which `support` is signed off and has begun its first stage."""
-    place.declare(rollout=ROLLOUT)
+    declared = place.declare(rollout=ROLLOUT)
     found = of_kind(place.definitions, "rollouts", Rollouts)
-    state = place.state
-    state.append(stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v1", payload={"verdict": "GO"}, now=START)
+    sign_off(declared.migration, place.state, place.artifacts, now=START)
     found.start("support", who="ada", now=START)
     return found
 
@@ -650,16 +651,8 @@ def sign_off_with_prompt(place: Place, rewritten: str) -> str:
         description="found",
         version=version_of("rewrite", transformation),
     )
-    manifest = publish_document(place.artifacts, prompt.model_dump_json(), inputs={})
-    place.artifacts.save_manifest("adapted_prompt", "support", manifest)
-    place.state.append(
-        stream=sign_off_stream("support"),
-        kind=SIGNED_OFF,
-        key=manifest.digest,
-        payload={"verdict": "GO", "verdict_digest": "d" * 64, "adapted_prompt": manifest.digest},
-        now=START,
-    )
-    return prompt.version
+    migration = place.migrations.of("support").migration
+    return sign_off(migration, place.state, place.artifacts, now=START, prompt=prompt)
 
 
 def started_anew(place: Place, rollouts: Rollouts) -> str:
@@ -702,11 +695,60 @@ def test_harm_with_another_prompt_is_rolled_back(place: Place, rollouts: Rollout
     assert isinstance(rollouts.step("support", now=NOW).decision, RollBack)
 
 
+@pytest.mark.parametrize(
+    ("section", "declares"),
+    [
+        ({"target": {"model": "another", "engine": "recorded", "answers": "../answers.jsonl"}}, r"another \(target"),
+        (
+            {"target": {"model": "target-model", "engine": "recorded", "answers": "../others.jsonl"}},
+            r"target-model \(target",
+        ),
+    ],
+)
+def test_nothing_starts_with_a_target_that_no_verdict_was_given_for(
+    place: Place, rollouts: Rollouts, section: dict[str, Any], declares: str
+) -> None:
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    place.declare(rollout=ROLLOUT, **section)
+
+    words = rf"its verdict was given for target-model \(target \w+\), and the migration file declares {declares} "
+    with pytest.raises(InvalidInput, match=words):
+        rollouts.start("support", who="ada", now=NOW)
+    assert share_in_force(rollouts) == 0.0
+    place.declare(rollout=ROLLOUT)
+    assert rollouts.start("support", who="ada", now=NOW).phase == "running"
+
+
+def test_nothing_starts_behind_another_upstream_than_was_signed_off(place: Place, rollouts: Rollouts) -> None:
+    def declare(model: str) -> Migration:
+        arms = {"legacy": {"model": "openai/gpt-4o"}, "target": {"model": model}}
+        return place.declare(rollout=ROLLOUT, gateway=arms).migration
+
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    migration = declare("hosted_vllm/a")
+    assert rollouts.start("support", who="ada", now=NOW).phase == "running"  # declared after the verdict
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    sign_off(migration, place.state, place.artifacts, now=NOW)
+    declare("hosted_vllm/b")
+
+    with pytest.raises(InvalidInput, match=r"target-model behind hosted_vllm/a .* behind hosted_vllm/b "):
+        rollouts.start("support", who="ada", now=NOW)
+
+
+def test_nothing_starts_on_a_verdict_that_does_not_say_what_it_was_given_for(place: Place, rollouts: Rollouts) -> None:
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    stream, payload = sign_off_stream("support"), {"verdict": "GO"}
+    place.state.append(stream=stream, kind=SIGNED_OFF, key="v2", payload=payload, now=NOW)
+
+    with pytest.raises(InvalidInput, match="its verdict does not say which target and prompt it was given for"):
+        rollouts.start("support", who="ada", now=NOW)
+
+
 def test_nothing_starts_whose_prompt_is_gone(place: Place, rollouts: Rollouts) -> None:
     rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
-    place.state.append(
-        stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v2", payload={"adapted_prompt": "e" * 64}, now=NOW
-    )
+    target = declared_target(place.migrations.of("support").migration)
+    payload = {"adapted_prompt": "e" * 64, TARGET: target}
+    place.state.append(stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v2", payload=payload, now=NOW)
 
     with pytest.raises(InvalidInput, match="adapted_prompt eeeeeeeeeeee, is not in the artifact store"):
         rollouts.start("support", who="ada", now=NOW)

@@ -14,11 +14,11 @@ from anven_pipelines.domain.errors import UnavailableService
 from anven_pipelines.domain.rollout import Advance, Hold
 from anven_pipelines.domain.rollout_act import Verb
 from anven_pipelines.domain.rollout_status import change_key, stream_of
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.jobs import RolloutVerb, rollout_act
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.rollouts import Rollouts
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import Place
@@ -29,9 +29,8 @@ CONFIG = "ops.act_on_rollout.config"
 @pytest.fixture
 def rollouts(place: Place) -> Rollouts:
     """Give the rollouts of a place in which `support` is signed off, and nothing has begun."""
-    place.declare(rollout={"waive": ["drill"]})
-    now = datetime.now(UTC)
-    place.state.append(stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v1", payload={}, now=now)
+    declared = place.declare(rollout={"waive": ["drill"]})
+    sign_off(declared.migration, place.state, place.artifacts, now=datetime.now(UTC))
     return of_kind(place.definitions, "rollouts", Rollouts)
 
 

@@ -18,13 +18,14 @@ from mlflow import MlflowClient
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.rollout import RollBack
 from anven_pipelines.domain.rollout_status import stream_of
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
+from anven_pipelines.domain.sign_off import sign_off_stream
 from anven_pipelines.migrate import filled_in, of_kind
 from anven_pipelines.resources.mlflow_run import SEQ_TAG
 from anven_pipelines.resources.rollout_tracking import RolloutTracking
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.sensors.rollout_tracking import ALL, TRACKING_TAG, rollout_tracking, rollout_tracking_job
 from tests.mlflow_server import free_uri
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -42,10 +43,9 @@ WRITES = ("create_run", "log_batch", "log_text", "log_batch", "set_terminated", 
 @pytest.fixture
 def rollouts(place: Place) -> Rollouts:
     """Give the rollouts of a place in which `support` has begun."""
-    place.declare(rollout=PLAN)
+    declared = place.declare(rollout=PLAN)
     found = of_kind(place.definitions, "rollouts", Rollouts)
-    payload = {"verdict_digest": "d" * 64}
-    place.state.append(stream=sign_off_stream("support"), kind=SIGNED_OFF, key="v1", payload=payload, now=NOW)
+    sign_off(declared.migration, place.state, place.artifacts, now=NOW)
     found.start("support", who="ada", now=NOW, reason="the board agreed")
     return found
 

@@ -1,0 +1,63 @@
+"""Which target a verdict was given for, held against the one that a rollout would serve.
+
+A verdict speaks of the answers of one target, and a migration file can be edited after it: another model, other weights
+or other parameters have proven nothing. The verdict's event says what was judged in the words of the file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from anven_pipelines.domain.workload import declared_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anven_pipelines.spec import Migration
+
+TARGET: Final = "target"
+"""Where a verdict's event holds what `declared_target` returns."""
+_SHOWN: Final = 12
+"""Digits of a digest that tell it from others."""
+
+
+def declared_target(migration: Migration) -> dict[str, str | None]:
+    """Return which target a migration file declares.
+
+    Returns:
+        `model`, its name; `digest`, of all that decides its answers, as for the asset `target_answers`; `upstream`,
+        the model that the gateway asks for, None where no gateway is declared or it asks the target's own endpoint.
+    """
+    upstream = migration.gateway.target if migration.gateway else None
+    return {
+        "model": migration.target.model,
+        "digest": declared_digest(migration, "target_answers"),
+        "upstream": upstream.model if upstream else None,
+    }
+
+
+def other_target(verdict: Mapping[str, Any], declared: Mapping[str, str | None]) -> str | None:
+    """Say that a verdict was not given for the declared target; None where it was.
+
+    Args:
+        verdict: Payload of the verdict's event.
+        declared: What `declared_target` returns of the migration file as it is now.
+    """
+    signed = verdict.get(TARGET)
+    if signed is None or "adapted_prompt" not in verdict:
+        return (
+            "its verdict does not say which target and prompt it was given for: `anven migrate` reaches one that does"
+        )
+    # A gateway that was declared after the verdict is what the verdict waited for; one that was edited is another.
+    same_upstream = signed["upstream"] in {None, declared["upstream"]}
+    if signed["digest"] == declared["digest"] and same_upstream:
+        return None
+    return (
+        f"its verdict was given for {_words(signed)}, and the migration file declares {_words(declared)}: restore the "
+        "file, or reach a verdict on that target with `anven migrate`"
+    )
+
+
+def _words(target: Mapping[str, str | None]) -> str:
+    behind = f" behind {target['upstream']}" if target["upstream"] else ""
+    return f"{target['model']}{behind} (target {str(target['digest'])[:_SHOWN]})"
