@@ -101,6 +101,9 @@ def show_rollout(report: dict[str, Any], console: Console) -> None:
     for flag in report["flags"]:
         told = f"flag {flag['id']} of {flag['who']}, open since {flag['at'][:16]} UTC: {flag['reason']}"
         console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for account, people in report["shared_accounts"].items():
+        told = f"{' and '.join(people)} signed from one account of the system, {account}"
+        console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print(_drill_line(report["drill"]), highlight=False, markup=False, soft_wrap=True)
     for receiver in report["notices"]:
         if receiver["problem"] or receiver["dropped"]:

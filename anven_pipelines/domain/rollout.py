@@ -98,7 +98,7 @@ def decide(
     Returns:
         Proven harm and a tripped breaker roll back from every phase in which the target has traffic, whatever else is
         missing or overridden. Otherwise anything that is missing holds. An override by OVERRIDE_PEOPLE people stands in
-        for proof, time and traffic; it starts nothing that is paused, and answers no flag.
+        for proof, time and traffic; it starts nothing that is paused, answers no flag, and approves nothing.
     """
     if not status.is_open or status.stage is None or status.entered_at is None:
         return Hold((Gap("person", f"the rollout is {_words(status.phase)}: nothing goes on until it is started"),))
@@ -109,7 +109,7 @@ def decide(
     if gaps := blocking_gaps(plan, status, evidence):
         return Hold(gaps)
     gaps = missing_proof(plan, status, evidence, now=now, uptime=uptime)
-    if unanswered := people_gaps(status):
+    if unanswered := people_gaps(plan, status):
         return Hold((*gaps, *unanswered))
     return _advance_or_hold(plan, status.stage, gaps, status.overriders(now, uptime), evidence)
 
@@ -158,11 +158,12 @@ def blocking_gaps(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence) 
     return tuple(gaps)
 
 
-def people_gaps(status: RolloutStatus) -> tuple[Gap, ...]:
+def people_gaps(plan: RolloutPlan, status: RolloutStatus) -> tuple[Gap, ...]:
     """Return what only people can answer: no override does, nor does any proof."""
-    return tuple(
+    flags = (
         Gap("person", f"{flag.words}: `anven rollout unflag` closes it once it is answered") for flag in status.flags
     )
+    return (*_approval_gaps(plan, status), *flags)
 
 
 def missing_proof(
@@ -175,7 +176,6 @@ def missing_proof(
     stage, rollout = plan.stages[status.stage], plan.rollout
     gaps = [
         *_time_gaps(stage, stayed=stayed, now=now),
-        *_approval_gaps(plan, status),
         *([] if "drill" in rollout.waive else drill_gaps(status.drill, plan, now=now)),
     ]
     if evidence.capacity:

@@ -43,7 +43,7 @@ class Act:
     Attributes:
         verb: What.
         workload: Whose rollout it is.
-        who: Who wants it, without spaces round the name: two names are two people.
+        who: Who wants it, without spaces round the name; `signature.person_of` tells people apart.
         reason: Why, for the audit log.
         hours: How long an override counts; None for OVERRIDE_HOURS, and with any other act.
         generation: Of the traffic that it is meant for; None for whatever is in force.

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.rollout import drill_gaps
+from anven_pipelines.domain.signature import shared_accounts
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -63,6 +64,7 @@ def report_of(
         "flags": [
             {"id": flag.id, "who": flag.who, "reason": flag.reason, "at": flag.at.isoformat()} for flag in status.flags
         ],
+        "shared_accounts": shared_accounts(status.signed),
         "units": None if dealt is None else {"target": dealt.target, "legacy": dealt.legacy, "p_value": dealt.p_value},
         "evidence": [
             {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.rollout_flag import Flag, closed, opened
+from anven_pipelines.domain.signature import person_of
 from anven_pipelines.domain.uptime import Uptime, uptime_in
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ class RolloutStatus:
         plan: Digest of the plan that the attempt began with.
         planned: That plan, as `RolloutPlan.written` gives it; None where the log does not hold it.
         prompt: Version of the prompt that its verdict was given for; None where the log does not hold it.
-        approvals: Who approved the next stage, in this generation.
-        overrides: Who wishes to advance whatever is missing, in this generation.
+        approvals: Who approved the next stage, in this generation, as `person_of` tells people apart.
+        overrides: Who wishes to advance whatever is missing, in this generation; people likewise.
+        signed: Person and account of each of these signatures whose account the log holds.
         drill: The newest rehearsal.
         flags: What people saw and nobody has answered yet, oldest first, whatever the attempt.
     """
@@ -90,6 +92,7 @@ class RolloutStatus:
     prompt: str | None = None
     approvals: frozenset[str] = frozenset()
     overrides: tuple[Override, ...] = ()
+    signed: frozenset[tuple[str, str]] = frozenset()
     drill: Drill | None = None
     flags: tuple[Flag, ...] = ()
 
@@ -195,6 +198,7 @@ def _changed(status: RolloutStatus, payload: Mapping[str, Any], at: datetime, **
         "entered_up": uptime_in(payload),
         "approvals": frozenset(),
         "overrides": (),
+        "signed": frozenset(),
     }
     return replace(status, **(fresh | fields))
 
@@ -228,14 +232,21 @@ def _approved(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -
     del at
     if payload["generation"] != status.generation:
         return status  # it was meant for another stage
-    return replace(status, approvals=status.approvals | {payload["who"]})
+    who = person_of(payload["who"])
+    return replace(status, approvals=status.approvals | {who}, signed=_signed(status, who, payload))
 
 
 def _overridden(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
     until = min(datetime.fromisoformat(payload["until"]), at + LONGEST_OVERRIDE)
     if payload["generation"] != status.generation:
         return status
-    return replace(status, overrides=(*status.overrides, Override(payload["who"], at, until, uptime_in(payload))))
+    who = person_of(payload["who"])
+    override = Override(who, at, until, uptime_in(payload))
+    return replace(status, overrides=(*status.overrides, override), signed=_signed(status, who, payload))
+
+
+def _signed(status: RolloutStatus, who: str, payload: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
+    return status.signed | ({(who, payload["account"])} if payload.get("account") else set())
 
 
 def _drilled(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from typing import TYPE_CHECKING
 
 from anven_pipelines.domain.errors import InvalidInput
@@ -43,12 +45,21 @@ def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | Non
         return rollouts.put_in_force(act.workload)
     if not events:
         rollouts.migrations.of(act.workload)  # a name that nobody declares is a slip of the pen
+    told = {**act.told(now=now), "account": _account()}
     if act.verb == "abort" and act.generation is None:  # needs nothing of a log that may have been altered
-        return rollouts.act(act.workload, act.kind, {"who": act.who, **act.told(now=now)}, now=now, uptime=uptime)
+        return rollouts.act(act.workload, act.kind, {"who": act.who, **told}, now=now, uptime=uptime)
     status = rollouts.status(act.workload)
-    payload = act.payload(status.generation, now=now)
+    payload = act.payload(status.generation, now=now) | told
     if act.verb == "unflag":
         payload["flag"] = flag_to_close(status.flags, act.flag)
     if act.verb == "start":
-        return rollouts.start(act.workload, who=act.who, now=now, uptime=uptime, **act.told(now=now))
+        return rollouts.start(act.workload, who=act.who, now=now, uptime=uptime, **told)
     return rollouts.act(act.workload, act.kind, payload, now=now, uptime=uptime)
+
+
+def _account() -> str:
+    """Return the account that this process runs under; the environment, which anybody can set, is not asked."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container that runs under a bare number
+        return f"uid {os.getuid()}"

@@ -179,6 +179,8 @@ def test_an_approval_is_needed_where_the_coming_stage_wants_one() -> None:
     assert isinstance(decision, Hold)
     assert decision.reasons == ("1 of 2 people approved the next stage: `anven rollout approve`",)
     assert isinstance(decided(status=replace(status, approvals=frozenset({"ada", "bo"})), plan=plan), Advance)
+    signed = tuple(Override(who, NOW, NOW + timedelta(hours=1), None) for who in ("ada", "bo"))
+    assert decided(status=replace(status, overrides=signed), plan=plan) == decision
 
 
 def test_two_people_override_what_is_missing_until_it_expires_and_never_harm() -> None:

@@ -190,7 +190,12 @@ class Rollouts(RuleBasedStateMachine):
         self.written("started", change_key(self.status.generation + 1), {"plan": PLAN.digest})
         self.somebody_acts("drilled", "a", late=False, passed=True)
 
-    @rule(kind=st.sampled_from(KINDS), who=st.sampled_from("abc"), late=st.booleans(), passed=st.booleans())
+    @rule(
+        kind=st.sampled_from(KINDS),
+        who=st.sampled_from(("a", "b", "c", "A", "b ")),
+        late=st.booleans(),
+        passed=st.booleans(),
+    )
     def somebody_acts(self, kind: str, who: str, *, late: bool, passed: bool) -> None:
         if refusal(self.status, kind):
             return
@@ -208,7 +213,7 @@ class Rollouts(RuleBasedStateMachine):
         if kind in {"flagged", "unflagged"}:
             getattr(self.flags, "add" if kind == "flagged" else "discard")(who)
         if kind == "overridden" and payload["generation"] == self.status.generation:
-            self.signed.append((who, self.gone_by, self.boot))
+            self.signed.append((who.strip().lower(), self.gone_by, self.boot))
 
     @rule(found=findings(), end=st.sampled_from(("writes", "writes", "writes", "is late", "is late", "is killed")))
     def the_controller_looks(self, found: dict[str, Any], end: str) -> None:
@@ -265,16 +270,17 @@ class Rollouts(RuleBasedStateMachine):
         assert before.stage is not None
         assert isinstance(decision, Complete) or decision.stage == before.stage + 1
         assert isinstance(decision, Advance) or before.stage + 1 == len(PLAN.stages)
+        assert isinstance(decision, Complete) or decision.stage != 1 or before.approvals
         if "overridden by" in decision.reasons[0]:
             self.judge_override()
         else:
-            self.judge_proof(before, evidence, decision, before.stage)
+            self.judge_proof(before, evidence, before.stage)
 
     def judge_override(self) -> None:
         counting = {who for who, at, boot in self.signed if boot != self.boot or self.gone_by - at < timedelta(hours=3)}
         assert len(counting) >= OVERRIDE_PEOPLE
 
-    def judge_proof(self, before: RolloutStatus, evidence: Evidence, decision: Advance | Complete, place: int) -> None:
+    def judge_proof(self, before: RolloutStatus, evidence: Evidence, place: int) -> None:
         stage, (at, boot) = PLAN.stages[place], self.entered
         assert before.entered_at is not None
         assert self.now - before.entered_at >= stage.soak
@@ -290,7 +296,6 @@ class Rollouts(RuleBasedStateMachine):
         assert abs(self.now - evidence.as_of) <= PLAN.rollout.stale
         assert before.drill is not None
         assert before.drill.passed
-        assert isinstance(decision, Complete) or decision.stage != 1 or before.approvals
 
     @invariant()
     def a_roll_back_is_one_step_away_wherever_the_target_has_traffic(self) -> None:

@@ -11,6 +11,7 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.events import GENESIS, Event, Head, follow
 from anven_pipelines.domain.rollout_flag import flag_to_close
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, after, change_key, status_of
+from anven_pipelines.domain.signature import shared_accounts
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 STARTED = ("started", {"plan": "p"})
@@ -50,6 +51,26 @@ def test_two_people_may_pause_and_resume_at_once() -> None:
     status = folded(STARTED, ("paused", {}), ("paused", {}), ("resumed", {}), ("resumed", {}), ADVANCED)
 
     assert (status.phase, status.stage, status.generation) == ("running", 1, 2)
+
+
+@pytest.mark.parametrize("spelled", ["Ada", "ada ", " ADA", "\uff41da", "a\u200bda", "ada\u00a0", "ada"])
+def test_one_person_signs_once_however_the_name_is_spelled(spelled: str) -> None:
+    def signed(kind: str) -> RolloutStatus:
+        told = {"generation": 1, "until": "2026-03-04T13:00:00+00:00"}
+        return folded(STARTED, (kind, {"who": "ada", **told}), (kind, {"who": spelled, **told}))
+
+    assert signed("approved").approvals == {"ada"}
+    assert signed("overridden").overriders(NOW + timedelta(seconds=5)) == {"ada"}
+
+
+def test_people_who_sign_from_one_account_are_known_until_the_next_change() -> None:
+    ada, bo = ({"who": who, "generation": 1, "account": "svc"} for who in ("Ada", "bo"))
+    status = folded(STARTED, ("approved", ada), ("approved", bo), ("approved", {"who": "cy", "generation": 1}))
+
+    assert status.approvals == {"ada", "bo", "cy"}
+    assert shared_accounts(status.signed) == {"svc": ["ada", "bo"]}
+    assert shared_accounts(folded(STARTED, ("approved", ada), ("approved", ada)).signed) == {}
+    assert folded(STARTED, ("approved", ada), ADVANCED).signed == frozenset()
 
 
 FLAGGED = {"flag": "3fa81c02", "who": "dr-li", "reason": "doses are wrong"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,6 +16,7 @@ from anven_pipelines.domain.errors import UnavailableService
 from anven_pipelines.domain.rollout import Advance, Hold
 from anven_pipelines.domain.rollout_act import Verb
 from anven_pipelines.domain.rollout_status import change_key, stream_of
+from anven_pipelines.domain.signature import shared_accounts
 from anven_pipelines.jobs import RolloutVerb, rollout_act
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.gateway import Gateway
@@ -232,12 +235,14 @@ def test_a_flag_is_opened_once_a_request_and_closed_by_whoever_answers_it(place:
 def test_two_people_override_until_it_expires_and_one_of_them_twice_is_one(place: Place, rollouts: Rollouts) -> None:
     launch(place, "start")
     launch(place, "override", generation=1, hours=1.0)
-    again_by_ada = shown(launch(place, "override", generation=1, hours=1.0, who="ada "))
+    again_by_ada = shown(launch(place, "override", generation=1, hours=1.0, who="Ada "))
     assert again_by_ada["overrides"] == "ada"
     now = datetime.now(UTC)
     assert isinstance(rollouts.look("support", now=now).decision, Hold)
 
-    assert shown(launch(place, "override", generation=1, hours=0.5, who="bo"))["overrides"] == "ada, bo"
+    assert shown(launch(place, "override", generation=1, hours=0.5, who="Bo"))["overrides"] == "ada, bo"
+    account = pwd.getpwuid(os.getuid()).pw_name
+    assert shared_accounts(rollouts.status("support").signed) == {account: ["ada", "bo"]}
 
     later = now + timedelta(minutes=45)  # bo's has expired, ada's has not
     assert rollouts.status("support").overriders(later) == {"ada"}
