@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Assignment, Comparison
-from anven_pipelines.domain.rollout_measure import HISTORIC, MEASURED, P95, SMALLEST_RATE, UNEVEN_P
+from anven_pipelines.domain.rollout_gaps import LEFT, STRAY, UNEVEN_P, gone_words, uneven_words
+from anven_pipelines.domain.rollout_measure import HISTORIC, MEASURED, P95, SMALLEST_RATE
 from anven_pipelines.domain.rollout_reading import NEVER_MS
 from anven_pipelines.stats.confidence_sequence import difference_of
 from anven_pipelines.stats.from_counts import (
@@ -68,8 +69,6 @@ _MEASURES: Final[Mapping[Metric, _Measure]] = {
     "latency": _Measure("ms", "", "latency_measured", "timed"),
     "cost": _Measure("USD", "cost_usd", "priced", "timed"),
 }
-_LEFT: Final = ("ttft", "latency", "cost")
-"""Metrics of which a client that hung up keeps the value from being known."""
 
 
 def compare_counts(
@@ -179,32 +178,40 @@ class _Side(NamedTuple):
         return None
 
     def uneven(self) -> str | None:
-        """Say that one arm lacks more values than the other; None where that is not proven, or they run apart."""
-        if self.share is None or self.metric == "errors":
+        """Say that one arm lacks more values than the other, as `rollout_gaps.uneven` does; None where none does."""
+        if self.metric == "errors":
             return None
-        measure = _MEASURES[self.metric]
-        concerned = "seen" if self.metric in _LEFT else measure.applies
-        lacks = {
-            name: [
-                each.of(measure.applies) - each.of(measure.known) + (each.of("left") if self.metric in _LEFT else 0)
-                for each in self.arm(name)
-            ]
-            for name in _ARMS
-        }
+        target, legacy = ([self._lacking(each) for each in self.arm(name)] for name in _ARMS)
+        if self.share is None:
+            return self._gone(target, legacy) if self.metric in LEFT else None
         parts = []
-        for k, (target, legacy) in enumerate(zip(self.arm("target"), self.arm("legacy"), strict=True)):
-            sums = [
-                Sums(each.of(concerned), lack, lack)
-                for each, lack in ((target, lacks["target"][k]), (legacy, lacks["legacy"][k]))
-            ]
+        for k, sums in enumerate(zip(target, legacy, strict=True)):
             if n := sums[0].n + sums[1].n:
                 bounds = randomised_difference(*sums, share=self.share, level=1 - _part(UNEVEN_P, k))
                 parts.append((bounds, n))
         if not parts or (bounds := pooled(parts)).lower <= 0 <= bounds.upper:
             return None
-        what = "clients hung up, or nothing was measured" if self.metric in _LEFT else "nothing was measured"
-        told = f"{sum(lacks['target']):,.0f} units of target and {sum(lacks['legacy']):,.0f} of legacy"
-        return f"{what}, on {told}, which is no chance"
+        lacks = (sum(each.total for each in arm) for arm in (target, legacy))
+        return uneven_words(self.metric, **dict(zip(_ARMS, lacks, strict=True)))
+
+    def _lacking(self, arm: ArmCounts) -> Sums:
+        """Return of how many units that it concerns the value is missing."""
+        measure = _MEASURES[self.metric]
+        lack = arm.of(measure.applies) - arm.of(measure.known) + (arm.of("left") if self.metric in LEFT else 0)
+        return Sums(arm.of("seen" if self.metric in LEFT else measure.applies), lack, lack)
+
+    def _gone(self, target: list[Sums], legacy: list[Sums]) -> str | None:
+        found = []
+        for arm in (target, legacy):
+            known = [
+                (bounded_mean(each, level=1 - _part(UNEVEN_P / 2, k)), each.n) for k, each in enumerate(arm) if each.n
+            ]
+            if not known:
+                return None
+            found.append(pooled(known))
+        if difference_of(*found).lower <= STRAY:
+            return None
+        return gone_words(self.metric, target=found[0].estimate, legacy=found[1].estimate)
 
 
 def _worse(plan: RolloutPlan, side: _Side, *, alpha: float, end: str) -> tuple[Interval, float]:

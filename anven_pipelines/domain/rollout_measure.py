@@ -17,6 +17,7 @@ import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Assignment, Comparison
+from anven_pipelines.domain.rollout_gaps import uneven
 from anven_pipelines.domain.rollout_reading import READINGS
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
 from anven_pipelines.stats.asymptotic_sequence import AsymptoticMean
@@ -63,10 +64,6 @@ P95: Final = 0.95
 HISTORIC: Final = 2.0
 """Every limit is so many times as wide where legacy has no traffic any more and was measured in another stage."""
 MEASURED: Final = 0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
-
-
-UNEVEN_P: Final = 0.001
-"""Values lack unevenly where that is proven at this error rate, all looks together."""
 SMALLEST_RATE: Final = 1e-12
 
 
@@ -201,7 +198,7 @@ def _compared(
         harm_limit=harm_limit,
         proof=proof,
         proof_limit=proof_limit,
-        doubt=_uneven(windows[0].units, metric, share=share),
+        doubt=uneven(windows[0].units, metric, share=share, before=legacy),
     )
 
 
@@ -274,30 +271,6 @@ def _unmeasured(side: _Side, *, least: float) -> str | None:
         if known < least * arm.height:
             return f"{known:,} of {arm.height:,} units of {name} were measured, {least:.0%} are needed"
     return None
-
-
-def _uneven(units: pl.DataFrame, metric: Metric, *, share: float | None) -> str | None:
-    """Say that one arm lacks more values than the other; None where that is not proven, or they do not run together.
-
-    Clients give up on what is slow, and users score what they like: what is then left of both arms looks alike.
-    """
-    measure = READINGS[metric]
-    lacks = measure.applies & measure.bad.is_null()
-    if metric in ("ttft", "latency", "cost"):
-        lacks = lacks | pl.col("left")
-        concerned = units
-    else:
-        concerned = units.filter(measure.applies)
-    if share is None or concerned.is_empty():
-        return None
-    found = concerned.select("treated", lacks.fill_null(value=False).cast(pl.Float64).alias("lacks"))
-    state = RandomisedDifference(level=1 - UNEVEN_P, smallest_share=min(share, 1 - share))
-    bounds = state.update(found["lacks"].to_numpy(), found["treated"].to_numpy(), share=share).current()
-    if bounds.lower <= 0 <= bounds.upper:
-        return None
-    target, legacy = (found.filter(pl.col("treated") == arm)["lacks"].sum() for arm in (True, False))
-    what = "clients hung up, or nothing was measured" if measure.unit != "points" else "nothing was measured"
-    return f"{what}, on {int(target):,} units of target and {int(legacy):,} of legacy, which is no chance"
 
 
 def _unknown(metric: Metric, why: str) -> Comparison:

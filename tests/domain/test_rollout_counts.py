@@ -210,6 +210,23 @@ def test_clients_that_hang_up_on_the_target_leave_its_speed_in_doubt(good: list[
     assert found.harm is not None  # harm would be told all the same
 
 
+@pytest.mark.parametrize("metric", ["ttft", "latency", "cost"])
+def test_clients_that_hang_up_once_legacy_has_no_traffic_leave_what_is_timed_in_doubt(metric: str) -> None:
+    before, alone = counted(production(6_000, seed=5)), production(6_000, share=1.0, seed=6)
+    gone = [
+        GatewayEvent(**{**event.to_row(), "flags": event.flags, "status": "disconnected"})
+        if event.kind == "request" and event.seq % 20 < 6
+        else event
+        for event in alone
+    ]
+
+    found = by_counts(gone, stage=LAST, before=before)[metric]
+
+    assert found.doubt is not None
+    assert "clients hung up, or nothing was measured, on 30.0% of the units of target and 0.0% of" in found.doubt
+    assert by_counts(alone, stage=LAST, before=before)[metric].doubt is None
+
+
 def test_workers_that_met_the_same_units_are_not_taken_for_more_evidence() -> None:
     once, thrice = production(3_000, workers=1), production(3_000, workers=3)
     one, three = by_counts(once), by_counts(thrice)

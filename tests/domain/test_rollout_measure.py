@@ -213,6 +213,23 @@ def test_after_legacy_has_no_traffic_the_target_is_held_against_it_as_it_was() -
         assert [each.metric for each in comparisons.values() if each.is_harm] == [metric]
 
 
+@pytest.mark.parametrize("metric", ["ttft", "latency", "cost"])
+def test_clients_that_hang_up_once_legacy_has_no_traffic_leave_what_is_timed_in_doubt(metric: Metric) -> None:
+    """Three in ten give up on the target: of those that stay it looks as good as legacy did."""
+    alone = production(6_000, share=1.0)
+    gone = pl.int_range(pl.len()) % 10 < 3
+    left = alone.with_columns(left=gone, timed=~gone, streamed=~gone)
+
+    comparison = found(left, stage=LAST, before=GOOD)[metric]
+
+    assert not comparison.is_proven(widened=10.0)
+    assert "clients hung up, or nothing was measured, on 30.0% of the units of target and 0.0% of" in comparison.words
+    few, many = (pl.int_range(pl.len()) % 200 < gone for gone in (1, 60))
+    assert found(alone.with_columns(left=few), stage=LAST, before=GOOD)[metric].is_proven(widened=1.0)
+    as_before = found(alone.with_columns(left=many), stage=LAST, before=GOOD.with_columns(left=many))[metric]
+    assert as_before.is_proven(widened=1.0)
+
+
 def test_with_nothing_to_compare_with_all_is_unknown() -> None:
     why = "legacy has no traffic in this stage and had none before that could be compared with"
 
