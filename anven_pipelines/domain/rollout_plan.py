@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
 
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
-SERVING: Final = ("target", "prompt", "gateway")
-"""Sections of a migration file that say what the arms are: another target, or prompt, has proven nothing."""
+SERVING: Final = ("target", "prompt", "gateway", "contract", "legacy.price")
+"""What of a migration file says what the arms are and how they are judged: sections, or one field of a section.
+
+Another target, or prompt, has proven nothing; another contract or price of legacy would move the measure under way.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class RolloutPlan:
         workload: Name of the workload.
         rollout: As declared in the migration file.
         metrics: Those that are judged; `contract` only where a form is declared.
-        serving: Each section of SERVING with its digest; none where an older release wrote the plan down.
+        serving: Each of SERVING with its digest; those that an older release did not know are left out.
         edited: What has become of the migration file since; None where it still declares this plan.
     """
 
@@ -80,8 +83,7 @@ def plan_of(migration: Migration) -> RolloutPlan:
     """Return the plan that a migration file declares."""
     formless = not migration.contract.json_object
     metrics = tuple(metric for metric in METRICS if not (metric == "contract" and formless))
-    sections = migration.model_dump(mode="json", include=set(SERVING))
-    serving = tuple((name, digest_of(sections[name])) for name in SERVING)
+    serving = tuple((name, digest_of(_declared(migration, name))) for name in SERVING)
     return RolloutPlan(workload=migration.workload, rollout=migration.rollout, metrics=metrics, serving=serving)
 
 
@@ -104,9 +106,18 @@ def edit_of(begun: RolloutPlan, declared: RolloutPlan) -> str | None:
         declared: What the file declares now.
     """
     now = dict(declared.serving)
-    edited = [
-        *(["rollout"] if declared.decisive != begun.decisive else []),
-        *(["contract"] if declared.metrics != begun.metrics else []),
-        *(name for name, digest in begun.serving if now.get(name) != digest),
-    ]
+    edited = dict.fromkeys(
+        [
+            *(["rollout"] if declared.decisive != begun.decisive else []),
+            *(["contract"] if declared.metrics != begun.metrics else []),  # all that an older release wrote of it
+            *(name for name, digest in begun.serving if now.get(name) != digest),
+        ]
+    )
     return f"the migration file's {' and '.join(edited)} changed" if edited else None
+
+
+def _declared(migration: Migration, name: str) -> Any:  # noqa: ANN401 - a section is an object, a list or null
+    """Return a section of the migration file as JSON, or a field of one."""
+    section, _, field = name.partition(".")
+    declared = migration.model_dump(mode="json", include={section})[section]
+    return declared[field] if field else declared

@@ -23,6 +23,7 @@ from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
 from anven_pipelines.domain.load import LOAD_REQUESTS
 from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
+from anven_pipelines.domain.rollout_plan import edit_of, plan_in
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.signed_target import TARGET, declared_target
@@ -30,6 +31,7 @@ from anven_pipelines.domain.traffic import Route, Traffic, drill_of, print_traff
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.sensors.rollout import rollout
+from anven_pipelines.spec_rollout import Rollout
 from tests.load_rows import load_report
 from tests.signed_off import sign_off
 
@@ -45,6 +47,13 @@ ROLLOUT = {
     "limits": LIMITS,
     "stale": "2d",
     "waive": ["drill"],
+}
+
+
+PRICED = {
+    "model": "legacy-model",
+    "logs": "../log-*.jsonl",
+    "price": {"input_usd_per_million": 1.0, "output_usd_per_million": 2.0, "source": "a test"},
 }
 
 
@@ -383,6 +392,7 @@ def test_an_edit_of_the_plan_stops_the_ramp(place: Place, rollouts: Rollouts) ->
             "gateway",
         ),
         ({"contract": {"json_object": True}}, "contract"),
+        ({"legacy": PRICED}, "legacy.price"),
     ],
 )
 def test_an_edit_of_what_is_served_stops_the_ramp_as_well(
@@ -438,6 +448,39 @@ def test_nothing_starts_while_a_flag_is_open(place: Place, rollouts: Rollouts) -
 
     with pytest.raises(InvalidInput, match="cannot start: flag 3fa81c02 of dr-li"):
         rollouts.start("support", who="ada", now=NOW)
+
+
+def test_an_edit_of_what_the_form_requires_stops_the_ramp_as_well(place: Place, rollouts: Rollouts) -> None:
+    def declare(*required: str) -> None:
+        place.declare(rollout=ROLLOUT, contract={"json_object": True, "required": list(required)})
+
+    declare("answer", "cause")
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=START)
+    rollouts.start("support", who="ada", now=START)
+    serve(place, attempt=2, generation=3, contract_ok=True)
+    declare("answer")
+
+    decision = rollouts.step("support", now=NOW).decision
+
+    assert isinstance(decision, Hold)
+    assert decision.reasons[0].startswith("the migration file's contract changed since this attempt began")
+    declare("answer", "cause")
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
+def test_an_attempt_of_an_earlier_release_goes_on_by_what_its_plan_holds() -> None:
+    written = {
+        "rollout": Rollout().model_dump(mode="json"),
+        "metrics": [],
+        "serving": {"target": "a", "prompt": "b", "gateway": "c"},
+    }
+    begun = plan_in("support", written)
+    declared = replace(begun, serving=(*begun.serving, ("contract", "d"), ("legacy.price", "e")))
+
+    assert edit_of(begun, declared) is None
+    assert edit_of(declared, replace(declared, serving=begun.serving)) == (
+        "the migration file's contract and legacy.price changed"
+    )
 
 
 def test_the_sensor_asks_for_a_step_once_and_again_when_it_failed(place: Place, rollouts: Rollouts) -> None:
