@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from anven_pipelines.domain.errors import TooFewPairs
-from anven_pipelines.domain.rollout_evidence import Assignment, Comparison
+from anven_pipelines.domain.rollout_evidence import Assignment
 from anven_pipelines.domain.rollout_gaps import LEFT, STRAY, UNEVEN_P, gone_words, uneven_words
-from anven_pipelines.domain.rollout_measure import HISTORIC, MEASURED, P95, SMALLEST_RATE
+from anven_pipelines.domain.rollout_judgement import judged, unknown_of
+from anven_pipelines.domain.rollout_measure import P95, SMALLEST_RATE
 from anven_pipelines.domain.rollout_reading import NEVER_MS
 from anven_pipelines.stats.confidence_sequence import difference_of
 from anven_pipelines.stats.from_counts import (
@@ -33,6 +34,7 @@ from anven_pipelines.stats.sample_ratio import SampleRatio
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from anven_pipelines.domain.rollout_evidence import Comparison
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.unit_counts import ArmCounts, WorkerCounts
     from anven_pipelines.spec_rollout import Metric
@@ -54,20 +56,19 @@ class CountWindow(NamedTuple):
 class _Measure(NamedTuple):
     """Which counters a metric is read from: how bad, of how many known, of how many that it applies to."""
 
-    unit: str
     bad: str
     known: str
     applies: str
 
 
 _MEASURES: Final[Mapping[Metric, _Measure]] = {
-    "quality": _Measure("points", "score_loss", "scored", "due"),
-    "safety": _Measure("points", "unsafe", "judged", "due"),
-    "errors": _Measure("points", "errors", "seen", "seen"),
-    "contract": _Measure("points", "contract_failures", "contract_checks", "seen"),
-    "ttft": _Measure("ms", "", "ttft_measured", "streamed"),
-    "latency": _Measure("ms", "", "latency_measured", "timed"),
-    "cost": _Measure("USD", "cost_usd", "priced", "timed"),
+    "quality": _Measure("score_loss", "scored", "due"),
+    "safety": _Measure("unsafe", "judged", "due"),
+    "errors": _Measure("errors", "seen", "seen"),
+    "contract": _Measure("contract_failures", "contract_checks", "seen"),
+    "ttft": _Measure("", "ttft_measured", "streamed"),
+    "latency": _Measure("", "latency_measured", "timed"),
+    "cost": _Measure("cost_usd", "priced", "timed"),
 }
 
 
@@ -85,7 +86,7 @@ def compare_counts(
     share = plan.stages[stage].share
     if share == 1 and not any(worker.legacy.of("seen") for worker in before):
         why = "legacy has no traffic in this stage and had none before that could be compared with"
-        return tuple(_unknown(metric, why) for metric in plan.metrics)
+        return tuple(unknown_of(metric, why) for metric in plan.metrics)
     return tuple(
         _compared(plan, metric, windows, share=None if share == 1 else share, before=before) for metric in plan.metrics
     )
@@ -129,32 +130,11 @@ _ARMS: Final[tuple[ArmName, ...]] = ("target", "legacy")
 def _compared(
     plan: RolloutPlan, metric: Metric, windows: Sequence[CountWindow], *, share: float | None, before: Workers
 ) -> Comparison:
-    sides = [_Side(metric, window.workers, window.workers if share else before, share) for window in windows]
-    least = plan.rollout.labelled if metric in ("quality", "safety") else MEASURED
-    if unknown := sides[0].unmeasured(least):
-        return _unknown(metric, unknown)
-    try:
-        proof, proof_limit = _worse(plan, sides[0], alpha=plan.rollout.level, end="lower")
-    except TooFewPairs as error:
-        return _unknown(metric, str(error))
-    harms = []
-    for side, window in zip(sides, windows, strict=True):
-        if side.unmeasured(least):
-            continue
-        try:
-            harms.append(_worse(plan, side, alpha=window.harm_level, end="upper"))
-        except TooFewPairs:  # a window that has just begun
-            continue
-    harm, harm_limit = max(harms, key=lambda found: found[0].lower - found[1], default=(proof, float("inf")))
-    return Comparison(
-        metric=metric,
-        unit=_MEASURES[metric].unit,
-        harm=harm,
-        harm_limit=harm_limit,
-        proof=proof,
-        proof_limit=proof_limit,
-        doubt=sides[0].uneven(),
-    )
+    sides = [
+        (_Side(metric, window.workers, window.workers if share else before, share), window.harm_level)
+        for window in windows
+    ]
+    return judged(plan, sides, doubt=sides[0][0].uneven())
 
 
 class _Side(NamedTuple):
@@ -172,10 +152,16 @@ class _Side(NamedTuple):
         """Say which arm lacks too many values; None where none does."""
         measure = _MEASURES[self.metric]
         for name in _ARMS:
-            known, applies = (sum(each.of(column) for each in self.arm(name)) for column in measure[2:])
+            known, applies = (sum(each.of(column) for each in self.arm(name)) for column in measure[1:])
             if known < least * applies:
                 return f"{known:,.0f} of {applies:,.0f} units of {name} were measured, {least:.0%} are needed"
         return None
+
+    def difference(self, *, alpha: float) -> Interval:
+        return _difference(self, alpha=alpha)
+
+    def legacy_mean(self, *, alpha: float) -> Interval:
+        return _mean(self, "legacy", alpha=alpha)
 
     def uneven(self) -> str | None:
         """Say that one arm lacks more values than the other, as `rollout_gaps.uneven` does; None where none does."""
@@ -212,27 +198,6 @@ class _Side(NamedTuple):
         if difference_of(*found).lower <= STRAY:
             return None
         return gone_words(self.metric, target=found[0].estimate, legacy=found[1].estimate)
-
-
-def _worse(plan: RolloutPlan, side: _Side, *, alpha: float, end: str) -> tuple[Interval, float]:
-    """Return how much worse the target is, and its limit, which together err at a rate of alpha on either side."""
-    wider, limits = HISTORIC if side.share is None else 1.0, plan.rollout.limits
-    fixed = {
-        "errors": limits.errors,
-        "safety": limits.safety,
-        "contract": limits.contract,
-        "ttft": limits.ttft_ms,
-        "latency": limits.latency_ms,
-    }
-    if side.metric in fixed:
-        return _difference(side, alpha=alpha), fixed[side.metric] * wider
-    # A share of the legacy mean: half of the error rate is for not knowing that mean.
-    base = _mean(side, "legacy", alpha=alpha)
-    if side.metric == "cost":
-        bound, share = getattr(base, end), limits.cost
-    else:
-        bound, share = 1 - getattr(base, "upper" if end == "lower" else "lower"), limits.quality
-    return _difference(side, alpha=alpha / 2), share * bound * wider
 
 
 def _difference(side: _Side, *, alpha: float) -> Interval:
@@ -315,7 +280,3 @@ def _part(alpha: float, k: int) -> float:
 
 def _each(workers: Workers, arm: ArmName, column: str) -> list[float]:
     return [getattr(worker, arm).of(column) for worker in workers]
-
-
-def _unknown(metric: Metric, why: str) -> Comparison:
-    return Comparison(metric=metric, unit=_MEASURES[metric].unit, unknown=why)

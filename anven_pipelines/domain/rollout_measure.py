@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
-from anven_pipelines.domain.rollout_evidence import Assignment, Comparison
+from anven_pipelines.domain.rollout_evidence import Assignment
 from anven_pipelines.domain.rollout_gaps import uneven
+from anven_pipelines.domain.rollout_judgement import judged, unknown_of
 from anven_pipelines.domain.rollout_reading import READINGS
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
 from anven_pipelines.stats.asymptotic_sequence import AsymptoticMean
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from anven_pipelines.domain.rollout_evidence import Comparison
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.spec_rollout import Metric
     from anven_pipelines.stats.interval import Interval
@@ -61,9 +63,6 @@ UNITS: Final = Table(
 """One row a unit, in the order of the first requests; NULL is what was not measured."""
 
 P95: Final = 0.95
-HISTORIC: Final = 2.0
-"""Every limit is so many times as wide where legacy has no traffic any more and was measured in another stage."""
-MEASURED: Final = 0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
 SMALLEST_RATE: Final = 1e-12
 
 
@@ -84,6 +83,7 @@ class Span(NamedTuple):
 class _Side(NamedTuple):
     """What two arms are compared on: concurrent units dealt at a share, or the target's beside legacy's of before."""
 
+    metric: Metric
     units: pl.DataFrame
     share: float | None
     before: pl.DataFrame | None
@@ -95,6 +95,19 @@ class _Side(NamedTuple):
     @property
     def legacy(self) -> pl.DataFrame:
         return self.units.filter(~pl.col("treated")) if self.before is None else self.before
+
+    def unmeasured(self, least: float) -> str | None:
+        for name, arm in (("target", self.target), ("legacy", self.legacy)):
+            known = arm.height - arm["bad"].null_count()
+            if known < least * arm.height:
+                return f"{known:,} of {arm.height:,} units of {name} were measured, {least:.0%} are needed"
+        return None
+
+    def difference(self, *, alpha: float) -> Interval:
+        return _difference(_known(self), alpha=alpha)
+
+    def legacy_mean(self, *, alpha: float) -> Interval:
+        return _mean(self.metric, _known(self).legacy, alpha=alpha)
 
 
 def windows_of(units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, now: datetime) -> list[Window]:
@@ -139,7 +152,7 @@ def compare(
     if share == 1:
         if before is None or before.is_empty():
             why = "legacy has no traffic in this stage and had none before that could be compared with"
-            return tuple(_unknown(metric, why) for metric in plan.metrics)
+            return tuple(unknown_of(metric, why) for metric in plan.metrics)
         legacy = before.filter(~pl.col("treated"))
     return tuple(
         _compared(plan, metric, windows, share=None if share == 1 else share, legacy=legacy) for metric in plan.metrics
@@ -169,86 +182,37 @@ def assignment_of(plan: RolloutPlan, stage: int, units: pl.DataFrame) -> Assignm
 def _compared(
     plan: RolloutPlan, metric: Metric, windows: Sequence[Window], *, share: float | None, legacy: pl.DataFrame | None
 ) -> Comparison:
-    sides = [
-        _Side(_readable(window.units, metric), share, None if legacy is None else _readable(legacy, metric))
-        for window in windows
-    ]
-    whole = sides[0]
-    least = plan.rollout.labelled if metric in ("quality", "safety") else MEASURED
-    if unknown := _unmeasured(whole, least=least):
-        return _unknown(metric, unknown)
-    try:
-        proof, proof_limit = _worse(plan, metric, _known(whole), alpha=plan.rollout.level, end="lower")
-    except TooFewPairs as error:
-        return _unknown(metric, str(error))
-    harms = []
-    for side, window in zip(sides, windows, strict=True):
-        if _unmeasured(side, least=least):
-            continue
-        try:
-            harms.append(_worse(plan, metric, _known(side), alpha=window.harm_level, end="upper"))
-        except TooFewPairs:  # a window that has just begun
-            continue
-    # The proof's own bounds are the narrower ones: where no window has any, they are no harm either.
-    harm, harm_limit = max(harms, key=lambda found: found[0].lower - found[1], default=(proof, float("inf")))
-    return Comparison(
-        metric=metric,
-        unit=READINGS[metric].unit,
-        harm=harm,
-        harm_limit=harm_limit,
-        proof=proof,
-        proof_limit=proof_limit,
-        doubt=uneven(windows[0].units, metric, share=share, before=legacy),
-    )
+    before = None if legacy is None else _readable(legacy, metric)
+    sides = [(_Side(metric, _readable(window.units, metric), share, before), window.harm_level) for window in windows]
+    return judged(plan, sides, doubt=uneven(windows[0].units, metric, share=share, before=legacy))
 
 
-def _worse(plan: RolloutPlan, metric: Metric, side: _Side, *, alpha: float, end: str) -> tuple[Interval, float]:
-    """Return how much worse the target is, and its limit, which together err at a rate of alpha on either side."""
-    wider, limits = HISTORIC if side.share is None else 1.0, plan.rollout.limits
-    fixed = {
-        "errors": limits.errors,
-        "safety": limits.safety,
-        "contract": limits.contract,
-        "ttft": limits.ttft_ms,
-        "latency": limits.latency_ms,
-    }
-    if metric in fixed:
-        return _difference(metric, side, alpha=alpha), fixed[metric] * wider
-    # A share of the legacy mean: half of the error rate is for not knowing that mean.
-    mean, share = (AsymptoticMean, limits.cost) if metric == "cost" else (BoundedMean, limits.quality)
-    base = mean(level=1 - alpha).update(side.legacy["bad"].to_numpy()).current()
-    bound = getattr(base, end) if metric == "cost" else 1 - getattr(base, _OTHER[end])
-    return _difference(metric, side, alpha=alpha / 2), share * bound * wider
-
-
-_OTHER: Final = {"lower": "upper", "upper": "lower"}
-
-
-def _difference(metric: Metric, side: _Side, *, alpha: float) -> Interval:
-    """Two-sided interval of target less legacy that errs at a rate of alpha on either side."""
+def _difference(side: _Side, *, alpha: float) -> Interval:
     if not side.target.height or not side.legacy.height:
         message = (
             f"{side.target.height} units of the target and {side.legacy.height} of legacy; some of each are needed"
         )
         raise TooFewPairs(message)
-    if metric in ("ttft", "latency"):
+    if side.metric in ("ttft", "latency"):
         arms = [
             QuantileSequence(quantile=P95, level=1 - alpha).update(arm["bad"].to_numpy()).current()
             for arm in (side.target, side.legacy)
         ]
         return difference_of(*arms)
     if side.share is None:
-        mean = AsymptoticMean if metric == "cost" else BoundedMean
-        return difference_of(
-            *(mean(level=1 - alpha).update(arm["bad"].to_numpy()).current() for arm in (side.target, side.legacy))
-        )
+        return difference_of(*(_mean(side.metric, arm, alpha=alpha) for arm in (side.target, side.legacy)))
     level = 1 - 2 * alpha
     state = (
         AsymptoticDifference(level=level)
-        if metric == "cost"
+        if side.metric == "cost"
         else RandomisedDifference(level=level, smallest_share=min(side.share, 1 - side.share))
     )
     return state.update(side.units["bad"].to_numpy(), side.units["treated"].to_numpy(), share=side.share).current()
+
+
+def _mean(metric: Metric, arm: pl.DataFrame, *, alpha: float) -> Interval:
+    mean = AsymptoticMean if metric == "cost" else BoundedMean
+    return mean(level=1 - alpha).update(arm["bad"].to_numpy()).current()
 
 
 def _readable(units: pl.DataFrame, metric: Metric) -> pl.DataFrame:
@@ -262,16 +226,3 @@ def _known(side: _Side) -> _Side:
     return side._replace(
         units=side.units.filter(known), before=None if side.before is None else side.before.filter(known)
     )
-
-
-def _unmeasured(side: _Side, *, least: float) -> str | None:
-    """Say which arm lacks too many values; None where none does."""
-    for name, arm in (("target", side.target), ("legacy", side.legacy)):
-        known = arm.height - arm["bad"].null_count()
-        if known < least * arm.height:
-            return f"{known:,} of {arm.height:,} units of {name} were measured, {least:.0%} are needed"
-    return None
-
-
-def _unknown(metric: Metric, why: str) -> Comparison:
-    return Comparison(metric=metric, unit=READINGS[metric].unit, unknown=why)
