@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
 
 from anven_pipelines.domain.errors import CheckFailed, InvalidInput
+from anven_pipelines.domain.prompts import carry_over
 from anven_pipelines.domain.workload import declared_digest
+from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.rollouts import Rollouts
 from tests.pipeline.conftest import Place, logged_call, recorded_answer
 
 if TYPE_CHECKING:
@@ -44,6 +48,20 @@ def test_a_good_target_gets_go_and_everything_it_rests_on_is_there(place: Place)
     assert [event.payload["verdict"] for event in place.state.events("sign_off/support")] == ["GO"]
     assert len(place.state.events("holdout/support")) == 1
     assert place.state.verify().ok
+
+
+def test_a_rollout_starts_on_the_verdict_of_the_chain_and_not_once_the_target_was_edited(place: Place) -> None:
+    place.write_log([logged_call(at) for at in range(ITEMS)])
+    write_answers(place, wrong=2)
+    place.migrate(place.declare())
+    rollouts = of_kind(place.definitions, "rollouts", Rollouts)
+    place.declare(target={"model": "another", "engine": "recorded", "answers": "../answers.jsonl"})
+
+    with pytest.raises(InvalidInput, match=r"was given for target-model \(.*the migration file declares another \("):
+        rollouts.start("support", who="ada", now=datetime.now(UTC))
+    place.declare()
+    status = rollouts.start("support", who="ada", now=datetime.now(UTC))
+    assert (status.phase, status.prompt) == ("running", carry_over().version)
 
 
 def test_the_same_inputs_give_the_same_bytes_and_a_second_entry_in_the_ledger(place: Place) -> None:
