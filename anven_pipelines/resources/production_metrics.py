@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -45,7 +44,7 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
             return prometheus_evidence(plan, status, now=now)
         since = status.entered_at
         try:
-            events, lost = self._workload(plan.workload, since=since)
+            events, lost = self._workload(plan.workload, attempt=status.attempt, since=since)
         except (AnvenError, OSError, pl.exceptions.PolarsError, LookupError, TypeError, ValueError) as error:
             return Evidence(generation=status.generation, as_of=None, problem=f"the event log cannot be read: {error}")
         present = events.filter(pl.col("generation") == status.generation)
@@ -74,19 +73,16 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         except (AnvenError, pl.exceptions.PolarsError, ArithmeticError, LookupError, ValueError) as error:
             return replace(known, problem=f"the events cannot be evaluated: {type(error).__name__}: {error}")
 
-    def _workload(self, workload: str, *, since: datetime | None) -> tuple[pl.DataFrame, int]:
-        """Return a workload's events with their feedback, and how many events of any were lost since then."""
-        from anven_pipelines.ingest.gateway_events import EventStore, attributed  # noqa: PLC0415 - layers
+    def _workload(self, workload: str, *, attempt: int, since: datetime | None) -> tuple[pl.DataFrame, int]:
+        """Return a workload's events of an attempt, and how many events of any workload were lost since then."""
+        from anven_pipelines.ingest.gateway_events import EventStore  # noqa: PLC0415 - layers
 
-        store = Path(self.store)
-        store.mkdir(parents=True, exist_ok=True)
-        kept = EventStore(store)
-        if Path(self.events).is_dir():
-            with (store / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                kept.ingest(Path(self.events))
-        lost = 0 if since is None else _lost(kept.numbers(), since=since)
-        return attributed(kept.events()).filter(pl.col("workload") == workload), lost
+        store = EventStore(Path(self.store))
+        with store.alone():
+            if Path(self.events).is_dir():
+                store.ingest(Path(self.events))
+            found = store.contents()
+            return found.of(workload, attempt=attempt), 0 if since is None else _lost(found.numbers(), since=since)
 
 
 def _lost(numbers: pl.DataFrame, *, since: datetime) -> int:
