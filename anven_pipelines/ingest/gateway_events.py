@@ -292,7 +292,8 @@ def attributed(events: pl.DataFrame) -> pl.DataFrame:
     """
     taken = ("workload", "attempt", "generation", "stage", "share", "unit", "bucket", "intended", "served", "why")
     requests = events.filter(pl.col("kind") == "request", pl.col("request_id").is_not_null())
-    requests = requests.unique("request_id", keep="first").select("request_id", *taken)
+    # A client may name several requests alike: the first one is meant, as where units are counted.
+    requests = requests.sort("ts", "worker", "seq").unique("request_id", keep="first").select("request_id", *taken)
     joined = events.join(requests, on="request_id", how="left", suffix="_of_request", maintain_order="left")
     is_known = (pl.col("kind") == "feedback") & pl.col("intended_of_request").is_not_null()
     filled = [pl.when(is_known).then(f"{name}_of_request").otherwise(name).alias(name) for name in taken]
