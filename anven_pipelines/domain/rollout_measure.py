@@ -71,10 +71,14 @@ SMALLEST_RATE: Final = 1e-12
 
 
 class Window(NamedTuple):
-    """Units of one stretch of time, and the one-sided error rate of a claim of harm in it."""
+    """Units of one stretch of time, and the one-sided error rate of a claim of harm in it.
+
+    `is_whole` is False where so much of it is missing that what is left may be the worse part: it is asked for no harm.
+    """
 
     units: pl.DataFrame
     harm_level: float
+    is_whole: bool = True
 
 
 class Span(NamedTuple):
@@ -186,7 +190,7 @@ def _compared(
         return _unknown(metric, str(error))
     harms = []
     for side, window in zip(sides, windows, strict=True):
-        if _unmeasured(side, least=least):
+        if not window.is_whole or _unmeasured(side, least=least):
             continue
         try:
             harms.append(_worse(plan, metric, _known(side), alpha=window.harm_level, end="upper"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -20,9 +19,10 @@ import polars as pl
 from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, UnavailableService
 from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, GatewayEvent, parse_event
 from anven_pipelines.domain.gateway_text import GATEWAY_TEXTS, GatewayText, parse_text
-from anven_pipelines.gateway.event_log import ingested_bytes, mark_of, segments_in, stem_of
+from anven_pipelines.gateway.event_log import segments_in, stem_of
 from anven_pipelines.ingest.event_parts import SUFFIX, due_merge, new_name, scan, to_parquet
-from anven_pipelines.resources.durable_folder import DurableFolder, flush_folder
+from anven_pipelines.ingest.segment_marks import mark_ingested
+from anven_pipelines.resources.durable_folder import DurableFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MANIFEST: Final = "gateway_events.json"
 _READ_BYTES: Final = 64 * 2**20  # of one segment at once
+_OF_BREAKER: Final = b'"breaker"'
 
 
 class Stream(NamedTuple):
@@ -110,6 +111,18 @@ def read_batch(folder: Path, cursor: Mapping[str, int], stream: Stream = EVENTS)
     return Batch(pl.DataFrame(rows, schema=stream.table.schema), now, len(repeats), tuple(bad), torn, tuple(repeats))
 
 
+def breaker_events(folder: Path) -> pl.DataFrame:
+    """Return the breakers' events that a log still holds, without parsing the others, which may be millions."""
+    found: dict[str, GatewayEvent] = {}
+    for path in segments_in(folder):
+        for _, line in _whole_lines(path, 0)[0]:
+            if _OF_BREAKER in line:
+                with suppress(InvalidInput):
+                    event = parse_event(line)
+                    found[event.event_id] = event
+    return pl.DataFrame([event.to_row() for event in found.values()], schema=GATEWAY_EVENTS.schema)
+
+
 def _whole_lines(path: Path, start: int) -> tuple[list[tuple[int, bytes]], int]:
     """Return each whole line behind a byte with where it starts, and the bytes of a tail without an end."""
     try:
@@ -128,12 +141,13 @@ def _whole_lines(path: Path, start: int) -> tuple[list[tuple[int, bytes]], int]:
 
 
 class Ingested(NamedTuple):
-    """What one ingestion took in."""
+    """What one ingestion took in; `unmarked` says why the gateway was not told that it may remove it."""
 
     events: int
     duplicates: int
     bad_lines: tuple[BadLine, ...]
     torn: Mapping[str, int]
+    unmarked: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,14 +220,20 @@ class EventStore:
             _note_repeats(manifest["repeats"], batch, fresh)
             self._files.write(MANIFEST, json.dumps(manifest).encode())
             self._sweep(manifest["parts"])
-        _mark(log, batch.cursor)
         known = batch.events.height - fresh.height
-        return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn)
+        unmarked = mark_ingested(log, batch.cursor)
+        return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn, unmarked)
 
-    def contents(self) -> Contents:
-        """Return all that was ingested."""
+    def contents(self, log: Path | None = None) -> Contents:
+        """Return all that was ingested and, where a log is named, what is new in it, which stays to be ingested."""
         manifest = self._manifest()
-        return Contents(self._scan(manifest["parts"]), manifest["repeats"])
+        stored = self._scan(manifest["parts"])
+        if log is None or not log.is_dir():
+            return Contents(stored, manifest["repeats"])
+        batch = read_batch(log, manifest["cursor"], self._stream)
+        fresh = self._unknown(batch.events, manifest["parts"])
+        _note_repeats(manifest["repeats"], batch, fresh)
+        return Contents(pl.concat([stored, fresh.lazy()]), manifest["repeats"])
 
     def events(self) -> pl.DataFrame:
         """Return everything that was ingested, as the table of its stream, each id once."""
@@ -265,19 +285,6 @@ def _note_repeats(repeats: dict[str, list[int]], batch: Batch, fresh: pl.DataFra
     known_before = batch.events.join(fresh, on="event_id", how="anti").select("worker", "seq").rows()
     for worker, seq in (*batch.repeats, *known_before):
         repeats.setdefault(worker, []).append(seq)
-
-
-def _mark(log: Path, cursor: Mapping[str, int]) -> None:
-    """Tell the gateway which segments it may remove."""
-    for path in segments_in(log):
-        read = cursor.get(stem_of(path), 0)
-        mark = mark_of(path)
-        if read == ingested_bytes(path):
-            continue
-        temporary = mark.with_name(f".{mark.name}.{os.getpid()}.tmp")
-        temporary.write_text(str(read))
-        temporary.replace(mark)
-    flush_folder(log)
 
 
 def attributed(events: pl.DataFrame) -> pl.DataFrame:
