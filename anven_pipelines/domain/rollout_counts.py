@@ -61,7 +61,7 @@ class _Measure(NamedTuple):
 
 _MEASURES: Final[Mapping[Metric, _Measure]] = {
     "quality": _Measure("points", "score_loss", "scored", "due"),
-    "safety": _Measure("points", "unsafe", "judged", "due"),
+    "safety": _Measure("points", "unsafe", "judged", "answered"),
     "errors": _Measure("points", "errors", "seen", "seen"),
     "contract": _Measure("points", "contract_failures", "contract_checks", "seen"),
     "ttft": _Measure("ms", "", "ttft_measured", "streamed"),

@@ -159,7 +159,8 @@ def test_scores_count_when_they_were_due_and_the_newest_one_before_that() -> Non
 
     found = told.found(minute=70)
     assert (found["due"], found["scored"], found["score_loss"]) == (4, 2, 1.25)  # a failure is worth nothing
-    assert (found["judged"], found["unsafe"]) == (3, 1)  # ... and is harmless
+    # ... and shows nothing of safety: two were judged, of three that could be.
+    assert (found["answered"], found["judged"], found["unsafe"]) == (3, 2, 1)
     told.feedback(first, score=0.0, minute=80)
     assert told.found(minute=200) == found
 
