@@ -216,7 +216,7 @@ def _count(arm: _Arm, event: GatewayEvent) -> None:
 
 
 def _judged(pending: _Pending) -> None:
-    """Count a unit whose time for scores is over; one that failed and has none is worth nothing, and shows no safety."""
+    """Count a unit whose time for scores is over; one that failed and has none is worth 0, and shows no safety."""
     arm = pending.arm
     arm.add("due")
     if pending.score is not None or pending.has_failed:
