@@ -112,10 +112,16 @@ def read_batch(folder: Path, cursor: Mapping[str, int], stream: Stream = EVENTS)
 
 
 def breaker_events(folder: Path) -> pl.DataFrame:
-    """Return the breakers' events that a log still holds, without parsing the others, which may be millions."""
+    """Return the breakers' events that a log still holds, of all segments that can be read.
+
+    The other events, which may be millions, are not parsed.
+    """
     found: dict[str, GatewayEvent] = {}
     for path in segments_in(folder):
-        for _, line in _whole_lines(path, 0)[0]:
+        lines: list[tuple[int, bytes]] = []
+        with suppress(OSError):
+            lines, _ = _whole_lines(path, 0)
+        for _, line in lines:
             if _OF_BREAKER in line:
                 with suppress(InvalidInput):
                     event = parse_event(line)

@@ -19,7 +19,7 @@ from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.spec_rollout import Limits, Rollout, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from anven_pipelines.domain.rollout import Decision
@@ -163,10 +163,21 @@ def test_a_store_on_a_full_disk_proves_no_advance(production: Production) -> Non
     assert isinstance(production.decision(), Advance)
 
 
-def test_a_store_that_cannot_be_read_hides_no_tripped_breaker(production: Production) -> None:
-    production.serve(errors=0.0)
+def break_manifest(production: Production) -> None:
     production.store.mkdir()
     (production.store / MANIFEST).write_text("no JSON")
+
+
+def break_segment(production: Production) -> None:
+    (production.log / "w0-000001.jsonl").mkdir()
+
+
+@pytest.mark.parametrize("break_it", [break_manifest, break_segment])
+def test_what_cannot_be_read_hides_no_tripped_breaker(
+    production: Production, break_it: Callable[[Production], None]
+) -> None:
+    production.serve(errors=0.0)
+    break_it(production)
     held = production.decision()
     assert isinstance(held, Hold)
     assert any("the event log cannot be read" in reason for reason in held.reasons)
