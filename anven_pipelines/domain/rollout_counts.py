@@ -63,7 +63,7 @@ class _Measure(NamedTuple):
 
 _MEASURES: Final[Mapping[Metric, _Measure]] = {
     "quality": _Measure("score_loss", "scored", "due"),
-    "safety": _Measure("unsafe", "judged", "due"),
+    "safety": _Measure("unsafe", "judged", "answered"),
     "errors": _Measure("errors", "seen", "seen"),
     "contract": _Measure("contract_failures", "contract_checks", "seen"),
     "ttft": _Measure("", "ttft_measured", "streamed"),

@@ -115,7 +115,8 @@ class Evidence:
         comparisons: One for each metric that was looked at.
         assignment: Whether traffic was dealt as planned; None where that is unknown.
         problem: Why all of it is unknown: a source that does not answer, or answers stale or in part.
-        lost: What is missing of it, too little to make up harm: it proves no advance, and harm all the same.
+        lost: What is missing of it, or keeps it from being kept: it proves no advance, and harm all the same, in the
+            windows of which little is missing.
         breaker: What made the gateway send the workload back to legacy; None where it did not.
         peak_rate: Requests per second of both arms in the busiest minute of this generation; None where unknown.
         killed: Why the gateway gives legacy all traffic, or may, whatever the log says; None where it follows the log.

@@ -43,13 +43,13 @@ class Side(Protocol):
         """Interval of legacy's mean that errs at a rate of alpha, both sides together; may raise TooFewPairs."""
 
 
-def judged(plan: RolloutPlan, sides: Sequence[tuple[Side, float]], *, doubt: str | None) -> Comparison:
+def judged(plan: RolloutPlan, sides: Sequence[tuple[Side, float | None]], *, doubt: str | None) -> Comparison:
     """Judge one metric.
 
     Args:
         plan: Has the limits and error rates.
-        sides: Of each window, with the one-sided error rate of a claim of harm in it; the first one is the whole stage,
-            and carries the proof.
+        sides: Of each window, with the one-sided error rate of a claim of harm in it, None where it can claim none; the
+            first one is the whole stage, and carries the proof.
         doubt: Why the bounds prove no advance all the same; None where nothing is against it.
     """
     whole = sides[0][0]
@@ -62,7 +62,7 @@ def judged(plan: RolloutPlan, sides: Sequence[tuple[Side, float]], *, doubt: str
         return unknown_of(whole.metric, str(error))
     harms = []
     for side, harm_level in sides:
-        if side.unmeasured(least):
+        if harm_level is None or side.unmeasured(least):
             continue
         try:
             harms.append(_worse(plan, side, alpha=harm_level, end="upper"))

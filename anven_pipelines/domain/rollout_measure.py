@@ -67,10 +67,14 @@ SMALLEST_RATE: Final = 1e-12
 
 
 class Window(NamedTuple):
-    """Units of one stretch of time, and the one-sided error rate of a claim of harm in it."""
+    """Units of one stretch of time, and the one-sided error rate of a claim of harm in it.
+
+    `is_whole` is False where so much of it is missing that what is left may be the worse part: it is asked for no harm.
+    """
 
     units: pl.DataFrame
     harm_level: float
+    is_whole: bool = True
 
 
 class Span(NamedTuple):
@@ -183,7 +187,10 @@ def _compared(
     plan: RolloutPlan, metric: Metric, windows: Sequence[Window], *, share: float | None, legacy: pl.DataFrame | None
 ) -> Comparison:
     before = None if legacy is None else _readable(legacy, metric)
-    sides = [(_Side(metric, _readable(window.units, metric), share, before), window.harm_level) for window in windows]
+    sides = [
+        (_Side(metric, _readable(window.units, metric), share, before), window.harm_level if window.is_whole else None)
+        for window in windows
+    ]
     return judged(plan, sides, doubt=uneven(windows[0].units, metric, share=share, before=legacy))
 
 

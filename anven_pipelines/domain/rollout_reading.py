@@ -34,9 +34,13 @@ def _or(column: str, instead: float) -> pl.Expr:
     return pl.when(pl.col("errors") > 0).then(pl.col(column).fill_null(instead)).otherwise(column)
 
 
+_ANSWERED: Final = (pl.col("errors") < 1) | pl.col("safety").is_not_null()
+"""Of whom something was to be judged. Where every request failed there is no answer, which is neither safe nor unsafe;
+where one was answered and nobody judged it, that is unmeasured, whatever became of the others."""
+
 READINGS: Final[Mapping[Metric, Reading]] = {
     "quality": Reading("points", 1 - _or("quality", 0.0), pl.col("due")),
-    "safety": Reading("points", _or("safety", 0.0), pl.col("due")),
+    "safety": Reading("points", pl.col("safety"), pl.col("due") & _ANSWERED),
     "errors": Reading("points", pl.col("errors"), _ALL),
     "contract": Reading("points", _or("contract", 1.0), _ALL),
     "ttft": Reading("ms", _or("ttft_ms", NEVER_MS), pl.col("streamed")),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_plan import RolloutPlan
 
 _HASH_DIGITS: Final = 8
+_ORDER: Final = ("ts", "worker", "seq", "event_id")
+"""In which events happened: a worker's numbers tell those of one moment apart."""
 
 
 def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: datetime) -> pl.DataFrame:
@@ -47,7 +49,7 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
     rescued = (pl.col("why") == "fallback").fill_null(value=False) & (pl.col("intended") == "target")
     at_legacy = (pl.col("served") == "legacy") & (pl.col("intended") == "target")
     folded = (
-        settled.sort("ts", "event_id")
+        settled.sort(_ORDER)
         .group_by("unit", maintain_order=True)
         .agg(
             pl.col("ts").first().alias("seen_at"),
@@ -83,18 +85,19 @@ def _requests(events: pl.DataFrame, generation: int) -> pl.DataFrame:
 def _scored(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     """Add each request's newest score, and whether anybody flagged its answer; NULL where nobody judged that.
 
-    What is told after the unit's score was due comes too late: it has been counted without.
+    What is told after the unit's score was due comes too late: it has been counted without. A client may name several
+    requests alike: what is told of that name counts for the first one, as the gateway's counters have it, and the
+    others are unmeasured. One feedback that scored many units would be taken for as much evidence.
     """
-    told = (
-        events.filter(pl.col("kind") == "feedback").sort("ts", "event_id").select("request_id", "ts", "score", "flags")
-    )
-    due = requests.group_by("request_id").agg(pl.col("due_at").max())
-    told = told.join(due, on="request_id").filter(pl.col("ts") <= pl.col("due_at"))
+    told = events.filter(pl.col("kind") == "feedback").sort(_ORDER).select("request_id", "ts", "score", "flags")
+    named = events.filter(pl.col("kind") == "request").sort(_ORDER).unique("request_id", keep="first")
+    due = requests.join(named, on="event_id", how="semi").select("event_id", "request_id", "due_at")
+    told = told.join(due, on="request_id", maintain_order="left").filter(pl.col("ts") <= pl.col("due_at"))
     # A thumb says nothing of safety: that was looked at only where one of both flags says so.
     unsafe = (
         pl.when(pl.col("flags").list.contains(UNSAFE)).then(1.0).when(pl.col("flags").list.contains(SAFE)).then(0.0)
     )
-    judged = told.group_by("request_id", maintain_order=True).agg(
+    judged = told.group_by("event_id", maintain_order=True).agg(
         pl.col("score").drop_nulls().last(), unsafe.max().alias("unsafe")
     )
-    return requests.drop("score").join(judged, on="request_id", how="left")
+    return requests.drop("score").join(judged, on="event_id", how="left")

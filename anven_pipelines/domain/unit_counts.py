@@ -37,7 +37,8 @@ COUNTERS: Final[Mapping[str, str]] = {
     "due_total": "Units whose score and flag have had their time.",
     "scored_total": "Of these, those with a score, or that have no answer.",
     "score_loss_total": "What their scores lack of 1.",
-    "judged_total": "Of the due ones, those that were judged as safe or not, or that have no answer.",
+    "answered_total": "Of the due ones, those with an answer that may be safe or not.",
+    "judged_total": "Of these, those that were judged as safe or not.",
     "unsafe_total": "Of these, those that are not safe.",
 }
 """What is counted of a unit, without the prefix."""

@@ -216,15 +216,17 @@ def _count(arm: _Arm, event: GatewayEvent) -> None:
 
 
 def _judged(pending: _Pending) -> None:
-    """Count a unit whose time for scores is over; one that failed and has none is worth nothing, and harmless."""
+    """Count a unit whose time for scores is over; one that failed and has none is worth 0, and shows no safety."""
     arm = pending.arm
     arm.add("due")
     if pending.score is not None or pending.has_failed:
         arm.add("scored")
         arm.add("score_loss", 1 - (pending.score or 0.0))
-    if pending.unsafe is not None or pending.has_failed:
+    if pending.unsafe is not None or not pending.has_failed:
+        arm.add("answered")
+    if pending.unsafe is not None:
         arm.add("judged")
-        arm.add("unsafe", bool(pending.unsafe))
+        arm.add("unsafe", pending.unsafe)
 
 
 def _failed(event: GatewayEvent) -> bool:

@@ -2,33 +2,37 @@
 
 What was read lies as Parquet parts beside a manifest, which names the parts and, for each segment, the byte up to
 which it was read. The manifest is replaced in one step after a part is written, so rows and progress never disagree:
-a part that a killed ingestion left behind stands in no manifest, and its lines are read again.
+a part that a killed ingestion left behind stands in no manifest, and its lines are read again. Merging parts
+(`event_parts.py`) is the same step: those that were merged leave the manifest as the new one enters it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
-import uuid
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
 
-from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput
+from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, UnavailableService
 from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, GatewayEvent, parse_event
 from anven_pipelines.domain.gateway_text import GATEWAY_TEXTS, GatewayText, parse_text
-from anven_pipelines.gateway.event_log import ingested_bytes, mark_of, segments_in, stem_of
-from anven_pipelines.resources.durable_folder import DurableFolder, flush_folder
+from anven_pipelines.gateway.event_log import segments_in, stem_of
+from anven_pipelines.ingest.event_parts import SUFFIX, due_merge, new_name, scan, to_parquet
+from anven_pipelines.ingest.segment_marks import mark_ingested
+from anven_pipelines.resources.durable_folder import DurableFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from anven_pipelines.domain.table import Table
 
 MANIFEST: Final = "gateway_events.json"
 _READ_BYTES: Final = 64 * 2**20  # of one segment at once
+_OF_BREAKER: Final = b'"breaker"'
 
 
 class Stream(NamedTuple):
@@ -107,6 +111,24 @@ def read_batch(folder: Path, cursor: Mapping[str, int], stream: Stream = EVENTS)
     return Batch(pl.DataFrame(rows, schema=stream.table.schema), now, len(repeats), tuple(bad), torn, tuple(repeats))
 
 
+def breaker_events(folder: Path) -> pl.DataFrame:
+    """Return the breakers' events that a log still holds, of all segments that can be read.
+
+    The other events, which may be millions, are not parsed.
+    """
+    found: dict[str, GatewayEvent] = {}
+    for path in segments_in(folder):
+        lines: list[tuple[int, bytes]] = []
+        with suppress(OSError):
+            lines, _ = _whole_lines(path, 0)
+        for _, line in lines:
+            if _OF_BREAKER in line:
+                with suppress(InvalidInput):
+                    event = parse_event(line)
+                    found[event.event_id] = event
+    return pl.DataFrame([event.to_row() for event in found.values()], schema=GATEWAY_EVENTS.schema)
+
+
 def _whole_lines(path: Path, start: int) -> tuple[list[tuple[int, bytes]], int]:
     """Return each whole line behind a byte with where it starts, and the bytes of a tail without an end."""
     try:
@@ -125,12 +147,43 @@ def _whole_lines(path: Path, start: int) -> tuple[list[tuple[int, bytes]], int]:
 
 
 class Ingested(NamedTuple):
-    """What one ingestion took in."""
+    """What one ingestion took in; `unmarked` says why the gateway was not told that it may remove it."""
 
     events: int
     duplicates: int
     bad_lines: tuple[BadLine, ...]
     torn: Mapping[str, int]
+    unmarked: str | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds at one moment, read when it is asked for.
+
+    Attributes:
+        rows: `GATEWAY_EVENTS`, each id once.
+        repeats: Worker and numbers of the events that were left out.
+    """
+
+    rows: pl.LazyFrame
+    repeats: Mapping[str, list[int]]
+
+    def of(self, workload: str, *, attempt: int) -> pl.DataFrame:
+        """Return a workload's events of one attempt, with its feedback, and those that name no attempt."""
+        is_open = (pl.col("kind") == "feedback") & pl.col("workload").is_null()  # of whose request is not known yet
+        is_of = (pl.col("workload") == workload) | is_open
+        wanted = self.rows.filter(is_of, (pl.col("attempt") == attempt) | pl.col("attempt").is_null())
+        return attributed(wanted.collect()).filter(pl.col("workload") == workload)
+
+    def numbers(self) -> pl.DataFrame:
+        """Return `worker`, `seq` and `ts` of every event that came, also of repeats, whose `ts` is NULL.
+
+        What a worker's numbers lack it meant to write and did not.
+        """
+        kept = self.rows.select("worker", "seq", "ts").collect()
+        rows = [(worker, seq, None) for worker, each in self.repeats.items() for seq in each]
+        repeats = pl.DataFrame(rows, schema=kept.schema, orient="row")
+        return pl.concat([kept, repeats]).unique(["worker", "seq"], keep="first", maintain_order=True)
 
 
 class EventStore:
@@ -142,10 +195,22 @@ class EventStore:
         self._folder = folder
         self._files = DurableFolder(str(folder), {})
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others out: an ingestion removes the parts that it has merged, and two would take lines in twice.
+
+        Raises:
+            OSError: the store's folder takes no lock.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def ingest(self, log: Path) -> Ingested:
         """Take in what is new in the gateway's log, once, and let the gateway remove what is in.
 
-        One ingestion at a time; the caller sees to that.
+        One ingestion at a time, and nobody who reads meanwhile; the caller sees to that (`alone`).
 
         Raises:
             UnavailableService: nothing could be written; the same call takes it in later.
@@ -155,43 +220,59 @@ class EventStore:
         fresh = self._unknown(batch.events, manifest["parts"])
         if dict(batch.cursor) != manifest["cursor"]:
             if not fresh.is_empty():
-                part = f"part-{len(manifest['parts']):06d}-{uuid.uuid4().hex[:8]}.parquet"
-                self._files.write(part, _parquet(fresh))
-                manifest["parts"].append(part)
+                self._add(fresh, manifest["parts"])
             manifest["cursor"] = dict(batch.cursor)
             manifest["bad_lines"] += [each._asdict() for each in batch.bad_lines]
-            known_before = batch.events.join(fresh, on="event_id", how="anti").select("worker", "seq").rows()
-            for worker, seq in (*batch.repeats, *known_before):
-                manifest["repeats"].setdefault(worker, []).append(seq)
+            _note_repeats(manifest["repeats"], batch, fresh)
             self._files.write(MANIFEST, json.dumps(manifest).encode())
-        _mark(log, batch.cursor)
+            self._sweep(manifest["parts"])
         known = batch.events.height - fresh.height
-        return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn)
+        unmarked = mark_ingested(log, batch.cursor)
+        return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn, unmarked)
+
+    def contents(self, log: Path | None = None) -> Contents:
+        """Return all that was ingested and, where a log is named, what is new in it, which stays to be ingested."""
+        manifest = self._manifest()
+        stored = self._scan(manifest["parts"])
+        if log is None or not log.is_dir():
+            return Contents(stored, manifest["repeats"])
+        batch = read_batch(log, manifest["cursor"], self._stream)
+        fresh = self._unknown(batch.events, manifest["parts"])
+        _note_repeats(manifest["repeats"], batch, fresh)
+        return Contents(pl.concat([stored, fresh.lazy()]), manifest["repeats"])
 
     def events(self) -> pl.DataFrame:
         """Return everything that was ingested, as the table of its stream, each id once."""
-        parts = self._manifest()["parts"]
-        if not parts:
-            return self._stream.table.empty()
-        return pl.concat([pl.read_parquet(self._folder / part) for part in parts])
+        return self.contents().rows.collect()
 
-    def numbers(self) -> pl.DataFrame:
-        """Return `worker`, `seq` and `ts` of every event that came, also of repeats, whose `ts` is NULL.
+    def _add(self, fresh: pl.DataFrame, parts: list[str]) -> None:
+        """Write a part, with those that are due to be merged in it, and name it in their place."""
+        merge = due_merge(parts)
+        name = new_name(parts, merge)
+        if merge is None:
+            self._files.write(name, to_parquet(fresh))
+            parts.append(name)
+            return
+        merged = self._scan(parts[merge.start :]).collect()
+        self._files.write(name, to_parquet(pl.concat([merged, fresh])))
+        parts[merge.start :] = [name]
 
-        What a worker's numbers lack it meant to write and did not.
-        """
-        manifest, names = self._manifest(), ["worker", "seq", "ts"]
-        kept = [pl.read_parquet(self._folder / part, columns=names).select(names) for part in manifest["parts"]]
-        rows = [(worker, seq, None) for worker, each in manifest["repeats"].items() for seq in each]
-        repeats = pl.DataFrame(rows, schema=self._stream.table.empty().select(names).schema, orient="row")
-        return pl.concat([*kept, repeats]).unique(["worker", "seq"], keep="first", maintain_order=True)
+    def _sweep(self, parts: list[str]) -> None:
+        """Remove what stands in no manifest: merged parts, and what killed ingestions left behind."""
+        with suppress(UnavailableService, OSError):  # the next ingestion tries again
+            for path in self._folder.glob(f"*{SUFFIX}"):
+                if path.name not in parts:
+                    self._files.remove(path.name)
 
     def _unknown(self, events: pl.DataFrame, parts: list[str]) -> pl.DataFrame:
         """Leave out what is in: a feedback that was sent twice may come through two segments or workers."""
         if events.is_empty() or not parts:
             return events
-        known = pl.scan_parquet([self._folder / part for part in parts]).select("event_id")
+        known = self._scan(parts).select("event_id")
         return events.lazy().join(known, on="event_id", how="anti", maintain_order="left").collect()
+
+    def _scan(self, parts: list[str]) -> pl.LazyFrame:
+        return scan(self._folder, parts, self._stream.table)
 
     def _manifest(self) -> dict[str, Any]:
         found = self._files.read(MANIFEST)
@@ -205,25 +286,11 @@ class EventStore:
         return manifest
 
 
-def _parquet(events: pl.DataFrame) -> bytes:
-    from io import BytesIO  # noqa: PLC0415 - here alone
-
-    buffer = BytesIO()
-    events.write_parquet(buffer)
-    return buffer.getvalue()
-
-
-def _mark(log: Path, cursor: Mapping[str, int]) -> None:
-    """Tell the gateway which segments it may remove."""
-    for path in segments_in(log):
-        read = cursor.get(stem_of(path), 0)
-        mark = mark_of(path)
-        if read == ingested_bytes(path):
-            continue
-        temporary = mark.with_name(f".{mark.name}.{os.getpid()}.tmp")
-        temporary.write_text(str(read))
-        temporary.replace(mark)
-    flush_folder(log)
+def _note_repeats(repeats: dict[str, list[int]], batch: Batch, fresh: pl.DataFrame) -> None:
+    """Note the numbers of events that are left out: within the batch, and beside what was ingested before."""
+    known_before = batch.events.join(fresh, on="event_id", how="anti").select("worker", "seq").rows()
+    for worker, seq in (*batch.repeats, *known_before):
+        repeats.setdefault(worker, []).append(seq)
 
 
 def attributed(events: pl.DataFrame) -> pl.DataFrame:
@@ -238,7 +305,8 @@ def attributed(events: pl.DataFrame) -> pl.DataFrame:
     """
     taken = ("workload", "attempt", "generation", "stage", "share", "unit", "bucket", "intended", "served", "why")
     requests = events.filter(pl.col("kind") == "request", pl.col("request_id").is_not_null())
-    requests = requests.unique("request_id", keep="first").select("request_id", *taken)
+    # A client may name several requests alike: the first one is meant, as where units are counted.
+    requests = requests.sort("ts", "worker", "seq").unique("request_id", keep="first").select("request_id", *taken)
     joined = events.join(requests, on="request_id", how="left", suffix="_of_request", maintain_order="left")
     is_known = (pl.col("kind") == "feedback") & pl.col("intended_of_request").is_not_null()
     filled = [pl.when(is_known).then(f"{name}_of_request").otherwise(name).alias(name) for name in taken]

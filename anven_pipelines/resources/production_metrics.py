@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import dagster as dg
 import polars as pl
 from pydantic import Field
 
-from anven_pipelines.domain.errors import AnvenError
+from anven_pipelines.domain.errors import AnvenError, UnavailableService
 from anven_pipelines.domain.rollout_capacity import peak_rate_of
 from anven_pipelines.domain.rollout_evidence import Evidence
-from anven_pipelines.domain.rollout_measure import assignment_of, compare, windows_of
+from anven_pipelines.domain.rollout_losses import is_whole, losses_of
+from anven_pipelines.domain.rollout_measure import assignment_of, compare, spans_of, windows_of
 from anven_pipelines.domain.rollout_units import units_of
 from anven_pipelines.resources.prometheus_metrics import prometheus_evidence
 
@@ -25,8 +25,15 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_status import RolloutStatus
 
 
-_MOST_LOST: Final = 0.01
-"""Lost events, as a share of those that came of the stage, above which what came is no evidence: as for metrics."""
+_UNREADABLE: Final = (AnvenError, OSError, pl.exceptions.PolarsError, LookupError, TypeError, ValueError)
+
+
+class _Seen(NamedTuple):
+    """A workload's events of an attempt, the numbers of all events, and what is wrong although both are known."""
+
+    events: pl.DataFrame
+    numbers: pl.DataFrame
+    trouble: str | None
 
 
 class ProductionMetrics(dg.ConfigurableResource[None]):
@@ -38,22 +45,26 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
     def evidence(self, plan: RolloutPlan, status: RolloutStatus, *, now: datetime) -> Evidence:
         """Return what is known of a workload at this moment.
 
-        A log that cannot be read, in whole or in much of it, is evidence of nothing: the reason stands in `problem`. A
-        breaker that tripped is told whatever else fails.
+        A log that cannot be read is evidence of nothing: the reason stands in `problem`. A window of which much was
+        lost proves no harm. What was read and cannot be kept, or not be marked as read, counts all the same, and no
+        stage is left by it. A breaker that tripped is told whatever else fails.
         """
         if plan.rollout.metrics.source == "prometheus":
             return prometheus_evidence(plan, status, now=now)
         since = status.entered_at
         try:
-            events, lost = self._workload(plan.workload, since=since)
-        except (AnvenError, OSError, pl.exceptions.PolarsError, LookupError, TypeError, ValueError) as error:
-            return Evidence(generation=status.generation, as_of=None, problem=f"the event log cannot be read: {error}")
+            events, numbers, trouble = self._seen(plan.workload, attempt=status.attempt)
+        except _UNREADABLE as error:
+            return Evidence(
+                generation=status.generation,
+                as_of=None,
+                problem=f"the event log cannot be read: {error}",
+                breaker=self._tripped_in_log(plan.workload, status.generation),
+            )
         present = events.filter(pl.col("generation") == status.generation)
-        known = Evidence(generation=status.generation, as_of=None, breaker=_tripped(present))
-        if lost:
-            told = f"{lost:,} events of the gateway are lost: its disk was full, or its log was cut"
-            is_much = lost > _MOST_LOST * present.height
-            known = replace(known, problem=told) if is_much else replace(known, lost=told)
+        losses = losses_of(numbers, since=now if since is None else since, now=now)
+        told = "; ".join(each for each in (_lost(losses), trouble) if each)
+        known = Evidence(generation=status.generation, as_of=None, breaker=_tripped(present), lost=told or None)
         if present.is_empty() or status.stage is None or since is None:
             return known
         as_of: datetime | None = present["ts"].max()  # type: ignore[assignment]  # a maximum of times
@@ -63,7 +74,14 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         try:
             units = units_of(events, plan, generation=status.generation, now=now)
             before = _before(events, plan, status, now=now) if plan.stages[status.stage].share == 1 else None
-            windows = windows_of(units, plan, entered_at=since, now=now)
+            windows = [
+                window._replace(is_whole=is_whole(losses, present, since=span.since))
+                for window, span in zip(
+                    windows_of(units, plan, entered_at=since, now=now),
+                    spans_of(plan, entered_at=since, now=now),
+                    strict=True,
+                )
+            ]
             return replace(
                 known,
                 as_of=as_of,
@@ -74,30 +92,36 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         except (AnvenError, pl.exceptions.PolarsError, ArithmeticError, LookupError, ValueError) as error:
             return replace(known, problem=f"the events cannot be evaluated: {type(error).__name__}: {error}")
 
-    def _workload(self, workload: str, *, since: datetime | None) -> tuple[pl.DataFrame, int]:
-        """Return a workload's events with their feedback, and how many events of any were lost since then."""
-        from anven_pipelines.ingest.gateway_events import EventStore, attributed  # noqa: PLC0415 - layers
+    def _seen(self, workload: str, *, attempt: int) -> _Seen:
+        """Take in what is new and read what is there; where it cannot be kept, read it in the log itself."""
+        from anven_pipelines.ingest.gateway_events import EventStore  # noqa: PLC0415 - layers
 
-        store = Path(self.store)
-        store.mkdir(parents=True, exist_ok=True)
-        kept = EventStore(store)
-        if Path(self.events).is_dir():
-            with (store / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                kept.ingest(Path(self.events))
-        lost = 0 if since is None else _lost(kept.numbers(), since=since)
-        return attributed(kept.events()).filter(pl.col("workload") == workload), lost
+        store, log = EventStore(Path(self.store)), Path(self.events)
+        try:
+            with store.alone():
+                trouble = store.ingest(log).unmarked if log.is_dir() else None
+                found = store.contents()
+                return _Seen(found.of(workload, attempt=attempt), found.numbers(), trouble)
+        except (UnavailableService, OSError) as error:
+            found = store.contents(log)
+            trouble = f"the gateway's events are read and cannot be kept: {error}"
+            return _Seen(found.of(workload, attempt=attempt), found.numbers(), trouble)
+
+    def _tripped_in_log(self, workload: str, generation: int) -> str | None:
+        """Return what made the breaker trip, by what the log still holds; None where that cannot be read either."""
+        from anven_pipelines.ingest.gateway_events import breaker_events  # noqa: PLC0415 - layers
+
+        try:
+            events = breaker_events(Path(self.events))
+        except _UNREADABLE:
+            return None
+        return _tripped(events.filter(pl.col("workload") == workload, pl.col("generation") == generation))
 
 
-def _lost(numbers: pl.DataFrame, *, since: datetime) -> int:
-    """Count the events that workers meant to write, numbered from 1 on, and did not, up to one that came since then."""
-    earlier = pl.col("seq").shift(1).over("worker").fill_null(0)
-    gaps = numbers.sort("worker", "seq").select(
-        (pl.col("seq") - earlier - 1).clip(0).alias("lost"),
-        # A repeat has no time of its own: it is as old as the next event, or the newest there is.
-        pl.col("ts").backward_fill().over("worker").fill_null(since),
-    )
-    return int(gaps.filter(pl.col("ts") >= since)["lost"].sum())
+def _lost(losses: pl.DataFrame) -> str | None:
+    if losses.is_empty():
+        return None
+    return f"{losses['lost'].sum():,} events of the gateway are lost: its disk was full, or its log was cut"
 
 
 def _peak_rate(present: pl.DataFrame) -> float | None:

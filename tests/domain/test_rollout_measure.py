@@ -11,6 +11,7 @@ import pytest
 
 from anven_pipelines.domain.rollout_measure import UNITS, Window, assignment_of, compare, windows_of
 from anven_pipelines.domain.rollout_plan import RolloutPlan
+from anven_pipelines.domain.rollout_reading import READINGS
 from anven_pipelines.spec_rollout import Metric, Rollout
 from anven_pipelines.stats.sequential import BoundedMean
 
@@ -126,6 +127,34 @@ def test_a_metric_of_which_one_arm_lacks_values_is_unknown(
     assert comparison.unknown is not None
     assert words in comparison.unknown
     assert (comparison.harm, comparison.proof) == (None, None)
+
+
+def test_a_failed_request_does_not_pass_an_unjudged_answer_as_safe() -> None:
+    """A fifth of the target's units met a failure, and an answer that nobody judged."""
+    partly = pl.col("treated") & (pl.int_range(pl.len()).over("treated") < 0.2 * pl.col("treated").sum())
+    unjudged = GOOD.with_columns(
+        errors=pl.when(partly).then(0.5).otherwise("errors"), safety=pl.when(partly).then(None).otherwise("safety")
+    )
+    unknown = found(unjudged)["safety"].unknown
+    assert unknown is not None
+    assert "of target were measured, 90% are needed" in unknown
+
+
+def test_a_unit_that_got_no_answer_at_all_is_neither_safe_nor_unsafe_nor_missing() -> None:
+    """Half of the target's units failed, and of the other ones' answers every fourth is unsafe: that is a fourth."""
+    place = pl.int_range(pl.len()).over("treated")
+    failed, unsafe = pl.col("treated") & (place % 2 == 0), pl.col("treated") & (place % 8 == 1)
+    units = GOOD.with_columns(
+        errors=pl.when(failed).then(1.0).otherwise("errors"),
+        safety=pl.when(failed).then(None).when(unsafe).then(1.0).otherwise(0.0),
+    )
+    measure = READINGS["safety"]
+    judged = units.filter("treated", measure.applies).select(bad=measure.bad)
+    assert judged["bad"].null_count() == 0
+    assert judged["bad"].mean() == pytest.approx(0.25, abs=0.01)
+    comparison = found(units)["safety"]
+    assert comparison.unknown is None
+    assert comparison.is_harm
 
 
 @pytest.mark.parametrize("metric", ["ttft", "latency"])

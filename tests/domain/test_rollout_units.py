@@ -110,6 +110,31 @@ def test_of_two_scores_the_newer_one_counts() -> None:
     assert row["quality"] == 0.2
 
 
+def test_a_thumb_that_is_turned_twice_counts_as_it_was_left() -> None:
+    thumbs = [feedback(number, of=1, score=score) for number, score in enumerate((1.0, 0.0, 1.0), 1)]
+    (row,) = units([request(1), *reversed(thumbs)])
+    assert row["quality"] == 1.0
+
+    at_once = [replace(thumb, ts=T0, event_id=f"f{9 - thumb.seq}") for thumb in thumbs[:2]]
+    (row,) = units([request(1), *reversed(at_once)])
+    assert row["quality"] == 0.0
+
+
+def test_a_feedback_on_a_name_that_several_requests_have_scores_the_first_one_only() -> None:
+    """The client's library names its requests itself, and always alike."""
+    named = [request(number, unit=f"{number:08x}", seconds=number, request_id="same") for number in range(1, 11)]
+    rows = units([*reversed(named), feedback(1, of=0, request_id="same", score=0.0, flags=(UNSAFE,))])
+
+    assert [(row["quality"], row["safety"]) for row in rows] == [(0.0, 1.0), *[(None, None)] * 9]
+    assert all(row["due"] for row in rows)  # unmeasured, not left out
+
+
+def test_a_name_that_another_generation_had_first_is_that_ones() -> None:
+    rows = units([request(1, generation=3), request(2, seconds=5, request_id="r1"), feedback(1, of=1, score=1.0)])
+
+    assert [row["quality"] for row in rows] == [None]
+
+
 def test_a_score_that_comes_after_it_was_due_is_not_counted() -> None:
     """The unit was counted without: an outcome that changed between two looks would be counted twice."""
     late = T0 + timedelta(minutes=71)

@@ -159,9 +159,27 @@ def test_scores_count_when_they_were_due_and_the_newest_one_before_that() -> Non
 
     found = told.found(minute=70)
     assert (found["due"], found["scored"], found["score_loss"]) == (4, 2, 1.25)  # a failure is worth nothing
-    assert (found["judged"], found["unsafe"]) == (3, 1)  # ... and is harmless
+    # ... and shows nothing of safety: two were judged, of three that could be.
+    assert (found["answered"], found["judged"], found["unsafe"]) == (3, 2, 1)
     told.feedback(first, score=0.0, minute=80)
     assert told.found(minute=200) == found
+
+
+def test_a_thumb_that_is_turned_twice_counts_as_it_was_left() -> None:
+    told = Told()
+    request = told.request(0)
+    for minute, score in enumerate((1.0, 0.0, 1.0), 1):
+        told.feedback(request, score=score, minute=minute)
+    assert (told.found(minute=70)["scored"], told.found(minute=70).get("score_loss", 0.0)) == (1, 0.0)
+
+
+def test_a_feedback_on_a_name_that_several_requests_have_scores_the_first_one_only() -> None:
+    told = Told()
+    for unit in range(10):
+        told.request(unit, request_id="same")
+    told.feedback("same", score=0.0, flags=(UNSAFE,))
+    found = told.found(minute=70)
+    assert (found["scored"], found["score_loss"], found["judged"], found["unsafe"]) == (1, 1, 1, 1)
 
 
 def test_only_units_that_were_drawn_are_due() -> None:
