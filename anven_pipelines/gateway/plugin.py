@@ -106,7 +106,7 @@ class AnvenGateway(CustomLogger):
         """Learn at once that an attempt failed, before the client or legacy knows."""
         exchange = self._of(request_data.get("metadata"))
         if exchange is not None:
-            self.service.arm_failed(exchange, type(exception).__name__, is_first=not fallback_depth)
+            self.service.arm_failed(exchange, exception, is_first=not fallback_depth)
 
     async def log_success_fallback_event(
         self, original_model_group: str, kwargs: dict[str, Any], original_exception: Exception
@@ -114,7 +114,7 @@ class AnvenGateway(CustomLogger):
         """Learn that legacy answered after the target had failed."""
         exchange = self._of(kwargs.get("metadata"))
         if exchange is not None and original_model_group.endswith("--target"):
-            self.service.arm_failed(exchange, type(original_exception).__name__, is_first=True)
+            self.service.arm_failed(exchange, original_exception, is_first=True)
             self.service.rescued(exchange)
 
     async def async_post_call_failure_hook(

@@ -46,7 +46,8 @@ PROMPT_UNFIT: Final = "PromptUnfit"
 """Error class of a request whose messages no rewrite of the target's prompt fits; legacy serves it."""
 
 _REMEMBERED: Final = 100_000
-_AS_CLIENT: Final = frozenset({"BadRequestError", "UnprocessableEntityError", "UnsupportedParamsError"})
+_REFUSED: Final = frozenset({400, 413, 422})
+"""HTTP statuses that blame the request. LiteLLM's classes do not say it: a 402 is a BadRequestError there."""
 
 _log = logging.getLogger("anven.gateway")
 
@@ -148,12 +149,16 @@ class GatewayService:
             data.update(model=group(route.workload, "legacy"))
             data["cache"] = _cache(data, workload.legacy, assignment, "legacy")
 
-    def arm_failed(self, exchange: Exchange, error_class: str, *, is_first: bool) -> None:
-        """Take down that an attempt failed; the first one is that of the arm that was asked first."""
+    def arm_failed(self, exchange: Exchange, error: Exception, *, is_first: bool) -> None:
+        """Take down that an attempt failed; the first one is that of the arm that was asked first.
+
+        A request that the arm refuses is the client's mistake where the other arm refuses it, too; where legacy can
+        answer it, `rescued` counts it against the target.
+        """
         if not is_first or exchange.assignment is None:
             return
-        exchange.error_class = exchange.error_class or error_class
-        if error_class not in _AS_CLIENT:  # those are the target's fault only where legacy then answers
+        exchange.error_class = exchange.error_class or type(error).__name__
+        if getattr(error, "status_code", None) not in _REFUSED:
             self._count(exchange, failed=True)
 
     def rescued(self, exchange: Exchange) -> None:

@@ -1,0 +1,65 @@
+"""The running gateway where clients and arms send what is unusual: refusals, and the parameters of requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.gateway_proxy import Arms, Gateway, gateway
+from tests.scripted_endpoint import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.timeout(400)
+
+WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "one")}
+
+TOO_LONG = Reply("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.", status=400)
+"""What LiteLLM makes a ContextWindowExceededError of."""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with gateway(tmp_path_factory.mktemp("gateway"), WORKLOADS) as started:
+        yield started
+
+
+@pytest.fixture
+def gate(running: Gateway) -> Iterator[Gateway]:
+    yield running
+    fresh = Arms()
+    running.arms.legacy, running.arms.target = fresh.legacy, fresh.target
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (TOO_LONG, "ContextWindowExceededError"),
+        (Reply("invalid_request_error: content_policy_violation", status=400), "ContentPolicyViolationError"),
+        (Reply("the request is too large", status=413), None),
+        (Reply("max_tokens is no number", status=422), None),
+    ],
+    ids=["too long", "policy", "413", "422"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_whose_requests_both_arms_refuse_trips_no_breaker(
+    gate: Gateway, reply: Reply, error: str | None, *, stream: bool
+) -> None:
+    gate.routed("both", 1.0)
+    gate.arms.target = gate.arms.legacy = lambda _: reply
+    answers = [gate.ask("both", "ada", stream=stream) for _ in range(8)]  # six failures in a row trip it
+    assert all(400 <= answer.status_code < 500 for answer in answers)
+    events = gate.events(*(answer.headers["x-litellm-call-id"] for answer in answers))
+    assert set(events["status"]) == {"error"}
+    assert error is None or set(events["error_class"]) == {error}
+    assert gate.status()["breakers"]["both"] is None
+
+
+def test_what_the_target_alone_refuses_counts_against_it(gate: Gateway) -> None:
+    gate.routed("one", 1.0)
+    gate.arms.target = lambda _: TOO_LONG
+    answers = [gate.ask("one", "ada") for _ in range(6)]
+    assert {answer.status_code for answer in answers} == {200}
+    gate.until(lambda: gate.status()["breakers"]["one"] == "errors")
