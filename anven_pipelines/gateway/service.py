@@ -23,6 +23,7 @@ from anven_pipelines.gateway.breakers import Breakers
 from anven_pipelines.gateway.event_log import EventLog, LogLimits
 from anven_pipelines.gateway.exchange import Exchange, Usage
 from anven_pipelines.gateway.metrics import GatewayMetrics, hold_lock, write_metrics
+from anven_pipelines.gateway.shadow_request import shadow_request
 from anven_pipelines.gateway.texts import TextLog
 from anven_pipelines.gateway.traffic_source import TrafficSource
 from anven_pipelines.gateway.unit_metrics import Maturity
@@ -283,7 +284,7 @@ class GatewayService:
             call = apply(workload.target.prompt, data["messages"], workload.target.params)
         except InvalidInput:
             return
-        exchange.shadow = {"messages": call.messages, **call.params}
+        exchange.shadow = shadow_request(data, call)
 
     def _count(self, exchange: Exchange, *, failed: bool) -> None:
         """Tell the breaker once of each request."""

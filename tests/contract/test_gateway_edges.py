@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(400)
 
-WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "one")}
+WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "one", "mirrored")} | {
+    "spent": {"gateway": {"shadow": {"usd_per_day": 0.0001}}}
+}
 
 TOO_LONG = Reply("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.", status=400)
 """What LiteLLM makes a ContextWindowExceededError of."""
@@ -63,3 +65,37 @@ def test_what_the_target_alone_refuses_counts_against_it(gate: Gateway) -> None:
     answers = [gate.ask("one", "ada") for _ in range(6)]
     assert {answer.status_code for answer in answers} == {200}
     gate.until(lambda: gate.status()["breakers"]["one"] == "errors")
+
+
+def test_a_mirrored_request_is_the_request_without_its_user(gate: Gateway) -> None:
+    gate.routed("mirrored", 0.0, shadow=1.0)
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    asked: dict[str, Any] = {
+        "max_tokens": 7,
+        "temperature": 0.25,
+        "top_p": 0.5,
+        "stop": ["END"],
+        "seed": 3,
+        "response_format": {"type": "json_object"},
+        "tools": [tool],
+        "tool_choice": "auto",
+        "top_k": 5,
+    }
+    named = {"safety_identifier": "ada", "prompt_cache_key": "ada", "metadata": {"conversation_id": "of ada"}}
+    gate.ask("mirrored", "ada", content="Q: whole?", stream=True, **asked, **named)
+    gate.until(lambda: gate.target.asked["adapted whole?"] == 1)
+    body = gate.target.asks[-1].body
+    assert {name: body.get(name) for name in asked} == asked
+    assert not body.get("stream")
+    assert "ada" not in str({**body, "messages": None})
+
+
+def test_a_mirrored_request_of_unknown_cost_is_charged_what_it_may_have_cost(gate: Gateway) -> None:
+    gate.routed("spent", 0.0, shadow=1.0)
+    gate.target.asked.clear()
+    gate.arms.target = lambda _: Reply("boom", status=500)
+    first = gate.ask("spent", "ada", content="Q: dear?", max_tokens=100)  # 200 micro-dollars for the answer alone
+    gate.events(first.headers["x-litellm-call-id"], kind="shadow")
+    later = [gate.ask("spent", "ada", content="Q: dear?", max_tokens=100) for _ in range(3)]
+    gate.events(*(answer.headers["x-litellm-call-id"] for answer in later))
+    assert gate.target.asked["adapted dear?"] == 1
