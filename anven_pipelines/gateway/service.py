@@ -46,6 +46,9 @@ GRACE_S: Final = 3.0
 PROMPT_UNFIT: Final = "PromptUnfit"
 """Error class of a request whose messages no rewrite of the target's prompt fits; legacy serves it."""
 
+NOT_DEALT: Final = "NotDealt"
+"""Error class of a request that a mistake of ours kept from the target; legacy serves it."""
+
 _REMEMBERED: Final = 100_000
 _REFUSED: Final = frozenset({400, 413, 422})
 """HTTP statuses that blame the request. LiteLLM's classes do not say it: a 402 is a BadRequestError there."""
@@ -139,11 +142,11 @@ class GatewayService:
             "legacy": workload.legacy.prompt.version,
             "target": workload.target.prompt.version,
         }
-        exchange.assignment = assignment
         if self.texts is not None and workload.gateway.store_text:
             exchange.messages = list(data["messages"])  # the list itself is LiteLLM's to change
-        if assignment.asked == "target" and not self._ask_target(data, workload, assignment):
-            exchange.is_unfit, exchange.is_counted, exchange.error_class = True, True, PROMPT_UNFIT
+        exchange.assignment = assignment
+        if assignment.asked == "target" and (unfit := self._ask_target(data, workload, assignment)):
+            exchange.is_unfit, exchange.is_counted, exchange.error_class = True, True, unfit
         elif assignment.asked == "legacy":
             self._mirror(data, workload, exchange)
         if data["model"] == route.workload:
@@ -259,20 +262,24 @@ class GatewayService:
                 self.metrics.total(f"anven_texts_{name}_total", getattr(texts, name))
         return self.metrics.lines()
 
-    def _ask_target(self, data: dict[str, Any], workload: WorkloadSettings, assignment: Assignment) -> bool:
-        """Rewrite a request for the target, and say how legacy is asked should it fail; False where no prompt fits."""
+    def _ask_target(self, data: dict[str, Any], workload: WorkloadSettings, assignment: Assignment) -> str | None:
+        """Rewrite a request for the target and say how legacy is asked should it fail; return why it stays legacy's."""
         name = assignment.route.workload
         original = data["messages"]
         try:
             call = apply(workload.target.prompt, original, workload.target.params)
         except InvalidInput:
-            return False
+            return PROMPT_UNFIT
+        except Exception:  # noqa: BLE001 - legacy's answer to a mistake of ours is not the target's success
+            self.internal_errors += 1
+            _log.exception("the prompt of a request for %s was not adapted; legacy answers it", name)
+            return NOT_DEALT
         back = {changed: data.get(changed) for changed in call.params}
         cache = _cache(data, workload.legacy, assignment, "legacy")
         data["fallbacks"] = [{**back, "model": group(name, "legacy"), "messages": original, "cache": cache}]
         data["cache"] = _cache(data, workload.target, assignment, "target")
         data.update(call.params, model=group(name, "target"), messages=call.messages)
-        return True
+        return None
 
     def _mirror(self, data: dict[str, Any], workload: WorkloadSettings, exchange: Exchange) -> None:
         assignment = exchange.assignment
