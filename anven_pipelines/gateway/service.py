@@ -22,6 +22,7 @@ from anven_pipelines.gateway.assignment import Assignment, assign, unit_of
 from anven_pipelines.gateway.breakers import Breakers
 from anven_pipelines.gateway.event_log import EventLog, LogLimits
 from anven_pipelines.gateway.exchange import Exchange, Usage
+from anven_pipelines.gateway.feedback import FeedbackIds
 from anven_pipelines.gateway.metrics import GatewayMetrics, hold_lock, write_metrics
 from anven_pipelines.gateway.shadow_request import shadow_request
 from anven_pipelines.gateway.texts import TextLog
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.gateway_text import Kind
     from anven_pipelines.domain.traffic import Arm
     from anven_pipelines.gateway.exchange import Trace
+    from anven_pipelines.gateway.feedback import Said
     from anven_pipelines.gateway.settings import ArmSettings, GatewaySettings, WorkloadSettings
     from anven_pipelines.gateway.spans import RequestSpans
 
@@ -84,6 +86,7 @@ class GatewayService:
         self._key = key
         self._seq = itertools.count(1)
         self._numbers = itertools.count(1)
+        self._feedback_ids = FeedbackIds()
         self._served: OrderedDict[str, _Served] = OrderedDict()
         events = Path(settings.events)
         maturity = {name: Maturity(each.score_wait, each.judged) for name, each in settings.workloads.items()}
@@ -198,25 +201,28 @@ class GatewayService:
         else:
             exchange.timer = asyncio.get_running_loop().call_later(GRACE_S, self._write, exchange)
 
-    def feedback(self, request_id: str, *, score: float | None, outcome: str | None, safe: bool | None = None) -> bool:
+    def feedback(self, request_id: str, said: Said, *, key: str | None = None) -> bool:
         """Write a feedback; return whether the request is one that this worker served.
+
+        Args:
+            request_id: The request that it is about.
+            said: What it says.
+            key: Idempotency key of the client.
 
         Raises:
             InvalidInput: the score is not in [0, 1].
         """
         served = self._served.get(request_id)
         facts: dict[str, Any] = {} if served is None else _of_request(served)
-        flags = () if safe is None else (SAFE if safe else UNSAFE,)
-        # The same feedback sent twice has the same id, and is ingested once.
-        same = uuid.uuid5(uuid.NAMESPACE_OID, repr((request_id, score, outcome, safe))).hex
+        flags = () if said.safe is None else (SAFE if said.safe else UNSAFE,)
         self._append(
             **facts,
-            event_id=f"feedback-{same}",
+            event_id=self._feedback_ids.id_of(request_id, said, key=key, now_s=time.perf_counter()),
             kind="feedback",
             request_id=request_id[:TEXT_LIMIT],
             flags=(*flags, UNKNOWN_REQUEST) if served is None else flags,
-            score=score,
-            outcome=None if outcome is None else outcome[:TEXT_LIMIT],
+            score=said.score,
+            outcome=said.outcome,
         )
         return served is not None
 

@@ -99,3 +99,25 @@ def test_a_mirrored_request_of_unknown_cost_is_charged_what_it_may_have_cost(gat
     later = [gate.ask("spent", "ada", content="Q: dear?", max_tokens=100) for _ in range(3)]
     gate.events(*(answer.headers["x-litellm-call-id"] for answer in later))
     assert gate.target.asked["adapted dear?"] == 1
+
+
+def test_a_thumb_that_is_changed_twice_is_three_feedbacks_and_a_retry_is_none(gate: Gateway) -> None:
+    [known] = [gate.ask("both", "ada").headers["x-litellm-call-id"]]
+
+    def thumb(score: int, key: str | None = None) -> None:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        body = {"request_id": known, "score": score}
+        assert gate.client.post("/anven/feedback", json=body, headers=headers).status_code == 202
+
+    for score in (1, 1, 0, 1):
+        thumb(score)
+    for score, key in ((0, "first"), (0, "first"), (0, "second")):
+        thumb(score, key)
+    gate.until(lambda: gate.events(known, kind="feedback").height >= 5)
+    assert gate.events(known, kind="feedback").sort("seq")["score"].to_list() == [1, 0, 1, 0, 0]
+
+
+def test_an_outcome_that_is_a_text_is_refused_and_not_kept(gate: Gateway) -> None:
+    answer = gate.client.post("/anven/feedback", json={"request_id": "x", "outcome": "call Ada at 5"})
+    assert answer.status_code == 400
+    assert "a name of at most 64 letters" in answer.text
