@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import HTTPException
@@ -27,9 +28,10 @@ from anven_pipelines.gateway.client_side import DRILL_HEADER, EXCHANGE_HEADER, C
 from anven_pipelines.gateway.collection import collect_aside
 from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.proxy import close_at_end
+from anven_pipelines.gateway.proxy_log import keep_small, keep_text_out
 from anven_pipelines.gateway.routes import add_routes
 from anven_pipelines.gateway.service import GatewayService
-from anven_pipelines.gateway.settings import UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings, sends_spans
+from anven_pipelines.gateway.settings import LOG_ENV, UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings, sends_spans
 from anven_pipelines.gateway.shadow import Shadows
 
 if TYPE_CHECKING:
@@ -88,8 +90,8 @@ class AnvenGateway(CustomLogger):
     async def async_post_call_success_hook(
         self,
         data: dict[str, Any],
-        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM\'s interface
-        response: Any,  # noqa: ANN401 - LiteLLM\'s interface
+        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM's interface
+        response: Any,  # noqa: ANN401 - LiteLLM's interface
     ) -> None:
         """Hide which model answered; streams are seen to at the connection."""
         exchange = self._of(data.get("metadata"))
@@ -162,7 +164,7 @@ class AnvenGateway(CustomLogger):
 
     async def async_filter_listed_models(
         self,
-        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM\'s interface
+        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM's interface
         model_names: Sequence[str],
     ) -> Sequence[str]:
         """Leave the arms and the drills out of the list of models."""
@@ -201,6 +203,9 @@ def _gateway() -> AnvenGateway:
         app.add_middleware(ClientSide, service=service)
     else:  # the proxy reads its configuration while it starts: its connections stand already
         app.middleware_stack = ClientSide(app.middleware_stack, service)
+    keep_text_out()
+    if log := os.environ.get(LOG_ENV):
+        keep_small(Path(log))
     collect_aside(service.is_idle)
     atexit.register(service.close)  # on Ctrl-C
     close_at_end(service.close)

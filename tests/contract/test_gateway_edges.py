@@ -121,3 +121,19 @@ def test_an_outcome_that_is_a_text_is_refused_and_not_kept(gate: Gateway) -> Non
     answer = gate.client.post("/anven/feedback", json={"request_id": "x", "outcome": "call Ada at 5"})
     assert answer.status_code == 400
     assert "a name of at most 64 letters" in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+def test_an_error_that_quotes_the_request_does_not_stand_in_the_log(
+    gate: Gateway, status: int, *, stream: bool
+) -> None:
+    gate.routed("both", 1.0)
+    secret = "the secret of ada"
+    gate.arms.target = gate.arms.legacy = lambda ask: Reply(f"cannot answer {ask.prompt}", status=status)
+    answer = gate.ask("both", "ada", content=f"Q: {secret}", stream=stream)
+    assert answer.status_code >= 400
+    gate.events(answer.headers["x-litellm-call-id"])
+    log = (gate.started.traffic.parent / "proxy.log").read_text()
+    assert secret not in log
+    assert "Error" in log
