@@ -267,10 +267,10 @@ def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Col
         held: The routes in force.
         read: What the file says.
         highest: The highest generation seen, by workload.
-        bad: Workloads whose entry cannot be read. They keep the route in force; of the others' routes only those that
-            give the target less are taken, as the file is not what its writer meant.
+        bad: Workloads whose entry cannot be read. The file is not what its writer meant, then: of the routes that it
+            does say only those that give the target less are taken, and all others stay.
     """
-    routes = {name: held.routes[name] for name in bad if name in held.routes}
+    routes = dict(held.routes) if bad else {}
     refused: list[str] = []
     for name, route in read.routes.items():
         before = held.of(name)
@@ -278,9 +278,9 @@ def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Col
         if is_new or route == before or _gives_less(route, before):
             routes[name] = route
             continue
-        routes[name] = before
         if bad:
             continue
+        routes[name] = before
         refused.append(
             f"{name}: generation {route.generation} would give the target more than the route in force, but generation "
             f"{highest[name]} was seen before; a higher one is needed"

@@ -145,8 +145,8 @@ def test_a_mistake_of_what_is_done_with_each_look_is_told_and_ends_nothing(tmp_p
 
 def test_a_bad_entry_keeps_no_other_workload_from_giving_the_target_less(tmp_path: Path) -> None:
     path = tmp_path / "traffic.json"
-    other = replace(ROUTE, workload="search")
-    path.write_text(print_traffic(Traffic({"support": ROUTE, "search": other})))
+    other, unsaid = replace(ROUTE, workload="search"), replace(ROUTE, workload="unsaid")
+    path.write_text(print_traffic(Traffic({"support": ROUTE, "search": other, "unsaid": unsaid})))
     source = TrafficSource(path)
     killed, wider = replace(ROUTE, generation=2, killed=True), replace(other, generation=2, share=0.5)
     document = json.loads(print_traffic(Traffic({"support": killed, "search": wider})))
@@ -155,5 +155,6 @@ def test_a_bad_entry_keeps_no_other_workload_from_giving_the_target_less(tmp_pat
     assert source.refresh()
     assert source.traffic.of("support") == killed
     assert source.traffic.of("search") == other  # nothing is given to the target by a file that is wrong somewhere
+    assert source.traffic.of("unsaid") == unsaid
     assert "routes.third" in (source.problem or "")
     assert source.traffic.of("third").share == 0
