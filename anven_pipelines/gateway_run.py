@@ -22,6 +22,7 @@ from anven_pipelines.gateway.config import prepare
 from anven_pipelines.gateway.settings import (
     ASSIGNMENT_KEY_ENV,
     KEY_ENV,
+    LOG_ENV,
     SETTINGS_ENV,
     UNTIL_STDIN_CLOSES_ENV,
     assignment_key,
@@ -117,6 +118,7 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
                 **environ,
                 **ENVIRONMENT,
                 SETTINGS_ENV: str(prepared.settings),
+                LOG_ENV: str(log.absolute()),
                 UNTIL_STDIN_CLOSES_ENV: "yes" if plan.until_stdin_closes else "",
             },
             start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it

@@ -20,7 +20,7 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 Arm = Literal["legacy", "target"]
 
@@ -30,6 +30,7 @@ DRILL: Final = "--drill"
 VERSION: Final = 1
 LEAST_KEY_BYTES: Final = 16
 _BITS: Final = 53  # what a float holds exactly
+_MOST: Final = 2**63 - 1  # what a column of the event table holds
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class Route:
             _refuse("workload", self.workload, "a name")
         for name in ("attempt", "generation", "stage"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                _refuse(name, value, "a whole number of at least 0")
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+                _refuse(name, value, "a whole number of at least 0 and below 2**63")
         for name in ("share", "shadow"):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value) or not 0 <= value <= 1:
+            if not is_number or not 0 <= value <= 1:  # which NaN is not, and it takes integers of any length
                 _refuse(name, value, "a number from 0 to 1 (3 % is 0.03)")
         if not isinstance(self.killed, bool):
             _refuse("killed", self.killed, "true or false")
@@ -148,6 +149,7 @@ class Traffic:
 
 
 _FIELDS: Final = tuple(each.name for each in fields(Route) if each.name != "workload")
+_STAY: Final = "the routes that were last read well stay in force until it is mended"
 _NEEDED: Final = frozenset({"attempt", "generation", "stage", "share"})
 
 
@@ -161,13 +163,44 @@ def parse_traffic(text: str | bytes, *, source: str) -> Traffic:
     Raises:
         InvalidInput: anything is missing, unknown, twice there or out of range; the file's first problem is told.
     """
+    read = read_routes(text, source=source)
+    for problem in read.bad.values():
+        message = f"{source}: {problem}; {_STAY}"
+        raise InvalidInput(message)
+    return read.traffic
+
+
+class Readable(NamedTuple):
+    """The routes of a traffic file that can be read, and by workload what is wrong with the others."""
+
+    traffic: Traffic
+    bad: Mapping[str, str]
+
+
+def read_routes(text: str | bytes, *, source: str) -> Readable:
+    """Read what can be read of a traffic file; each route stands for itself.
+
+    Args:
+        text: The whole file.
+        source: Its name, for the error.
+
+    Raises:
+        InvalidInput: it is no traffic file at all, or says something twice.
+    """
     try:
         document = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_without_duplicates)
         _require_form(document)
-        return Traffic({name: _route(name, entry) for name, entry in document["routes"].items()})
-    except (ValueError, RecursionError, InvalidInput) as error:  # JSON and UTF-8 errors are ValueErrors
-        message = f"{source}: {error}; the routes that were last read well stay in force until it is mended"
+    except (ValueError, ArithmeticError, RecursionError, InvalidInput) as error:  # of JSON and UTF-8: ValueErrors
+        message = f"{source}: {error}; {_STAY}"
         raise InvalidInput(message) from error
+    routes: dict[str, Route] = {}
+    bad: dict[str, str] = {}
+    for name, entry in document["routes"].items():
+        try:
+            routes[name] = _route(name, entry)
+        except (ArithmeticError, InvalidInput) as error:
+            bad[name] = str(error)
+    return Readable(Traffic(routes), bad)
 
 
 def print_traffic(traffic: Traffic) -> str:
@@ -224,7 +257,7 @@ class Accepted(NamedTuple):
     refused: tuple[str, ...]
 
 
-def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int]) -> Accepted:
+def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Collection[str] = frozenset()) -> Accepted:
     """Take over the routes that were read; a share never rises by the word of a stale writer.
 
     A route that raises the share, or unkills, needs a generation above the highest seen. One that gives the target
@@ -234,14 +267,18 @@ def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int]) -> Accep
         held: The routes in force.
         read: What the file says.
         highest: The highest generation seen, by workload.
+        bad: Workloads whose entry cannot be read. The file is not what its writer meant, then: of the routes that it
+            does say only those that give the target less are taken, and all others stay.
     """
-    routes: dict[str, Route] = {}
+    routes = dict(held.routes) if bad else {}
     refused: list[str] = []
     for name, route in read.routes.items():
         before = held.of(name)
-        is_new = name not in highest or route.generation > highest[name]
+        is_new = not bad and (name not in highest or route.generation > highest[name])
         if is_new or route == before or _gives_less(route, before):
             routes[name] = route
+            continue
+        if bad:
             continue
         routes[name] = before
         refused.append(

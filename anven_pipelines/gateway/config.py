@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 PLUGIN: Final = "anven_pipelines.gateway.plugin.gateway"
 
 
+_WITHOUT_TEXT: Final = frozenset({"prometheus", "prometheus_system"})
+_CALLBACKS: Final = ("callbacks", "success_callback", "failure_callback", "input_callback", "service_callback")
+_TEXT_LEAVES_BY: Final = (
+    ("litellm_settings", "set_verbose"),
+    ("litellm_settings", "cold_storage_custom_logger"),
+    ("general_settings", "alerting"),
+    ("general_settings", "store_prompts_in_spend_logs"),
+)
+
+
 class Prepared(NamedTuple):
     """The two files a gateway starts with."""
 
@@ -53,7 +63,7 @@ def prepare(
         events: Folder of the event log.
         prompts: Folder of `<workload>.json`, the adapted prompts that were found; a workload without one is asked
             with the rewrites of its migration file.
-        litellm: Further settings of LiteLLM, such as a cache, rate limits or callbacks.
+        litellm: Further settings of LiteLLM, such as a cache, rate limits or Prometheus' callback.
 
     Raises:
         InvalidInput: no file has the section, or one of them asks for what cannot be.
@@ -173,6 +183,7 @@ def _with_more(config: dict[str, Any], file: Path) -> dict[str, Any]:
     if not isinstance(more, dict) or not all(isinstance(each, dict) for each in more.values()):
         message = f"{file} must hold sections, such as litellm_settings: {{cache: true}}"
         raise InvalidInput(message)
+    _require_no_text_leaves(more, file)
     merged = dict(config)
     for name, section in more.items():
         own = config.get(name, {})
@@ -184,6 +195,29 @@ def _with_more(config: dict[str, Any], file: Path) -> dict[str, Any]:
         if callbacks := [*own.get("callbacks", []), *section.get("callbacks", [])]:
             merged[name]["callbacks"] = callbacks
     return merged
+
+
+def _require_no_text_leaves(more: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """Refuse what hands requests and answers on, or logs them.
+
+    LiteLLM's own switch, `turn_off_message_logging`, is no way out: any client undoes it with a header
+    (litellm-disable-message-redaction), and it hides the answer from our check of its form, too.
+    """
+    settings = more.get("litellm_settings", {})
+    named = [(key, each) for key in _CALLBACKS for each in _listed(settings.get(key))]
+    found = [f"litellm_settings.{key}: {each}" for key, each in named if each not in _WITHOUT_TEXT]
+    found += [f"{name}.{key}" for name, key in _TEXT_LEAVES_BY if more.get(name, {}).get(key)]
+    if found:
+        message = (
+            f"{file}: {found[0]} would get the text of requests and answers, which nobody has redacted; leave it out. "
+            "Spans without text are sent where OTEL_EXPORTER_OTLP_ENDPOINT is set (docs/gateway.md); of callbacks, "
+            f"{', '.join(sorted(_WITHOUT_TEXT))} are taken"
+        )
+        raise InvalidInput(message)
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _section(migration: Migration) -> Any:  # noqa: ANN401 - Gateway; callers have chosen those that have one

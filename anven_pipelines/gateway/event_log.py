@@ -222,8 +222,11 @@ class Segments:
         if self._file is None:
             return
         self.sync()
-        os.close(self._file)
-        self._file = None
+        file, self._file = self._file, None  # the descriptor is gone, whatever the system says of its closing
+        try:
+            os.close(file)
+        except OSError as error:
+            self._note(f"cannot close {self._path}: {error.strerror or error}; its last lines may be lost")
         with suppress(OSError):
             self._path.rename(self._path.with_name(self._path.name.removesuffix(OPEN) + CLOSED))
             flush_folder(self._folder)

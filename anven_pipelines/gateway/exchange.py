@@ -64,9 +64,12 @@ class Exchange:
         is_rescued: Legacy answered after the target had failed.
         is_counted: The breaker knows whether it failed.
         is_slow: The breaker knows that it was slow.
+        is_unfit: The target was not asked, as its prompt could not be made; legacy was.
+        stream_failed: An error came where the stream should have gone on.
         usage: What the log callback told; None before it did.
         timer: Writes the event without what the log callback has not told by then.
         shadow: What to ask the target, where this request is mirrored.
+        prompt_versions: Arm to the version of the prompt that it would be asked with.
         messages: As the application wrote them, where the workload's text is kept.
         answer: The whole message that answered, where the workload's text is kept.
     """

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import HTTPException
@@ -27,9 +28,10 @@ from anven_pipelines.gateway.client_side import DRILL_HEADER, EXCHANGE_HEADER, C
 from anven_pipelines.gateway.collection import collect_aside
 from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.proxy import close_at_end
+from anven_pipelines.gateway.proxy_log import keep_small, keep_text_out
 from anven_pipelines.gateway.routes import add_routes
 from anven_pipelines.gateway.service import GatewayService
-from anven_pipelines.gateway.settings import UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings, sends_spans
+from anven_pipelines.gateway.settings import LOG_ENV, UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings, sends_spans
 from anven_pipelines.gateway.shadow import Shadows
 
 if TYPE_CHECKING:
@@ -88,8 +90,8 @@ class AnvenGateway(CustomLogger):
     async def async_post_call_success_hook(
         self,
         data: dict[str, Any],
-        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM\'s interface
-        response: Any,  # noqa: ANN401 - LiteLLM\'s interface
+        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM's interface
+        response: Any,  # noqa: ANN401 - LiteLLM's interface
     ) -> None:
         """Hide which model answered; streams are seen to at the connection."""
         exchange = self._of(data.get("metadata"))
@@ -106,7 +108,7 @@ class AnvenGateway(CustomLogger):
         """Learn at once that an attempt failed, before the client or legacy knows."""
         exchange = self._of(request_data.get("metadata"))
         if exchange is not None:
-            self.service.arm_failed(exchange, type(exception).__name__, is_first=not fallback_depth)
+            self.service.arm_failed(exchange, exception, is_first=not fallback_depth)
 
     async def log_success_fallback_event(
         self, original_model_group: str, kwargs: dict[str, Any], original_exception: Exception
@@ -114,7 +116,7 @@ class AnvenGateway(CustomLogger):
         """Learn that legacy answered after the target had failed."""
         exchange = self._of(kwargs.get("metadata"))
         if exchange is not None and original_model_group.endswith("--target"):
-            self.service.arm_failed(exchange, type(original_exception).__name__, is_first=True)
+            self.service.arm_failed(exchange, original_exception, is_first=True)
             self.service.rescued(exchange)
 
     async def async_post_call_failure_hook(
@@ -162,7 +164,7 @@ class AnvenGateway(CustomLogger):
 
     async def async_filter_listed_models(
         self,
-        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM\'s interface
+        user_api_key_dict: object,  # noqa: ARG002 - LiteLLM's interface
         model_names: Sequence[str],
     ) -> Sequence[str]:
         """Leave the arms and the drills out of the list of models."""
@@ -201,6 +203,9 @@ def _gateway() -> AnvenGateway:
         app.add_middleware(ClientSide, service=service)
     else:  # the proxy reads its configuration while it starts: its connections stand already
         app.middleware_stack = ClientSide(app.middleware_stack, service)
+    keep_text_out()
+    if log := os.environ.get(LOG_ENV):
+        keep_small(Path(log))
     collect_aside(service.is_idle)
     atexit.register(service.close)  # on Ctrl-C
     close_at_end(service.close)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from fastapi import Depends
+from fastapi import Depends, Header, HTTPException
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from anven_pipelines.domain.traffic import print_traffic
+from anven_pipelines.gateway.feedback import OUTCOME, Said
 from anven_pipelines.gateway.metrics import exposition, workers_in
 
 if TYPE_CHECKING:
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
     from anven_pipelines.gateway.service import GatewayService
 
-
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_NO_NAME: Final = (
+    "outcome is a text of {} characters; a name of at most 64 letters, digits and _ . : - is needed, such as resolved: "
+    "free text is not kept"
+)
 
 
 class Feedback(BaseModel):
@@ -31,8 +35,8 @@ class Feedback(BaseModel):
     """`x-litellm-call-id` of the answer."""
     score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     """0 is worst, 1 is best; a thumb is 0 or 1."""
-    outcome: Annotated[str, Field(max_length=200)] | None = None
-    """What became of the answer, such as `resolved`."""
+    outcome: str | None = None
+    """What became of the answer, as a name such as `resolved`."""
     safe: bool | None = None
     """Whether the answer may be given, where somebody looked at that."""
 
@@ -41,8 +45,13 @@ def add_routes(app: FastAPI, service: GatewayService) -> None:
     """Put the routes before the proxy's own, which end with one that takes every path."""
     from litellm.proxy.auth.user_api_key_auth import user_api_key_auth  # noqa: PLC0415 - loads the whole proxy
 
-    async def give_feedback(feedback: Feedback) -> dict[str, Any]:
-        known = service.feedback(**feedback.model_dump())
+    async def give_feedback(
+        feedback: Feedback, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+    ) -> dict[str, Any]:
+        if feedback.outcome is not None and not OUTCOME.fullmatch(feedback.outcome):
+            raise HTTPException(400, _NO_NAME.format(len(feedback.outcome)))
+        said = Said(feedback.score, feedback.outcome, feedback.safe)
+        known = service.feedback(feedback.request_id, said, key=idempotency_key)
         return {"recorded": True, "known_request": known}
 
     async def tell_status() -> dict[str, Any]:

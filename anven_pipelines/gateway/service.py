@@ -22,7 +22,9 @@ from anven_pipelines.gateway.assignment import Assignment, assign, unit_of
 from anven_pipelines.gateway.breakers import Breakers
 from anven_pipelines.gateway.event_log import EventLog, LogLimits
 from anven_pipelines.gateway.exchange import Exchange, Usage
+from anven_pipelines.gateway.feedback import FeedbackIds
 from anven_pipelines.gateway.metrics import GatewayMetrics, hold_lock, write_metrics
+from anven_pipelines.gateway.shadow_request import shadow_request
 from anven_pipelines.gateway.texts import TextLog
 from anven_pipelines.gateway.traffic_source import TrafficSource
 from anven_pipelines.gateway.unit_metrics import Maturity
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.gateway_text import Kind
     from anven_pipelines.domain.traffic import Arm
     from anven_pipelines.gateway.exchange import Trace
+    from anven_pipelines.gateway.feedback import Said
     from anven_pipelines.gateway.settings import ArmSettings, GatewaySettings, WorkloadSettings
     from anven_pipelines.gateway.spans import RequestSpans
 
@@ -45,8 +48,12 @@ GRACE_S: Final = 3.0
 PROMPT_UNFIT: Final = "PromptUnfit"
 """Error class of a request whose messages no rewrite of the target's prompt fits; legacy serves it."""
 
+NOT_DEALT: Final = "NotDealt"
+"""Error class of a request that a mistake of ours kept from the target; legacy serves it."""
+
 _REMEMBERED: Final = 100_000
-_AS_CLIENT: Final = frozenset({"BadRequestError", "UnprocessableEntityError", "UnsupportedParamsError"})
+_REFUSED: Final = frozenset({400, 413, 422})
+"""HTTP statuses that blame the request. LiteLLM's classes do not say it: a 402 is a BadRequestError there."""
 
 _log = logging.getLogger("anven.gateway")
 
@@ -79,6 +86,7 @@ class GatewayService:
         self._key = key
         self._seq = itertools.count(1)
         self._numbers = itertools.count(1)
+        self._feedback_ids = FeedbackIds()
         self._served: OrderedDict[str, _Served] = OrderedDict()
         events = Path(settings.events)
         maturity = {name: Maturity(each.score_wait, each.judged) for name, each in settings.workloads.items()}
@@ -137,23 +145,27 @@ class GatewayService:
             "legacy": workload.legacy.prompt.version,
             "target": workload.target.prompt.version,
         }
-        exchange.assignment = assignment
         if self.texts is not None and workload.gateway.store_text:
             exchange.messages = list(data["messages"])  # the list itself is LiteLLM's to change
-        if assignment.asked == "target" and not self._ask_target(data, workload, assignment):
-            exchange.is_unfit, exchange.is_counted, exchange.error_class = True, True, PROMPT_UNFIT
+        exchange.assignment = assignment
+        if assignment.asked == "target" and (unfit := self._ask_target(data, workload, assignment)):
+            exchange.is_unfit, exchange.is_counted, exchange.error_class = True, True, unfit
         elif assignment.asked == "legacy":
             self._mirror(data, workload, exchange)
         if data["model"] == route.workload:
             data.update(model=group(route.workload, "legacy"))
             data["cache"] = _cache(data, workload.legacy, assignment, "legacy")
 
-    def arm_failed(self, exchange: Exchange, error_class: str, *, is_first: bool) -> None:
-        """Take down that an attempt failed; the first one is that of the arm that was asked first."""
+    def arm_failed(self, exchange: Exchange, error: Exception, *, is_first: bool) -> None:
+        """Take down that an attempt failed; the first one is that of the arm that was asked first.
+
+        A request that the arm refuses is the client's mistake where the other arm refuses it, too; where legacy can
+        answer it, `rescued` counts it against the target.
+        """
         if not is_first or exchange.assignment is None:
             return
-        exchange.error_class = exchange.error_class or error_class
-        if error_class not in _AS_CLIENT:  # those are the target's fault only where legacy then answers
+        exchange.error_class = exchange.error_class or type(error).__name__
+        if getattr(error, "status_code", None) not in _REFUSED:
             self._count(exchange, failed=True)
 
     def rescued(self, exchange: Exchange) -> None:
@@ -189,25 +201,28 @@ class GatewayService:
         else:
             exchange.timer = asyncio.get_running_loop().call_later(GRACE_S, self._write, exchange)
 
-    def feedback(self, request_id: str, *, score: float | None, outcome: str | None, safe: bool | None = None) -> bool:
+    def feedback(self, request_id: str, said: Said, *, key: str | None = None) -> bool:
         """Write a feedback; return whether the request is one that this worker served.
+
+        Args:
+            request_id: The request that it is about.
+            said: What it says.
+            key: Idempotency key of the client.
 
         Raises:
             InvalidInput: the score is not in [0, 1].
         """
         served = self._served.get(request_id)
         facts: dict[str, Any] = {} if served is None else _of_request(served)
-        flags = () if safe is None else (SAFE if safe else UNSAFE,)
-        # The same feedback sent twice has the same id, and is ingested once.
-        same = uuid.uuid5(uuid.NAMESPACE_OID, repr((request_id, score, outcome, safe))).hex
+        flags = () if said.safe is None else (SAFE if said.safe else UNSAFE,)
         self._append(
             **facts,
-            event_id=f"feedback-{same}",
+            event_id=self._feedback_ids.id_of(request_id, said, key=key, now_s=time.perf_counter()),
             kind="feedback",
             request_id=request_id[:TEXT_LIMIT],
             flags=(*flags, UNKNOWN_REQUEST) if served is None else flags,
-            score=score,
-            outcome=None if outcome is None else outcome[:TEXT_LIMIT],
+            score=said.score,
+            outcome=said.outcome,
         )
         return served is not None
 
@@ -253,20 +268,24 @@ class GatewayService:
                 self.metrics.total(f"anven_texts_{name}_total", getattr(texts, name))
         return self.metrics.lines()
 
-    def _ask_target(self, data: dict[str, Any], workload: WorkloadSettings, assignment: Assignment) -> bool:
-        """Rewrite a request for the target, and say how legacy is asked should it fail; False where no prompt fits."""
+    def _ask_target(self, data: dict[str, Any], workload: WorkloadSettings, assignment: Assignment) -> str | None:
+        """Rewrite a request for the target and say how legacy is asked should it fail; return why it stays legacy's."""
         name = assignment.route.workload
         original = data["messages"]
         try:
             call = apply(workload.target.prompt, original, workload.target.params)
         except InvalidInput:
-            return False
+            return PROMPT_UNFIT
+        except Exception:  # noqa: BLE001 - legacy's answer to a mistake of ours is not the target's success
+            self.internal_errors += 1
+            _log.exception("the prompt of a request for %s was not adapted; legacy answers it", name)
+            return NOT_DEALT
         back = {changed: data.get(changed) for changed in call.params}
         cache = _cache(data, workload.legacy, assignment, "legacy")
         data["fallbacks"] = [{**back, "model": group(name, "legacy"), "messages": original, "cache": cache}]
         data["cache"] = _cache(data, workload.target, assignment, "target")
         data.update(call.params, model=group(name, "target"), messages=call.messages)
-        return True
+        return None
 
     def _mirror(self, data: dict[str, Any], workload: WorkloadSettings, exchange: Exchange) -> None:
         assignment = exchange.assignment
@@ -278,7 +297,7 @@ class GatewayService:
             call = apply(workload.target.prompt, data["messages"], workload.target.params)
         except InvalidInput:
             return
-        exchange.shadow = {"messages": call.messages, **call.params}
+        exchange.shadow = shadow_request(data, call)
 
     def _count(self, exchange: Exchange, *, failed: bool) -> None:
         """Tell the breaker once of each request."""

@@ -26,6 +26,9 @@ KEY_ENV: Final = "ANVEN_GATEWAY_KEY"
 ASSIGNMENT_KEY_ENV: Final = "ANVEN_ASSIGNMENT_KEY"
 UNTIL_STDIN_CLOSES_ENV: Final = "ANVEN_GATEWAY_UNTIL_STDIN_CLOSES"
 
+LOG_ENV: Final = "ANVEN_GATEWAY_LOG"
+"""Names the file that the proxy's output is appended to, where it is one."""
+
 _OTLP: Final = "OTEL_EXPORTER_OTLP_"
 _HTTP: Final = "http/protobuf"
 

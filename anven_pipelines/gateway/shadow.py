@@ -12,6 +12,7 @@ from anven_pipelines.domain.grading import check_contract
 from anven_pipelines.gateway.answers import answer_of, message_of, usage_of
 from anven_pipelines.gateway.exchange import Trace
 from anven_pipelines.gateway.service import group
+from anven_pipelines.gateway.shadow_request import most_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,10 +48,10 @@ class Purse:
         self.in_flight += 1
         return True
 
-    def give_back(self, usd: float | None) -> None:
-        """Take down that a request has ended, and what it cost."""
+    def give_back(self, usd: float) -> None:
+        """Take down that a request has ended, and what it cost, or may have cost where that is not known."""
         self.in_flight -= 1
-        self._usd += usd or 0.0
+        self._usd += usd
 
 
 class Shadows:
@@ -82,10 +83,17 @@ class Shadows:
         except Exception as error:  # noqa: BLE001 - whatever the target does, the gateway goes on
             facts.update(status="error", error_class=type(error).__name__)
         finally:
-            purse.give_back(facts.get("cost_usd"))
+            known = facts.get("cost_usd")
+            purse.give_back(self._most_usd(exchange) if known is None else known)
         self._service.shadowed(exchange, facts, Trace(exchange.traceparent, started_ns, time.time_ns()))
         if response is not None and exchange.messages is not None:
             self._service.keep_text(exchange, "shadow", None, message_of(response))
+
+    def _most_usd(self, exchange: Exchange) -> float:
+        if exchange.assignment is None or exchange.shadow is None:
+            return 0.0
+        price = self._service.workloads[exchange.assignment.route.workload].target.price
+        return most_usd(price, exchange.shadow)
 
     async def _answer(self, exchange: Exchange) -> Any:  # noqa: ANN401 - LiteLLM's response
         from litellm.proxy.proxy_server import llm_router  # noqa: PLC0415 - it is set when the proxy has started

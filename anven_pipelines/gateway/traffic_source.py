@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.traffic import Traffic, accept, parse_traffic
+from anven_pipelines.domain.traffic import Traffic, accept, read_routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,35 +46,43 @@ class TrafficSource:
             with self._path.open("rb") as file:
                 content = file.read(_LARGEST_BYTES)
         except OSError as error:
+            self._read = None  # when it is there again it is read, so that this is told no longer
             self._note(f"{self._path} cannot be read ({error.strerror or error}); the routes in force stay")
             return False
         if content == self._read:
             return False
         self._read = content
         try:
-            read = parse_traffic(content, source=str(self._path))
+            read = read_routes(content, source=str(self._path))
         except InvalidInput as error:
             self._note(str(error))
             return False
         before = self.traffic
-        accepted = accept(before, read, highest=self._highest)
+        accepted = accept(before, read.traffic, highest=self._highest, bad=read.bad)
         for name, route in accepted.traffic.routes.items():
             self._highest[name] = max(route.generation, self._highest.get(name, 0))
         self.traffic = accepted.traffic  # one assignment: a request sees the old routes or the new ones
-        self._note("; ".join(accepted.refused) or None)
+        if read.bad:
+            found = "; ".join(read.bad.values())
+            self._note(f"{self._path}: {found}; until it is mended, only routes that give the target less act")
+        else:
+            self._note("; ".join(accepted.refused) or None)
         return accepted.traffic != before
 
     def follow(self, also: Callable[[], None]) -> None:
         """Look again and again in a thread of its own, until `stop`.
 
         Args:
-            also: Called with each look, for what is due as often; it must not raise.
+            also: Called with each look, for what is due as often.
         """
 
         def run() -> None:
             while not self._stopping.wait(POLL_S):
-                self.refresh()
-                also()
+                try:
+                    self.refresh()
+                    also()
+                except Exception as error:  # noqa: BLE001 - without this thread no kill switch acts any more
+                    self._note(f"a look at {self._path} failed ({error!r}); the next one comes all the same")
 
         threading.Thread(target=run, name="anven-traffic", daemon=True).start()
 

@@ -54,6 +54,17 @@ def log(tmp_path: Path) -> Iterator[EventLog]:
     log.close()
 
 
+def test_a_segment_that_cannot_be_closed_does_not_end_the_log(log: EventLog, tmp_path: Path) -> None:
+    log.append(event(1))
+    assert log.flush()
+    [segment] = segments_in(tmp_path / "log")
+    [number] = [each.name for each in Path("/proc/self/fd").iterdir() if each.exists() and each.samefile(segment)]
+    os.close(int(number))  # what follows on it gets EBADF: the write, the cut and the closing
+    log.append(event(2))
+    assert log.flush()
+    assert read_batch(tmp_path / "log", {}).events["seq"].to_list() == [1, 2]
+
+
 @pytest.mark.parametrize("acknowledged", [1, 7, 23])
 def test_a_killed_writer_loses_nothing_it_acknowledged_and_nothing_is_read_twice(
     tmp_path: Path, acknowledged: int

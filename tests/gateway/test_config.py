@@ -188,11 +188,11 @@ def test_settings_that_are_missing_say_how_to_start(tmp_path: Path) -> None:
 def test_further_settings_of_litellm_are_added_and_ours_stay(tmp_path: Path) -> None:
     more = tmp_path / "more.yaml"
     more.write_text(
-        "litellm_settings: {cache: true, callbacks: [otel]}\ngeneral_settings: {max_parallel_requests: 9}\n"
+        "litellm_settings: {cache: true, callbacks: [prometheus]}\ngeneral_settings: {max_parallel_requests: 9}\n"
     )
     made = prepare([written(tmp_path)], tmp_path, traffic=tmp_path / "t", events=tmp_path / "e", litellm=more)
     config = json.loads(made.config.read_text())
-    assert config["litellm_settings"]["callbacks"] == [PLUGIN, "otel"]
+    assert config["litellm_settings"]["callbacks"] == [PLUGIN, "prometheus"]
     assert config["litellm_settings"]["cache"] is True
     assert config["general_settings"] == {"master_key": "os.environ/ANVEN_GATEWAY_KEY", "max_parallel_requests": 9}
 
@@ -203,6 +203,11 @@ def test_further_settings_of_litellm_are_added_and_ours_stay(tmp_path: Path) -> 
         ("model_list: {}", "model_list is the gateway's own"),
         ("general_settings: {master_key: sk-x}", "general_settings.master_key is the gateway's own"),
         ("router_settings: {num_retries: 3}", "router_settings.num_retries is the gateway's own"),
+        ("litellm_settings: {callbacks: [otel]}", "callbacks: otel would get the text"),
+        ("litellm_settings: {success_callback: langfuse}", "success_callback: langfuse would get the text"),
+        ("litellm_settings: {callbacks: [prometheus, my.module.logger]}", "callbacks: my.module.logger would get"),
+        ("litellm_settings: {set_verbose: true}", "litellm_settings.set_verbose would get the text"),
+        ("general_settings: {alerting: [slack]}", "general_settings.alerting would get the text"),
         ("[1]", "must hold sections"),
         ("a: {", "cannot be read"),
     ],

@@ -1,0 +1,59 @@
+"""Tells the same feedback that is delivered again from a mind that was changed."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+REPEAT_S: Final = 10.0
+"""The same words on the same request, without a key, are a repeated delivery for so long after the last time."""
+
+OUTCOME: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+"""What an outcome may be: a name. A sentence may hold what nobody redacted."""
+
+_REMEMBERED: Final = 100_000
+
+
+class Said(NamedTuple):
+    """What a feedback says."""
+
+    score: float | None
+    outcome: str | None
+    safe: bool | None
+
+
+class _Last(NamedTuple):
+    said: Said
+    event_id: str
+    at_s: float
+
+
+class FeedbackIds:
+    """Gives each feedback the id of its event; a repeated delivery has that of the first, and is ingested once."""
+
+    def __init__(self) -> None:
+        """Start with nothing said."""
+        self._last: OrderedDict[str, _Last] = OrderedDict()
+
+    def id_of(self, request_id: str, said: Said, *, key: str | None, now_s: float) -> str:
+        """Return the id of a feedback.
+
+        Up, down and up again are three, also within seconds: only what was said last can be repeated.
+
+        Args:
+            request_id: The request that it is about.
+            said: What it says.
+            key: Idempotency key of the client; all deliveries with it are one, in every worker and after a restart.
+            now_s: Monotonic time.
+        """
+        if key is not None:
+            return f"feedback-{uuid.uuid5(uuid.NAMESPACE_OID, repr((request_id, key))).hex}"
+        last = self._last.pop(request_id, None)
+        is_repeat = last is not None and last.said == said and now_s - last.at_s <= REPEAT_S
+        event_id = last.event_id if last is not None and is_repeat else f"feedback-{uuid.uuid4().hex}"
+        self._last[request_id] = _Last(said, event_id, now_s)
+        if len(self._last) > _REMEMBERED:
+            self._last.popitem(last=False)
+        return event_id

@@ -1,0 +1,139 @@
+"""The running gateway where clients and arms send what is unusual: refusals, and the parameters of requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.gateway_proxy import Arms, Gateway, gateway
+from tests.scripted_endpoint import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.timeout(400)
+
+WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "one", "mirrored")} | {
+    "spent": {"gateway": {"shadow": {"usd_per_day": 0.0001}}}
+}
+
+TOO_LONG = Reply("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.", status=400)
+"""What LiteLLM makes a ContextWindowExceededError of."""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with gateway(tmp_path_factory.mktemp("gateway"), WORKLOADS) as started:
+        yield started
+
+
+@pytest.fixture
+def gate(running: Gateway) -> Iterator[Gateway]:
+    yield running
+    fresh = Arms()
+    running.arms.legacy, running.arms.target = fresh.legacy, fresh.target
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (TOO_LONG, "ContextWindowExceededError"),
+        (Reply("invalid_request_error: content_policy_violation", status=400), "ContentPolicyViolationError"),
+        (Reply("the request is too large", status=413), None),
+        (Reply("max_tokens is no number", status=422), None),
+    ],
+    ids=["too long", "policy", "413", "422"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_whose_requests_both_arms_refuse_trips_no_breaker(
+    gate: Gateway, reply: Reply, error: str | None, *, stream: bool
+) -> None:
+    gate.routed("both", 1.0)
+    gate.arms.target = gate.arms.legacy = lambda _: reply
+    answers = [gate.ask("both", "ada", stream=stream) for _ in range(8)]  # six failures in a row trip it
+    assert all(400 <= answer.status_code < 500 for answer in answers)
+    events = gate.events(*(answer.headers["x-litellm-call-id"] for answer in answers))
+    assert set(events["status"]) == {"error"}
+    assert error is None or set(events["error_class"]) == {error}
+    assert gate.status()["breakers"]["both"] is None
+
+
+def test_what_the_target_alone_refuses_counts_against_it(gate: Gateway) -> None:
+    gate.routed("one", 1.0)
+    gate.arms.target = lambda _: TOO_LONG
+    answers = [gate.ask("one", "ada") for _ in range(6)]
+    assert {answer.status_code for answer in answers} == {200}
+    gate.until(lambda: gate.status()["breakers"]["one"] == "errors")
+
+
+def test_a_mirrored_request_is_the_request_without_its_user(gate: Gateway) -> None:
+    gate.routed("mirrored", 0.0, shadow=1.0)
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    asked: dict[str, Any] = {
+        "max_tokens": 7,
+        "temperature": 0.25,
+        "top_p": 0.5,
+        "stop": ["END"],
+        "seed": 3,
+        "response_format": {"type": "json_object"},
+        "tools": [tool],
+        "tool_choice": "auto",
+        "top_k": 5,
+    }
+    named = {"safety_identifier": "ada", "prompt_cache_key": "ada", "metadata": {"conversation_id": "of ada"}}
+    gate.ask("mirrored", "ada", content="Q: whole?", stream=True, **asked, **named)
+    gate.until(lambda: gate.target.asked["adapted whole?"] == 1)
+    body = gate.target.asks[-1].body
+    assert {name: body.get(name) for name in asked} == asked
+    assert not body.get("stream")
+    assert "ada" not in str({**body, "messages": None})
+
+
+def test_a_mirrored_request_of_unknown_cost_is_charged_what_it_may_have_cost(gate: Gateway) -> None:
+    gate.routed("spent", 0.0, shadow=1.0)
+    gate.target.asked.clear()
+    gate.arms.target = lambda _: Reply("boom", status=500)
+    first = gate.ask("spent", "ada", content="Q: dear?", max_tokens=100)  # 200 micro-dollars for the answer alone
+    gate.events(first.headers["x-litellm-call-id"], kind="shadow")
+    later = [gate.ask("spent", "ada", content="Q: dear?", max_tokens=100) for _ in range(3)]
+    gate.events(*(answer.headers["x-litellm-call-id"] for answer in later))
+    assert gate.target.asked["adapted dear?"] == 1
+
+
+def test_a_thumb_that_is_changed_twice_is_three_feedbacks_and_a_retry_is_none(gate: Gateway) -> None:
+    [known] = [gate.ask("both", "ada").headers["x-litellm-call-id"]]
+
+    def thumb(score: int, key: str | None = None) -> None:
+        headers = {} if key is None else {"Idempotency-Key": key}
+        body = {"request_id": known, "score": score}
+        assert gate.client.post("/anven/feedback", json=body, headers=headers).status_code == 202
+
+    for score in (1, 1, 0, 1):
+        thumb(score)
+    for score, key in ((0, "first"), (0, "first"), (0, "second")):
+        thumb(score, key)
+    gate.until(lambda: gate.events(known, kind="feedback").height >= 5)
+    assert gate.events(known, kind="feedback").sort("seq")["score"].to_list() == [1, 0, 1, 0, 0]
+
+
+def test_an_outcome_that_is_a_text_is_refused_and_not_kept(gate: Gateway) -> None:
+    answer = gate.client.post("/anven/feedback", json={"request_id": "x", "outcome": "call Ada at 5"})
+    assert answer.status_code == 400
+    assert "a name of at most 64 letters" in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+def test_an_error_that_quotes_the_request_does_not_stand_in_the_log(
+    gate: Gateway, status: int, *, stream: bool
+) -> None:
+    gate.routed("both", 1.0)
+    secret = "the secret of ada"
+    gate.arms.target = gate.arms.legacy = lambda ask: Reply(f"cannot answer {ask.prompt}", status=status)
+    answer = gate.ask("both", "ada", content=f"Q: {secret}", stream=stream)
+    assert answer.status_code >= 400
+    gate.events(answer.headers["x-litellm-call-id"])
+    log = (gate.started.traffic.parent / "proxy.log").read_text()
+    assert secret not in log
+    assert "Error" in log

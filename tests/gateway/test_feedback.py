@@ -1,0 +1,39 @@
+"""Which deliveries of a feedback are one."""
+
+from __future__ import annotations
+
+import pytest
+
+from anven_pipelines.gateway.feedback import OUTCOME, REPEAT_S, FeedbackIds, Said
+
+UP, DOWN = Said(1.0, None, None), Said(0.0, None, None)
+
+
+def test_a_mind_that_changes_twice_is_three_feedbacks() -> None:
+    ids = FeedbackIds()
+    assert len({ids.id_of("a", said, key=None, now_s=0.0) for said in (UP, DOWN, UP)}) == 3
+
+
+def test_the_same_within_seconds_is_one_and_later_it_is_said_anew() -> None:
+    ids = FeedbackIds()
+    first = ids.id_of("a", UP, key=None, now_s=0.0)
+    assert ids.id_of("a", UP, key=None, now_s=REPEAT_S) == first
+    assert ids.id_of("a", UP, key=None, now_s=2 * REPEAT_S + 1) != first
+    assert ids.id_of("b", UP, key=None, now_s=0.0) != first
+
+
+def test_a_key_makes_deliveries_one_in_every_worker_whenever_they_come() -> None:
+    first, other = FeedbackIds(), FeedbackIds()
+    assert first.id_of("a", UP, key="k", now_s=0.0) == other.id_of("a", UP, key="k", now_s=1e6)
+    assert first.id_of("a", UP, key="k", now_s=0.0) != first.id_of("a", UP, key="l", now_s=0.0)
+    assert first.id_of("a", UP, key="k", now_s=0.0) != first.id_of("b", UP, key="k", now_s=0.0)
+
+
+@pytest.mark.parametrize("outcome", ["resolved", "escalated:tier-2", "a.b_c"])
+def test_an_outcome_is_a_name(outcome: str) -> None:
+    assert OUTCOME.fullmatch(outcome)
+
+
+@pytest.mark.parametrize("outcome", ["", "call ada at 5", "x" * 65, "resolved\n", "né"])
+def test_an_outcome_is_no_text(outcome: str) -> None:
+    assert OUTCOME.fullmatch(outcome) is None
