@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.rollout_status import RolloutStatus
 
+
+_READING: Final = threading.Lock()
+"""A reading of the event log takes all of it into memory: one at a time, however many threads look at workloads."""
 
 _UNREADABLE: Final = (AnvenError, OSError, pl.exceptions.PolarsError, LookupError, TypeError, ValueError)
 
@@ -51,6 +55,10 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         """
         if plan.rollout.metrics.source == "prometheus":
             return prometheus_evidence(plan, status, now=now)
+        with _READING:
+            return self._logged(plan, status, now=now)
+
+    def _logged(self, plan: RolloutPlan, status: RolloutStatus, *, now: datetime) -> Evidence:
         since = status.entered_at
         try:
             events, numbers, trouble = self._seen(plan.workload, attempt=status.attempt)

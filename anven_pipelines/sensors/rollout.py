@@ -1,6 +1,8 @@
 """Looks at every rollout every few seconds and asks for a step where one is due; the step decides for itself."""
 
+import logging
 from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from typing import Final, NamedTuple
 
 import dagster as dg
@@ -10,8 +12,10 @@ from anven_pipelines.domain.rollout import Hold
 from anven_pipelines.domain.rollout_status import RolloutStatus
 from anven_pipelines.resources.rollouts import Look, Rollouts
 from anven_pipelines.resources.uptime import uptime
+from anven_pipelines.sensors.looks import Looks
 
 STEP_TAG = "anven/rollout_step"
+_log = logging.getLogger("anven.rollout")
 PATIENCE: Final = timedelta(minutes=5)
 """A step that is under way for longer is taken for dead: a killed run stays STARTED, as no launcher need notice it.
 
@@ -25,12 +29,28 @@ rollout_step_job = dg.define_asset_job(
 )
 
 
-class _Glance(NamedTuple):
-    """What one workload's rollout asks for."""
+LOOKS_S: Final = 10.0
+"""Longest wait of a tick for its looks; Prometheus, too, has 10 s for one, unless its section says otherwise ..."""
+NOTES_S: Final = 2.0
+"""... and for what holds the rollouts to be written down. Dagster ends a tick after 60 s, and loses what it asked for."""
 
+
+class _Glance(NamedTuple):
+    """What one workload's rollout asks for.
+
+    Attributes:
+        workload: Its name.
+        told: What was found, in words.
+        due: The status that the next step rests on; None where none is due.
+        found: The look at an open rollout.
+        error: Why it cannot be looked at.
+    """
+
+    workload: str
     told: str | None = None
-    request: dg.RunRequest | None = None
+    due: RolloutStatus | None = None
     found: Look | None = None
+    error: Exception | None = None
 
 
 @dg.sensor(job=rollout_step_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
@@ -38,48 +58,67 @@ def rollout(context: dg.SensorEvaluationContext, rollouts: Rollouts) -> dg.Senso
     """Ask for a step of each rollout that has one to take.
 
     Every rollout that ever began is looked at, whatever has become of its migration file. A workload that cannot be
-    looked at is told and leaves the others alone. A step that is under way is not asked for twice, and one that failed,
-    or was killed, is asked for again: the run key carries the generation and how often it was tried.
+    looked at, or whose look takes long, is told and leaves the others alone. A step that is under way is not asked for
+    twice, and one that failed, or was killed, is asked for again: the run key carries the generation and how often it
+    was tried.
     """
-    glances = []
-    for workload in rollouts.begun():
-        try:
-            glances.append(_glance(context.instance, rollouts, workload))
-        except AnvenError as error:
-            context.log.warning("%s: %s", workload, error)
-            glances.append(_Glance(f"{workload}: {error}"))
-        except Exception as error:  # a mistake of ours in one workload must not keep another from its roll back
-            context.log.exception("%s cannot be looked at", workload)
-            glances.append(_Glance(f"{workload}: {type(error).__name__}: {error}"))
-    _note_holds(context, rollouts, [glance.found for glance in glances if glance.found])
-    requests = [glance.request for glance in glances if glance.request]
-    told = "\n".join(glance.told for glance in glances if glance.told)
+    looks, notes = _of_deployment(rollouts.gateway.traffic)
+    glances, late = looks.take(rollouts.begun(), partial(_glance, rollouts), wait_s=LOOKS_S)
+    for glance in glances:
+        if glance.error is not None:
+            is_known = isinstance(glance.error, AnvenError)
+            context.log.warning("%s", glance.told, exc_info=None if is_known else glance.error)
+    requests = [
+        request
+        for glance in glances
+        if glance.due and (request := _request(context.instance, glance.workload, glance.due))
+    ]
+    held = {glance.workload: glance.found for glance in glances if glance.found}
+    notes.take(held, lambda workload: _note_hold(rollouts, held[workload]), wait_s=NOTES_S)
+    told = [glance.told for glance in glances if glance.told]
+    told += [f"{workload}: the look at it is still under way, and is taken up by the next tick" for workload in late]
     return dg.SensorResult(
-        run_requests=requests, skip_reason=None if requests else dg.SkipReason(told or "no rollout is open")
+        run_requests=requests, skip_reason=None if requests else dg.SkipReason("\n".join(told) or "no rollout is open")
     )
 
 
-def _glance(instance: dg.DagsterInstance, rollouts: Rollouts, workload: str) -> _Glance:
+@cache
+def _of_deployment(traffic: str) -> tuple[Looks[_Glance], Looks[None]]:
+    """Return the looks and the notes that are under way in this process, whose ticks of one deployment share them."""
+    del traffic
+    return Looks(), Looks()
+
+
+def _glance(rollouts: Rollouts, workload: str) -> _Glance:
+    """Look at one workload, in a thread of its own."""
+    try:
+        return _looked_at(rollouts, workload)
+    except AnvenError as error:
+        return _Glance(workload, f"{workload}: {error}", error=error)
+    except Exception as error:  # noqa: BLE001 - a mistake of ours in one workload must not keep another from its roll back
+        return _Glance(workload, f"{workload}: {type(error).__name__}: {error}", error=error)
+
+
+def _looked_at(rollouts: Rollouts, workload: str) -> _Glance:
     status = rollouts.status(workload)
     if not status.is_open:
         rollouts.require_known(workload)
         if not rollouts.is_behind(workload, status):
-            return _Glance()
+            return _Glance(workload)
         told = f"{workload}: {status.phase.replace('_', ' ')}, which the gateway does not know yet"
-        return _Glance(told, _request(instance, workload, status))
+        return _Glance(workload, told, status)
     found = rollouts.look(workload, now=datetime.now(UTC), uptime=uptime())
     is_due = not isinstance(found.decision, Hold) or rollouts.is_behind(workload, found.before)
-    request = _request(instance, workload, found.before) if is_due else None
-    return _Glance(f"{workload}: {'; '.join(found.decision.reasons)}", request, found)
+    told = f"{workload}: {'; '.join(found.decision.reasons)}"
+    return _Glance(workload, told, found.before if is_due else None, found)
 
 
-def _note_holds(context: dg.SensorEvaluationContext, rollouts: Rollouts, looks: list[Look]) -> None:
-    """Write down for people what holds each rollout; whatever goes wrong with that moves nothing."""
-    for found in looks:
-        try:
-            rollouts.note_hold(found.plan.workload, found, now=datetime.now(UTC))
-        except Exception:  # a notice must not keep a roll back waiting
-            context.log.exception("what holds %s was not written down", found.plan.workload)
+def _note_hold(rollouts: Rollouts, found: Look) -> None:
+    """Write down for people what holds a rollout; whatever goes wrong with that moves nothing."""
+    try:
+        rollouts.note_hold(found.plan.workload, found, now=datetime.now(UTC))
+    except Exception:  # a notice must not keep a roll back waiting
+        _log.exception("what holds %s was not written down", found.plan.workload)
 
 
 def _request(instance: dg.DagsterInstance, workload: str, status: RolloutStatus) -> dg.RunRequest | None:
