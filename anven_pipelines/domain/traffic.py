@@ -188,16 +188,15 @@ def read_routes(text: str | bytes, *, source: str) -> Readable:
         InvalidInput: it is no traffic file at all, or says something twice.
     """
     try:
-        document = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_without_duplicates)
-        _require_form(document)
+        entries = entries_in(text)
     except (ValueError, ArithmeticError, RecursionError, InvalidInput) as error:  # of JSON and UTF-8: ValueErrors
         message = f"{source}: {error}; {_STAY}"
         raise InvalidInput(message) from error
     routes: dict[str, Route] = {}
     bad: dict[str, str] = {}
-    for name, entry in document["routes"].items():
+    for name, entry in entries.items():
         try:
-            routes[name] = _route(name, entry)
+            routes[name] = route_in(name, entry)
         except (ArithmeticError, InvalidInput) as error:
             bad[name] = str(error)
     return Readable(Traffic(routes), bad)
@@ -205,11 +204,26 @@ def read_routes(text: str | bytes, *, source: str) -> Readable:
 
 def print_traffic(traffic: Traffic) -> str:
     """Write a traffic file; `parse_traffic` gives the same routes back."""
-    routes = {
-        name: {key: value for key, value in asdict(route).items() if key != "workload"}
-        for name, route in sorted(traffic.routes.items())
-    }
+    routes = {name: entry_of(route) for name, route in sorted(traffic.routes.items())}
     return json.dumps({"version": VERSION, "routes": routes}, indent=1) + "\n"
+
+
+def entry_of(route: Route) -> dict[str, Any]:
+    """Return what stands in a traffic file for a route; `route_in` reads it."""
+    return {key: value for key, value in asdict(route).items() if key != "workload"}
+
+
+def entries_in(text: str | bytes) -> dict[str, Any]:
+    """Return the entries of a traffic file, by workload, as they stand.
+
+    Raises:
+        InvalidInput: the file has another form, or a name twice.
+        ValueError: it is no JSON, or no UTF-8.
+    """
+    document = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_without_duplicates)
+    _require_form(document)
+    routes: dict[str, Any] = document["routes"]
+    return routes
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -233,7 +247,12 @@ def _require_form(document: object) -> None:
         _refuse("routes", document["routes"], "an object of workload to route")
 
 
-def _route(workload: str, entry: object) -> Route:
+def route_in(workload: str, entry: object) -> Route:
+    """Return the route that an entry stands for.
+
+    Raises:
+        InvalidInput: anything of it is missing, unknown or out of range.
+    """
     path = f"routes.{workload}"
     if not isinstance(entry, dict):
         _refuse(path, entry, "an object")
@@ -275,7 +294,7 @@ def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Col
     for name, route in read.routes.items():
         before = held.of(name)
         is_new = not bad and (name not in highest or route.generation > highest[name])
-        if is_new or route == before or _gives_less(route, before):
+        if is_new or route == before or gives_less(route, before):
             routes[name] = route
             continue
         if bad:
@@ -288,7 +307,7 @@ def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Col
     return Accepted(Traffic(routes), tuple(refused))
 
 
-def _gives_less(route: Route, before: Route) -> bool:
+def gives_less(route: Route, before: Route) -> bool:
     """Return whether no unit and no mirrored request goes to the target that did not before."""
     if route.killed:
         return True

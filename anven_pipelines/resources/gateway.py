@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from anven_pipelines.domain.errors import UnavailableService
-from anven_pipelines.domain.traffic import Route, Traffic, parse_traffic, print_traffic
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.traffic import Route, Traffic, gives_less, parse_traffic, print_traffic
+from anven_pipelines.domain.traffic_file import TrafficFile, read_traffic_file
 from anven_pipelines.resources.durable_folder import DurableFolder
 
 if TYPE_CHECKING:
@@ -29,52 +31,84 @@ class Gateway(dg.ConfigurableResource[None]):
 
         Kill switch and shadow stay as the file has them: people set them there, and no step may lift a kill.
         A route of an older generation than the one in force changes nothing: whoever publishes it was overtaken.
+        What gives the target less is written over a bad file, too, of which all that can be read is kept.
 
         Raises:
-            InvalidInput: the file is none; nothing was changed.
+            InvalidInput: the file is bad, and the route gives the target more; nothing was changed.
             UnavailableService: it cannot be read or written; what was in force stays.
         """
         path = Path(self.traffic)
         with _locked(path):
-            traffic = self.read()
-            before = traffic.of(route.workload)
-            route = replace(route, killed=before.killed, shadow=before.shadow)
-            if route == before or (route.workload in traffic.routes and route.generation < before.generation):
+            content = self._content()
+            file = read_traffic_file(content, source=self.traffic)
+            before = file.of(route.workload)
+            killed = file.is_killed(route.workload)
+            route = replace(route, killed=killed, shadow=0.0 if before is None else before.shadow)
+            if before is not None and (
+                route == before or (route.workload in file.routes and route.generation < before.generation)
+            ):
                 return False
-            _write(path, Traffic({**traffic.routes, route.workload: route}))
+            is_known = before is not None and not file.is_torn
+            is_less = route.share == 0 or (is_known and gives_less(route, before))
+            if file.problem is not None and not is_less:
+                message = f"{file.problem}; nothing that gives the target more is written until the file is mended"
+                raise InvalidInput(message)
+            _write(path, file, route, content)
             return True
 
     def kill(self, workload: str) -> None:
         """Keep a workload at legacy whatever its route says, until somebody sets `killed` to false in the file.
 
+        Of a bad file all that can be read is kept.
+
         Raises:
-            InvalidInput: the file is none; nothing was changed.
             UnavailableService: it cannot be read or written; what was in force stays.
         """
         path = Path(self.traffic)
         with _locked(path):
-            traffic = self.read()
-            _write(path, Traffic({**traffic.routes, workload: replace(traffic.of(workload), killed=True)}))
+            content = self._content()
+            file = read_traffic_file(content, source=self.traffic)
+            route = file.of(workload) or Route(workload, attempt=0, generation=0, stage=0, share=0.0)
+            _write(path, file, replace(route, killed=True), content)
+
+    def route(self, workload: str) -> Route | None:
+        """Return a workload's route, whatever is wrong with other entries; None where its own is bad.
+
+        Raises:
+            InvalidInput: the file as a whole is none.
+            UnavailableService: it cannot be read.
+        """
+        file = read_traffic_file(self._content(), source=self.traffic)
+        if file.is_torn:
+            raise InvalidInput(str(file.problem))
+        return file.of(workload)
 
     def read(self) -> Traffic:
         """Return the routes that the file names; none where there is no file yet.
 
         Raises:
-            InvalidInput: the file is none.
+            InvalidInput: the file, or one of its entries, is bad.
             UnavailableService: it cannot be read.
         """
+        return parse_traffic(self._content(), source=self.traffic)
+
+    def _content(self) -> bytes:
         path = Path(self.traffic)
         try:
-            return parse_traffic(path.read_bytes(), source=str(path))
+            return path.read_bytes()
         except FileNotFoundError:
-            return Traffic()
+            return print_traffic(Traffic()).encode()
         except OSError as error:
             message = f"the traffic file {path} cannot be read: {error.strerror}; what is in force stays"
             raise UnavailableService(message) from error
 
 
-def _write(path: Path, traffic: Traffic) -> None:
-    DurableFolder(str(path.parent), {}).write(path.name, print_traffic(traffic).encode())
+def _write(path: Path, file: TrafficFile, route: Route, content: bytes) -> None:
+    """Replace the file by one with the route; a torn one is kept beside it."""
+    folder = DurableFolder(str(path.parent), {})
+    if file.is_torn:
+        folder.write(f"{path.name}.broken-{hashlib.sha256(content).hexdigest()[:12]}", content)
+    folder.write(path.name, file.with_route(route).printed().encode())
 
 
 @contextmanager

@@ -265,7 +265,9 @@ class Rollouts(dg.ConfigurableResource[None]):
         """
         if not status.generation:
             return False
-        in_force = self.gateway.read().of(workload)
+        in_force = self.gateway.route(workload)
+        if in_force is None:  # a person broke it: only what gives the target less can be written there
+            return not status.is_open
         # The kill switch and the shadow are people's.
         return replace(in_force, killed=False, shadow=0.0) != self._route(workload, status)
 
@@ -293,11 +295,11 @@ class Rollouts(dg.ConfigurableResource[None]):
             InvalidInput: it is ahead, or the file is none.
             UnavailableService: the state store does not answer, or the file cannot be read.
         """
-        in_force, logged = self.gateway.read().of(workload).generation, self.status(workload).generation
-        if in_force > logged:
+        in_force, logged = self.gateway.route(workload), self.status(workload).generation
+        if in_force is not None and in_force.generation > logged:
             message = (
-                f"{self.gateway.traffic}: {workload} is at generation {in_force}, the log at {logged}: the state "
-                "store was replaced or set back, or the route was written by hand. Restore the store; or remove the "
+                f"{self.gateway.traffic}: {workload} is at generation {in_force.generation}, the log at {logged}: the "
+                "state store was replaced or set back, or the route was written by hand. Restore the store; or remove the "
                 "workload from the file, which gives its traffic to legacy, and restart the gateway"
             )
             raise InvalidInput(message)

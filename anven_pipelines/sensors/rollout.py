@@ -32,7 +32,7 @@ rollout_step_job = dg.define_asset_job(
 LOOKS_S: Final = 10.0
 """Longest wait of a tick for its looks; Prometheus, too, has 10 s for one, unless its section says otherwise ..."""
 NOTES_S: Final = 2.0
-"""... and for what holds the rollouts to be written down. Dagster ends a tick after 60 s, and loses what it asked for."""
+"""... and for what holds the rollouts to be written down. Dagster ends a tick after 60 s and loses what it asks for."""
 
 
 class _Glance(NamedTuple):
@@ -117,7 +117,7 @@ def _note_hold(rollouts: Rollouts, found: Look) -> None:
     """Write down for people what holds a rollout; whatever goes wrong with that moves nothing."""
     try:
         rollouts.note_hold(found.plan.workload, found, now=datetime.now(UTC))
-    except Exception:  # a notice must not keep a roll back waiting
+    except Exception:  # noqa: BLE001 - a notice must not keep a roll back waiting
         _log.exception("what holds %s was not written down", found.plan.workload)
 
 

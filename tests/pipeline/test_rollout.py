@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -600,21 +601,82 @@ def test_an_altered_log_without_harm_changes_nothing(place: Place, rollouts: Rol
     assert not rollouts.gateway.read().of("support").killed
 
 
-def test_a_roll_back_is_in_the_log_though_the_traffic_file_is_none(place: Place, rollouts: Rollouts) -> None:
+def test_a_roll_back_is_in_force_though_the_traffic_file_is_none(place: Place, rollouts: Rollouts) -> None:
     serve(place, errors=0.3)
     file = Path(rollouts.gateway.traffic)
-    whole = file.read_bytes()
-    file.write_bytes(whole[:-9])
+    torn = file.read_bytes()[:-9]
+    file.write_bytes(torn)
 
-    with pytest.raises(InvalidInput, match="stay in force until it is mended"):
+    rollouts.step("support", now=NOW)
+
+    assert (rollouts.status("support").phase, share_in_force(rollouts)) == ("rolled_back", 0.0)
+    (copy,) = file.parent.glob("*.broken-*")
+    assert copy.read_bytes() == torn
+
+
+def test_nothing_advances_over_a_traffic_file_that_is_none(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    file = Path(rollouts.gateway.traffic)
+    torn = file.read_bytes()[:-9]
+    file.write_bytes(torn)
+
+    with pytest.raises(InvalidInput, match=re.escape(str(file))):
         rollouts.step("support", now=NOW)
-    assert rollouts.status("support").phase == "rolled_back"
-    assert not tick(place, rollouts).run_requests
 
-    file.write_bytes(whole)
+    assert (rollouts.status("support").stage, file.read_bytes()) == (0, torn)
+
+
+def with_bad_entry(rollouts: Rollouts, workload: str, **entry: Any) -> Path:
+    """Break an entry of the traffic file as a person does who types it."""
+    file = Path(rollouts.gateway.traffic)
+    document = json.loads(file.read_text())
+    document["routes"][workload] = document["routes"].get(workload, {}) | entry
+    file.write_text(json.dumps(document))
+    return file
+
+
+@pytest.mark.parametrize("workload", ["other", "support"])
+def test_a_bad_entry_keeps_no_workload_from_its_roll_back_and_stays_if_it_is_anothers(
+    place: Place, rollouts: Rollouts, workload: str
+) -> None:
+    serve(place, errors=0.3)
+    file = with_bad_entry(rollouts, workload, share=1.5)
+
     assert tick(place, rollouts).run_requests
     rollouts.step("support", now=NOW)
+
+    routes = json.loads(file.read_text())["routes"]
+    assert (routes["support"]["share"], routes["support"]["generation"]) == (0.0, 2)
+    assert workload == "support" or routes["other"] == {"share": 1.5}
+    assert not tick(place, rollouts).run_requests
+
+
+def test_a_roll_back_that_was_logged_is_put_in_force_over_a_bad_entry_of_its_own(
+    place: Place, rollouts: Rollouts
+) -> None:
+    rolled_back = {"from_stage": 0, "reasons": ["harm"], "evidence": [], "as_of": None}
+    place.state.append(
+        stream=stream_of("support"), kind="rolled_back", key="generation-2", payload=rolled_back, now=NOW
+    )
+    with_bad_entry(rollouts, "support", share="half")
+
+    assert tick(place, rollouts).run_requests
+    rollouts.step("support", now=NOW)
+
     assert share_in_force(rollouts) == 0.0
+
+
+def test_a_bad_entry_stops_every_advance_and_keeps_no_workload_from_its_kill(place: Place, rollouts: Rollouts) -> None:
+    serve(place)
+    file = with_bad_entry(rollouts, "other", share=1.5)
+
+    decision = rollouts.step("support", now=NOW).decision
+
+    assert isinstance(decision, Hold)
+    assert "routes.other lacks" in decision.reasons[0]
+    rollouts.gateway.kill("support")
+    routes = json.loads(file.read_text())["routes"]
+    assert (routes["support"]["killed"], routes["other"]) == (True, {"share": 1.5})
 
 
 def test_no_step_lifts_the_kill_switch_or_ends_the_shadow(place: Place, rollouts: Rollouts) -> None:
