@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import smtplib
 import ssl
 import threading
@@ -74,6 +75,8 @@ def send(receiver: Receiver, notice: Notice) -> None:
 
 
 def _post(receiver: Webhook | Slack, notice: Notice) -> None:
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log the URL, which is a secret
     url = _variable(receiver.url_env, receiver)
     headers = {"Idempotency-Key": notice.id}
     if isinstance(receiver, Webhook) and receiver.token_env:

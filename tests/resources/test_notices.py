@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -302,3 +303,26 @@ def test_a_mail_server_that_cannot_encrypt_gets_no_letter(desk: Desk, mail: Mail
 
 def test_the_bounds_of_a_delivery_are_shorter_than_a_minute() -> None:
     assert notices.DELIVER_S + 2 * notice_delivery.LONGEST_S <= 60
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_no_log_holds_the_url_or_the_token(
+    desk: Desk, web: Hook, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """The HTTP client tells every URL that it asks, and a webhook's is a secret."""
+    loggers = [logging.getLogger(name) for name in ("httpx", "httpcore")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.DEBUG)
+    web.status = status
+    desk.declare(SLACK, WEBHOOK)
+    desk.act("started", who="ada", plan="p", planned=None)
+
+    with caplog.at_level(logging.DEBUG):
+        desk.deliver()
+
+    assert len(web.got) == 2
+    assert web.url not in caplog.text
+    assert "sesame" not in caplog.text
+    for each, level in zip(loggers, levels, strict=True):
+        each.setLevel(level)
