@@ -3,25 +3,16 @@
 No receiver is ever asked in a sensor's tick or in a rollout's step, so none delays another sensor or a roll back.
 """
 
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime
 
 import dagster as dg
 
 from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.sensors.under_way import is_under_way
 
 NOTICES_TAG = "anven/notices"
-PATIENCE: Final = timedelta(minutes=10)
-"""A delivery that is under way for longer is taken for dead; where it lives all the same, its lock keeps others out."""
-_UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 class DeliverTo(dg.Config):
@@ -51,18 +42,14 @@ def rollout_notices(context: dg.SensorEvaluationContext, rollouts: Rollouts, not
     requests, problems, now = [], [], datetime.now(UTC)
     for workload in rollouts.begun():
         try:
-            if notices.is_due(workload, now=now) and not is_under_way(context.instance, NOTICES_TAG, workload):
+            if notices.is_due(workload, now=now) and not is_under_way(context.instance, {NOTICES_TAG: workload}):
                 config = dg.RunConfig(ops={"deliver_notices": DeliverTo(workload=workload)})
                 key = f"{workload}/{now.isoformat()}"
                 requests.append(dg.RunRequest(run_key=key, run_config=config, tags={NOTICES_TAG: workload}))
         except (AnvenError, OSError) as error:
             problems.append(f"{workload}: {error}")
+        except Exception as error:  # a mistake of ours in one workload must not keep another's notices
+            context.log.exception("%s cannot be looked at", workload)
+            problems.append(f"{workload}: {type(error).__name__}: {error}")
     told = "\n".join(problems) or "nothing is to be told, or its receivers are not due yet"
     return dg.SensorResult(run_requests=requests, skip_reason=None if requests else dg.SkipReason(told))
-
-
-def is_under_way(instance: dg.DagsterInstance, tag: str, workload: str) -> bool:
-    """Tell whether a run with that tag goes on for a workload; one that was killed may stay unfinished for ever."""
-    filters = dg.RunsFilter(tags={tag: workload}, statuses=_UNFINISHED)
-    oldest = datetime.now(UTC) - PATIENCE
-    return any(record.create_timestamp > oldest for record in instance.get_run_records(filters=filters))

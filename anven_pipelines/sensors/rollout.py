@@ -1,27 +1,23 @@
 """Looks at every rollout every few seconds and asks for a step where one is due; the step decides for itself."""
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cache, partial
 from typing import Final, NamedTuple
 
 import dagster as dg
 
+from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.domain.rollout import Hold
 from anven_pipelines.domain.rollout_status import RolloutStatus
 from anven_pipelines.resources.rollouts import Look, Rollouts
 from anven_pipelines.resources.uptime import uptime
 from anven_pipelines.sensors.looks import Looks
+from anven_pipelines.sensors.under_way import is_under_way
 
 STEP_TAG = "anven/rollout_step"
 _log = logging.getLogger("anven.rollout")
-PATIENCE: Final = timedelta(minutes=5)
-"""A step that is under way for longer is taken for dead: a killed run stays STARTED, as no launcher need notice it.
-
-It takes seconds once it runs, and one that lives all the same may decide beside the next: the log takes one of both.
-"""
-
 rollout_step_job = dg.define_asset_job(
     "rollout_step",
     selection=dg.AssetSelection.assets("rollout_status"),
@@ -75,10 +71,14 @@ def rollout(context: dg.SensorEvaluationContext, rollouts: Rollouts) -> dg.Senso
     ]
     held = {glance.workload: glance.found for glance in glances if glance.found}
     notes.take(held, lambda workload: _note_hold(rollouts, held[workload]), wait_s=NOTES_S)
+    # Dagster refuses all requests of a tick where one names a partition that is not there.
+    partitions = workloads.build_add_request([str(request.partition_key) for request in requests])
     told = [glance.told for glance in glances if glance.told]
     told += [f"{workload}: the look at it is still under way, and is taken up by the next tick" for workload in late]
     return dg.SensorResult(
-        run_requests=requests, skip_reason=None if requests else dg.SkipReason("\n".join(told) or "no rollout is open")
+        run_requests=requests,
+        skip_reason=None if requests else dg.SkipReason("\n".join(told) or "no rollout is open"),
+        dynamic_partitions_requests=[partitions] if requests else None,
     )
 
 
@@ -124,8 +124,7 @@ def _note_hold(rollouts: Rollouts, found: Look) -> None:
 def _request(instance: dg.DagsterInstance, workload: str, status: RolloutStatus) -> dg.RunRequest | None:
     """Return the request for the next step; None while one is under way."""
     step = f"{workload}/{status.attempt}/{status.generation}"
-    records = instance.get_run_records(filters=dg.RunsFilter(tags={STEP_TAG: step}))
-    oldest = datetime.now(UTC) - PATIENCE
-    if any(not each.dagster_run.is_finished and each.create_timestamp > oldest for each in records):
+    if is_under_way(instance, {STEP_TAG: step}):
         return None
-    return dg.RunRequest(run_key=f"{step}/{len(records)}", partition_key=workload, tags={STEP_TAG: step})
+    tried = instance.get_runs_count(filters=dg.RunsFilter(tags={STEP_TAG: step}))
+    return dg.RunRequest(run_key=f"{step}/{tried}", partition_key=workload, tags={STEP_TAG: step})

@@ -10,7 +10,7 @@ import dagster as dg
 from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.resources.rollout_tracking import RolloutTracking
 from anven_pipelines.resources.rollouts import Rollouts
-from anven_pipelines.sensors.notices import is_under_way
+from anven_pipelines.sensors.under_way import is_under_way
 
 TRACKING_TAG = "anven/rollout_tracking"
 ALL = "all"
@@ -53,7 +53,7 @@ def rollout_tracking(
             due += [workload] if rollout_tracking.is_due(workload, now=now) else []
         except (AnvenError, OSError) as error:
             problems.append(f"{workload}: {error}")
-    if due and not is_under_way(context.instance, TRACKING_TAG, ALL):
+    if due and not is_under_way(context.instance, {TRACKING_TAG: ALL}):
         config = dg.RunConfig(ops={"track_rollouts": TrackRollouts(workloads=due)})
         request = dg.RunRequest(run_key=now.isoformat(), run_config=config, tags={TRACKING_TAG: ALL})
         return dg.SensorResult(run_requests=[request])

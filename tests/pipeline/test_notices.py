@@ -11,6 +11,7 @@ import pytest
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.notice import hold_stream
 from anven_pipelines.domain.rollout import RollBack
+from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.notices import Notices
 from anven_pipelines.resources.rollouts import Rollouts
@@ -123,6 +124,36 @@ def test_while_a_delivery_is_under_way_no_other_is_asked_for(place: Place, rollo
     status = dg.DagsterRunStatus.STARTED
     place.instance.create_run_for_job(job(place), tags=request.tags, status=status, run_config=request.run_config)
     assert asked(place, rollouts) == []
+
+
+def test_a_delivery_that_was_killed_while_it_ran_is_asked_for_again(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody ends its run: to Dagster it goes on for ever."""
+    [request] = asked(place, rollouts)
+    status = dg.DagsterRunStatus.STARTED
+    place.instance.create_run_for_job(job(place), tags=request.tags, status=status, run_config=request.run_config)
+    monkeypatch.setattr("anven_pipelines.sensors.under_way.PATIENCE", timedelta(0))
+
+    [again] = asked(place, rollouts)
+
+    assert again.run_key != request.run_key
+
+
+def test_a_mistake_in_one_workload_keeps_no_other_from_its_notices(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.state.append(stream=stream_of("a-first"), kind="started", key="generation-1", payload={}, now=NOW)
+    is_due = Notices.is_due
+
+    def mistaken(notices: Notices, workload: str, *, now: datetime) -> bool:
+        if workload == "a-first":
+            raise ZeroDivisionError
+        return is_due(notices, workload, now=now)
+
+    monkeypatch.setattr(Notices, "is_due", mistaken)
+
+    assert [each.tags[NOTICES_TAG] for each in asked(place, rollouts)] == ["support"]
 
 
 def test_a_hold_that_cannot_be_written_down_keeps_no_step_waiting(

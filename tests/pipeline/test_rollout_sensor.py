@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 
+from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.notice import hold_stream
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
@@ -181,6 +182,19 @@ def test_many_workloads_are_looked_at_side_by_side_on_one_store(place: Place, ro
         while not place.state.events(hold_stream(name)):
             tick(place, rollouts)
     assert place.state.verify().ok
+
+
+def test_a_step_is_asked_for_together_with_the_partition_that_it_runs_in(place: Place, rollouts: Rollouts) -> None:
+    """Dagster refuses all requests of a tick where one names a partition that is not there."""
+    begin(place, rollouts, "a-first", "support")
+    trip(place, "a-first", "support")
+
+    found = tick(place, rollouts)
+
+    wanted = {each.partition_key for each in found.run_requests or []}
+    [partitions] = found.dynamic_partitions_requests or []
+    assert partitions.partitions_def_name == workloads.name
+    assert set(partitions.partition_keys) == wanted == {"a-first", "support"}
 
 
 def test_who_was_not_looked_at_comes_first_the_next_time(
