@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from anven_pipelines.domain.rollout_plan import plan_in
+from anven_pipelines.domain.rollout_plan import read_plan
 from anven_pipelines.domain.rollout_status import OVERRIDE_PEOPLE, RolloutStatus, followed, refusal
 
 if TYPE_CHECKING:
@@ -307,9 +307,4 @@ def _reasons(payload: dict[str, Any]) -> tuple[str, ...]:
 
 def _plan(workload: str, status: RolloutStatus) -> RolloutPlan | None:
     """Return the plan that the attempt began with; None where another release wrote it."""
-    if status.planned is None:
-        return None
-    try:
-        return plan_in(workload, status.planned)
-    except (ValueError, LookupError):  # pydantic's errors are ValueErrors
-        return None
+    return None if status.planned is None else read_plan(workload, status.planned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from anven_pipelines.domain.canonical import digest_of
@@ -96,6 +96,29 @@ def plan_in(workload: str, written: Mapping[str, Any]) -> RolloutPlan:
     rollout = Rollout.model_validate(written["rollout"])
     serving = tuple(written.get("serving", {}).items())
     return RolloutPlan(workload=workload, rollout=rollout, metrics=tuple(written["metrics"]), serving=serving)
+
+
+def read_plan(workload: str, written: Mapping[str, Any]) -> RolloutPlan | None:
+    """Return the plan that was written down; None where another release wrote it, with what this one does not know."""
+    try:
+        return plan_in(workload, written)
+    except (ValueError, LookupError, TypeError, AttributeError):  # pydantic's errors are ValueErrors
+        return None
+
+
+def in_place_of_unread(declared: RolloutPlan, stage: int | None) -> RolloutPlan:
+    """Return a plan by which harm is judged where the attempt's own cannot be read, and nothing goes on.
+
+    Args:
+        declared: What the migration file declares now.
+        stage: The stage that the attempt is in; a plan with fewer is taken to be in its last one.
+    """
+    stages = declared.stages
+    more = [stages[-1]] * max(0, (stage or 0) + 1 - len(stages))
+    rollout = declared.rollout.model_copy(update={"stages": [*stages, *more]})
+    return replace(
+        declared, rollout=rollout, edited="another release wrote the attempt's plan, which this one cannot read,"
+    )
 
 
 def edit_of(begun: RolloutPlan, declared: RolloutPlan) -> str | None:

@@ -24,6 +24,16 @@ SCHEMA_VERSION: Final = 1
 
 _BUSY_SECONDS: Final = 30  # longest wait for another writer; an append takes milliseconds
 _CONNECT_SECONDS: Final = 10
+_STATEMENT_SECONDS: Final = 60  # longest one on PostgreSQL, waiting included
+_IDLE_SECONDS: Final = 60  # a writer that hangs within its transaction loses it there, and the writers' lock with it
+_KEEPALIVE: Final = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""A PostgreSQL server that is gone without a word is given up after 25 s (libpq's documentation, section 34.1.2)."""
 _APPEND_LOCK: Final = 0x616E76656E  # "anven": PostgreSQL advisory locks are named by number
 _ONLY_ROW: Final = 1
 _WRITES: Final = "anven_writes"
@@ -172,7 +182,8 @@ def _parse(url: str) -> sa.URL:
 
 def _open_engine(url: sa.URL) -> sa.Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
-    connect_args = {"timeout": _BUSY_SECONDS} if is_sqlite else {"connect_timeout": _CONNECT_SECONDS}
+    defaults = {"timeout": _BUSY_SECONDS} if is_sqlite else {"connect_timeout": _CONNECT_SECONDS, **_KEEPALIVE}
+    connect_args = {name: value for name, value in defaults.items() if name not in url.query}
     try:
         engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=connect_args)
     except ImportError as error:
@@ -182,6 +193,8 @@ def _open_engine(url: sa.URL) -> sa.Engine:
         _make_folder(Path(str(url.database)).parent, url)
         sa.event.listen(engine, "connect", _set_up_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
+    else:
+        sa.event.listen(engine, "connect", _set_up_postgres)
     return engine
 
 
@@ -204,6 +217,20 @@ def _set_up_sqlite(dbapi_connection: Any, _record: object) -> None:  # noqa: ANN
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _set_up_postgres(dbapi_connection: Any, _record: object) -> None:  # noqa: ANN401 - as above
+    """Wait for nobody without end; set here, as poolers such as PgBouncer refuse it in the connection's options."""
+    limits = {
+        "lock_timeout": _BUSY_SECONDS,
+        "statement_timeout": _STATEMENT_SECONDS,
+        "idle_in_transaction_session_timeout": _IDLE_SECONDS,
+    }
+    cursor = dbapi_connection.cursor()
+    for name, seconds in limits.items():
+        cursor.execute(f"SET {name} = {round(1000 * seconds)}")
+    cursor.close()
+    dbapi_connection.commit()
 
 
 def _any_text(stored: bytes) -> str:

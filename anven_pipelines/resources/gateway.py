@@ -48,8 +48,7 @@ class Gateway(dg.ConfigurableResource[None]):
                 route == before or (route.workload in file.routes and route.generation < before.generation)
             ):
                 return False
-            is_known = before is not None and not file.is_torn
-            is_less = route.share == 0 or (is_known and gives_less(route, before))
+            is_less = route.share == 0 or (before is not None and not file.is_torn and gives_less(route, before))
             if file.problem is not None and not is_less:
                 message = f"{file.problem}; nothing that gives the target more is written until the file is mended"
                 raise InvalidInput(message)

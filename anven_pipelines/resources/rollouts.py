@@ -20,7 +20,7 @@ from anven_pipelines.domain.load_report import LoadReport
 from anven_pipelines.domain.notice import HELD, hold_stream, new_hold
 from anven_pipelines.domain.rollout import Advance, Gap, Hold, RollBack, decide
 from anven_pipelines.domain.rollout_capacity import shortfall
-from anven_pipelines.domain.rollout_plan import edit_of, plan_in, plan_of
+from anven_pipelines.domain.rollout_plan import edit_of, in_place_of_unread, plan_of, read_plan
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
 from anven_pipelines.domain.rollout_steps import route_of, start_refusal, step_of
 from anven_pipelines.domain.sign_off import sign_off_stream
@@ -102,12 +102,18 @@ class Rollouts(dg.ConfigurableResource[None]):
         """
         if not status.is_open or status.planned is None:
             return plan_of(self.migrations.of(workload).migration)
-        begun = plan_in(workload, status.planned)
+        begun = read_plan(workload, status.planned)
         try:
             declared = plan_of(self.migrations.of(workload).migration)
         except UnknownWorkload as error:
+            if begun is None:
+                raise
             return replace(begun, edited=f"the migration file is gone or broken ({error})")
-        return replace(begun, edited=edit_of(begun, declared))
+        return (
+            in_place_of_unread(declared, status.stage)
+            if begun is None
+            else replace(begun, edited=edit_of(begun, declared))
+        )
 
     def look(self, workload: str, *, now: datetime, uptime: Uptime | None = None) -> Look:
         """Decide on the next step, and take none.
@@ -209,16 +215,17 @@ class Rollouts(dg.ConfigurableResource[None]):
 
         Raises:
             InvalidInput: it cannot happen now.
-            TamperedLog: the log was altered.
-            UnavailableService: the state store or the traffic file does not answer.
+            TamperedLog: the log was altered. Where it is an abort, the gateway is told to keep the workload at legacy
+                all the same.
+            UnavailableService: the state store or the traffic file does not answer; of an abort the same holds.
         """
         try:
             self.state.require_intact()
-        except TamperedLog:
+            status = self.status(workload)
+        except (TamperedLog, UnavailableService):
             if kind == "aborted":
                 self.gateway.kill(workload)
             raise
-        status = self.status(workload)
         if reason := refusal(status, kind):
             message = f"{workload}: {kind} is not possible: {reason}"
             raise InvalidInput(message)
@@ -226,6 +233,10 @@ class Rollouts(dg.ConfigurableResource[None]):
         told = {**payload, **(uptime.written() if uptime else {})}
         try:
             self.state.append(stream=stream_of(workload), kind=kind, key=key, payload=told, now=now)
+        except UnavailableService:
+            if kind == "aborted":  # it is written once the log can be, by another abort
+                self.gateway.kill(workload)
+            raise
         except InvalidInput:
             if self.status(workload).generation == status.generation:
                 raise
@@ -268,8 +279,9 @@ class Rollouts(dg.ConfigurableResource[None]):
         in_force = self.gateway.route(workload)
         if in_force is None:  # a person broke it: only what gives the target less can be written there
             return not status.is_open
+        wanted = self._route(workload, status)
         # The kill switch and the shadow are people's.
-        return replace(in_force, killed=False, shadow=0.0) != self._route(workload, status)
+        return wanted is not None and replace(in_force, killed=False, shadow=0.0) != wanted
 
     def _shortfall(self, workload: str, share: float, peak_rate: float | None) -> str | None:
         """Say why the target may not bear a share; None where it does, or no load benchmark was run."""
@@ -299,15 +311,20 @@ class Rollouts(dg.ConfigurableResource[None]):
         if in_force is not None and in_force.generation > logged:
             message = (
                 f"{self.gateway.traffic}: {workload} is at generation {in_force.generation}, the log at {logged}: the "
-                "state store was replaced or set back, or the route was written by hand. Restore the store; or remove the "
-                "workload from the file, which gives its traffic to legacy, and restart the gateway"
+                "state store was replaced or set back, or the route was written by hand. Restore the store; or remove "
+                "the workload from the file, which gives its traffic to legacy, and restart the gateway"
             )
             raise InvalidInput(message)
 
     def _publish(self, workload: str, status: RolloutStatus) -> None:
-        if status.generation:
-            self.gateway.publish(self._route(workload, status))
+        if status.generation and (route := self._route(workload, status)):
+            self.gateway.publish(route)
         self.require_known(workload)
 
-    def _route(self, workload: str, status: RolloutStatus) -> Route:
-        return route_of(workload, status, self.plan(workload, status) if status.is_open else None)
+    def _route(self, workload: str, status: RolloutStatus) -> Route | None:
+        """Return what the gateway has to do; None where the attempt's plan cannot be read, and its share stays."""
+        if not status.is_open:
+            return route_of(workload, status, None)
+        if status.planned is not None and read_plan(workload, status.planned) is None:
+            return None
+        return route_of(workload, status, self.plan(workload, status))

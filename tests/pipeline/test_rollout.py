@@ -19,7 +19,7 @@ import pytest
 
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.assets.rollout import rollout_status
-from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnknownWorkload
+from anven_pipelines.domain.errors import InvalidInput, TamperedLog, UnavailableService, UnknownWorkload
 from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
 from anven_pipelines.domain.load import LOAD_REQUESTS
 from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
@@ -30,7 +30,9 @@ from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.signed_target import TARGET, declared_target
 from anven_pipelines.domain.traffic import Route, Traffic, drill_of, print_traffic
 from anven_pipelines.migrate import of_kind
+from anven_pipelines.resources import event_database
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.sensors.rollout import rollout
 from anven_pipelines.spec_rollout import Rollout
 from tests.load_rows import load_report
@@ -513,7 +515,7 @@ def test_a_step_that_was_killed_while_it_ran_is_asked_for_again(
     )
     assert not tick(place, rollouts).run_requests
 
-    monkeypatch.setattr("anven_pipelines.sensors.rollout.PATIENCE", timedelta(0))
+    monkeypatch.setattr("anven_pipelines.sensors.under_way.PATIENCE", timedelta(0))
     (again,) = tick(place, rollouts).run_requests or []
     assert again.run_key == "support/1/1/1"
 
@@ -587,6 +589,76 @@ def test_harm_in_an_altered_log_is_rolled_back_at_the_gateway_alone(place: Place
 
     assert rollouts.gateway.read().of("support").killed
     assert rollouts.status("support").phase == "running"
+
+
+def test_an_abort_that_cannot_be_logged_is_told_to_the_gateway_all_the_same(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_database, "_BUSY_SECONDS", 0.1)
+    database = sqlite3.connect(place.folder / "home" / "state.db", isolation_level=None)
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        fresh = replaced_store(rollouts)
+        with pytest.raises(UnavailableService, match="database is locked"):
+            fresh.act("support", "paused", {"who": "ada", "reason": ""}, now=NOW)
+        assert not rollouts.gateway.read().of("support").killed
+        with pytest.raises(UnavailableService, match="database is locked"):
+            fresh.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    finally:
+        database.rollback()
+        database.close()
+
+    assert rollouts.gateway.read().of("support").killed
+    aborted = rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    assert (aborted.phase, share_in_force(rollouts)) == ("aborted", 0.0)
+
+
+def test_an_abort_needs_no_state_store_that_can_be_read(place: Place, rollouts: Rollouts) -> None:
+    state = place.folder / "home" / "state.db"
+    for file in state.parent.glob("state.db*"):
+        file.unlink()
+    state.write_text("this is no database " * 100)
+
+    with pytest.raises(UnavailableService):
+        rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+
+    assert rollouts.gateway.read().of("support").killed
+
+
+def replaced_store(rollouts: Rollouts) -> Rollouts:
+    """Return the rollouts with a connection of their own to the same store."""
+    return rollouts.model_copy(update={"state": StateStore(url=rollouts.state.url)})
+
+
+def of_another_release(place: Place) -> None:
+    """Have the log's plan name what this release does not know."""
+    with sqlite3.connect(place.folder / "home" / "state.db") as database:
+        written = """update events set payload = replace(payload, '"rollout":{', '"rollout":{"new_section":1,')"""
+        database.execute(f"{written} where kind = 'started'")
+    database.close()
+
+
+@pytest.mark.parametrize(("errors", "share"), [(0.0, 0.5), (0.3, 0.0)])
+@pytest.mark.parametrize("stages", [ROLLOUT["stages"], [{"share": 0.1, "soak": "24h"}, {"share": 1.0, "soak": "24h"}]])
+def test_a_plan_of_another_release_stops_the_ramp_and_hides_no_harm(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch, errors: float, share: float, stages: Any
+) -> None:
+    monkeypatch.setattr(StateStore, "require_intact", lambda _: None)  # the other release wrote it whole
+    serve(place, errors=errors)
+    of_another_release(place)
+    place.declare(rollout=ROLLOUT | {"stages": stages})
+
+    asked = tick(place, rollouts)
+    decision = rollouts.step("support", now=NOW).decision
+
+    assert share_in_force(rollouts) == share
+    if errors:
+        assert asked.run_requests
+        assert isinstance(decision, RollBack)
+    else:
+        assert not asked.run_requests
+        assert isinstance(decision, Hold)
+        assert "another release wrote the attempt's plan, which this one cannot read, since" in decision.reasons[0]
 
 
 def test_an_altered_log_without_harm_changes_nothing(place: Place, rollouts: Rollouts) -> None:
