@@ -176,7 +176,7 @@ def missing_proof(
     stage, rollout = plan.stages[status.stage], plan.rollout
     gaps = [
         *_time_gaps(stage, stayed=stayed, now=now),
-        *([] if "drill" in rollout.waive else drill_gaps(status.drill, plan, now=now)),
+        *([] if "drill" in rollout.waive else drill_gaps(status.drill, plan, now=now, uptime=uptime)),
     ]
     if evidence.capacity:
         gaps.append(Gap("person", f"capacity for the next stage: {evidence.capacity}"))
@@ -211,7 +211,7 @@ def unknown_because(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence
     return None
 
 
-def drill_gaps(drill: Drill | None, plan: RolloutPlan, *, now: datetime) -> list[Gap]:
+def drill_gaps(drill: Drill | None, plan: RolloutPlan, *, now: datetime, uptime: Uptime | None = None) -> list[Gap]:
     """Return what is missing in the rehearsal of a roll back."""
     how = "`anven drill` rehearses one"
     if drill is None:
@@ -223,7 +223,7 @@ def drill_gaps(drill: Drill | None, plan: RolloutPlan, *, now: datetime) -> list
             f"the last rehearsed roll back took {drill.seconds:.1f} s, at most {plan.rollout.drill_s:g} s is allowed"
         )
         return [Gap("person", f"{found}: {how}")]
-    if not timedelta(0) <= now - drill.at + CLOCK_SKEW <= plan.rollout.drill_age + CLOCK_SKEW:
+    if not timedelta(0) <= drill.age(now, uptime) + CLOCK_SKEW <= plan.rollout.drill_age + CLOCK_SKEW:
         return [Gap("person", f"the last rehearsed roll back is of {drill.at:%Y-%m-%d %H:%M} UTC: {how}")]
     return []
 

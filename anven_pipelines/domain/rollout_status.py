@@ -42,6 +42,17 @@ class Drill(NamedTuple):
     passed: bool
     seconds: float | None
     """Until all traffic was at legacy; None where it never was."""
+    uptime: Uptime | None = None
+    """Of the machine on which it was rehearsed; None where that is unknown."""
+
+    def age(self, now: datetime, uptime: Uptime | None) -> timedelta:
+        """Return how old it is, at least: a clock that was set back since makes it no younger.
+
+        Negative where it is dated ahead of this clock.
+        """
+        by_clock = now - self.at
+        gone_by = uptime.since(self.uptime) if uptime else None
+        return by_clock if gone_by is None or by_clock < -CLOCK_SKEW else max(by_clock, gone_by)
 
 
 class Override(NamedTuple):
@@ -250,7 +261,7 @@ def _signed(status: RolloutStatus, who: str, payload: Mapping[str, Any]) -> froz
 
 
 def _drilled(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
-    return replace(status, drill=Drill(at, payload["passed"], payload["seconds"]))
+    return replace(status, drill=Drill(at, payload["passed"], payload["seconds"], uptime_in(payload)))
 
 
 def _flagged(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:

@@ -28,6 +28,7 @@ from anven_pipelines.gateway.settings import KEY_ENV
 from anven_pipelines.resources.drill_traffic import DrillTraffic
 from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.uptime import uptime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,7 +142,7 @@ class Drills(dg.ConfigurableResource[None]):
         self.rollouts.gateway.publish(route)
 
     def _keep(self, workload: str, who: str, found: dict[str, Any]) -> None:
-        self.rollouts.act(workload, "drilled", {"who": who, **found}, now=datetime.now(UTC))
+        self.rollouts.act(workload, "drilled", {"who": who, **found}, now=datetime.now(UTC), uptime=uptime())
 
     @contextmanager
     def _only_one(self, workload: str) -> Iterator[None]:

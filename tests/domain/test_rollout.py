@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anven_pipelines.domain.rollout import Advance, Complete, Decision, Gap, Hold, RollBack, decide
+from anven_pipelines.domain.rollout import Advance, Complete, Decision, Gap, Hold, RollBack, decide, drill_gaps
 from anven_pipelines.domain.rollout_evidence import Assignment, Comparison, Evidence
 from anven_pipelines.domain.rollout_flag import Flag
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
@@ -337,3 +337,15 @@ def test_another_prompt_hides_no_harm() -> None:
 )
 def test_the_right_prompt_and_one_that_nobody_knows_stop_nothing(status: RolloutStatus, evidence: Evidence) -> None:
     assert isinstance(decided(evidence, status=status), Advance)
+
+
+def test_a_clock_that_is_set_back_makes_no_drill_younger() -> None:
+    old = Uptime("boot", 1_000.0)
+    drill = Drill(NOW - timedelta(days=1), passed=True, seconds=0.8, uptime=old)
+    eight_days = Uptime("boot", 1_000.0 + 8 * 86_400)
+
+    assert not drill_gaps(drill, PLAN, now=NOW)
+    assert not drill_gaps(drill, PLAN, now=NOW, uptime=Uptime("boot", 1_000.0 + 86_400))
+    assert not drill_gaps(drill, PLAN, now=NOW, uptime=Uptime("another boot", 8 * 86_400))
+    assert "the last rehearsed roll back is of" in drill_gaps(drill, PLAN, now=NOW, uptime=eight_days)[0].reason
+    assert drill_gaps(drill, PLAN, now=NOW - timedelta(days=2), uptime=eight_days)  # dated ahead of this clock
