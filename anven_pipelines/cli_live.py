@@ -74,6 +74,13 @@ def rollout(
     ] = None,
     reason: Annotated[str, typer.Option(help="Why, for the audit log.", show_default=False)] = "",
     hours: Annotated[float, typer.Option(help="How long an override counts.")] = 4.0,
+    generation: Annotated[
+        int | None,
+        typer.Option(
+            help="Generation that the act is meant for, as `status` told it; refused where another one is in force.",
+            show_default=False,
+        ),
+    ] = None,
     flag: Annotated[
         str | None, typer.Option(help="Flag that `unflag` closes; the only open one where absent.", show_default=False)
     ] = None,
@@ -92,7 +99,16 @@ def rollout(
     with reported(as_json=as_json) as output:
         from anven_pipelines.rollout_run import act, show_rollout  # noqa: PLC0415 - loads Dagster: not for --help
 
-        report = act(workload, action, home=home_folder(), who=who, hours=hours, reason=reason, flag=flag)
+        report = act(
+            workload,
+            action,
+            home=home_folder(),
+            who=who,
+            hours=hours,
+            reason=reason,
+            flag=flag,
+            generation=generation,
+        )
         if not output.tell(json.dumps(report)):
             show_rollout(report, Console())
 

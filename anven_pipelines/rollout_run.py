@@ -37,6 +37,7 @@ def act(
     hours: float,
     reason: str,
     flag: str | None = None,
+    generation: int | None = None,
 ) -> dict[str, Any]:
     """Do what was asked of a rollout, then look at it.
 
@@ -48,6 +49,7 @@ def act(
         hours: How long an override counts.
         reason: Why, for the audit log.
         flag: Id of the flag to close; the only open one where None.
+        generation: Of the traffic that it is meant for; None for whatever is in force.
 
     Returns:
         The report of `rollout_report.report_of`, `drill`, the newest rehearsal, and `notices`, how each receiver
@@ -58,7 +60,7 @@ def act(
         UnavailableService: the state store or the traffic file does not answer.
     """
     now, up, person = datetime.now(UTC), uptime(), getpass.getuser() if who is None else who
-    asked = _asked(workload, action, who=person, hours=hours, reason=reason, flag=flag)
+    asked = _asked(workload, action, who=person, hours=hours, reason=reason, flag=flag, generation=generation)
     with prepared(home) as definitions:
         rollouts = of_kind(definitions, "rollouts", Rollouts)
         if asked is not None:
@@ -74,13 +76,15 @@ def act(
     return report | {"drill": drill | {"interrupted": interrupted.isoformat() if interrupted else None}}
 
 
-def _asked(workload: str, action: Action, *, who: str, hours: float, reason: str, flag: str | None) -> Act | None:
+def _asked(
+    workload: str, action: Action, *, who: str, hours: float, reason: str, flag: str | None, generation: int | None
+) -> Act | None:
     """Return what a person does; None where the action is only to look, to step or to tell."""
     match action:
         case "status" | "step" | "notify":
             return None
     lasts = hours if action == "override" else None
-    asked = Act(verb=action, workload=workload, who=who, reason=reason, hours=lasts, flag=flag)
+    asked = Act(verb=action, workload=workload, who=who, reason=reason, hours=lasts, flag=flag, generation=generation)
     if problems := asked.problems():
         raise InvalidInput("; ".join(f"--{problem}" for problem in problems))
     return asked

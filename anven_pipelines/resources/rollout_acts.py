@@ -6,7 +6,7 @@ import os
 import pwd
 from typing import TYPE_CHECKING
 
-from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.rollout_flag import flag_to_close
 from anven_pipelines.domain.rollout_status import stream_of
 
@@ -36,11 +36,17 @@ def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | Non
             file is none, or ahead of the log: the act is in the log.
         TamperedLog: the log was altered.
         UnavailableService: the state store or the traffic file does not answer. What was written stays, and the next
-            step, or the same request, puts it in force.
+            step, or the same request, puts it in force. Where an abort cannot be written, the gateway is told to keep
+            the workload at legacy all the same.
     """
     if problems := act.problems():
         raise InvalidInput("; ".join(map(str, problems)))
-    events = rollouts.state.events(stream_of(act.workload))
+    try:
+        events = rollouts.state.events(stream_of(act.workload))
+    except UnavailableService:
+        if act.verb == "abort":  # the gateway needs no log to give everything back
+            rollouts.gateway.kill(act.workload)
+        raise
     if act.is_done(events):
         return rollouts.put_in_force(act.workload)
     if not events:

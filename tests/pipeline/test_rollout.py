@@ -24,6 +24,7 @@ from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
 from anven_pipelines.domain.load import LOAD_REQUESTS
 from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
+from anven_pipelines.domain.rollout_act import Act
 from anven_pipelines.domain.rollout_plan import edit_of, plan_in
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
@@ -31,6 +32,7 @@ from anven_pipelines.domain.signed_target import TARGET, declared_target
 from anven_pipelines.domain.traffic import Route, Traffic, drill_of, print_traffic
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources import event_database
+from anven_pipelines.resources.rollout_acts import perform
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.sensors.rollout import rollout
@@ -620,7 +622,10 @@ def test_an_abort_needs_no_state_store_that_can_be_read(place: Place, rollouts: 
     state.write_text("this is no database " * 100)
 
     with pytest.raises(UnavailableService):
-        rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+        perform(rollouts, Act(verb="pause", workload="support", who="ada"), now=NOW)
+    assert not rollouts.gateway.read().of("support").killed
+    with pytest.raises(UnavailableService):
+        perform(rollouts, Act(verb="abort", workload="support", who="ada"), now=NOW)
 
     assert rollouts.gateway.read().of("support").killed
 

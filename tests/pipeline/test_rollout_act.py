@@ -12,7 +12,7 @@ import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
-from anven_pipelines.domain.errors import UnavailableService
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.rollout import Advance, Hold
 from anven_pipelines.domain.rollout_act import Verb
 from anven_pipelines.domain.rollout_status import change_key, stream_of
@@ -20,7 +20,9 @@ from anven_pipelines.domain.signature import shared_accounts
 from anven_pipelines.jobs import RolloutVerb, rollout_act
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.gateway import Gateway
+from anven_pipelines.resources.rollout_acts import perform
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.rollout_run import _asked
 from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
@@ -214,10 +216,31 @@ def test_an_act_stands_that_the_gateway_cannot_be_told_of_and_the_error_says_so(
     traffic = place.folder / "home" / "gateway" / "traffic.json"
     traffic.write_text("{")
 
-    why = refusal(launch(place, "abort"))
+    why = refusal(launch(place, "pause"))
 
     assert why.endswith("it is in the audit log, and the next step puts it in force once that is mended")
-    assert rollouts.status("support").phase == "aborted"
+    assert rollouts.status("support").phase == "paused"
+    assert traffic.read_text() == "{"
+
+
+def test_an_abort_is_in_force_though_the_traffic_file_is_none(place: Place, rollouts: Rollouts) -> None:
+    launch(place, "start")
+    (place.folder / "home" / "gateway" / "traffic.json").write_text("{")
+
+    launch(place, "abort")
+
+    assert (rollouts.status("support").phase, rollouts.gateway.read().of("support").share) == ("aborted", 0.0)
+
+
+def test_the_command_line_says_for_which_generation_an_act_is_meant(place: Place, rollouts: Rollouts) -> None:
+    launch(place, "start")
+
+    asked = _asked("support", "approve", who="ada", hours=4.0, reason="", flag=None, generation=2)
+
+    assert asked is not None
+    with pytest.raises(InvalidInput, match="generation is 2, and the rollout of support is at 1 by now"):
+        perform(rollouts, asked, now=datetime.now(UTC))
+    assert kinds(place) == ["started"]
 
 
 def test_a_flag_is_opened_once_a_request_and_closed_by_whoever_answers_it(place: Place, rollouts: Rollouts) -> None:

@@ -14,11 +14,11 @@ import pytest
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.notice import hold_stream
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Look, Rollouts
 from anven_pipelines.sensors import rollout as sensor
 from anven_pipelines.sensors.rollout import rollout
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,8 +38,8 @@ def rollouts(place: Place) -> Rollouts:
 def begin(place: Place, rollouts: Rollouts, *workloads: str) -> None:
     """Sign workloads off and start their rollouts."""
     for workload in workloads:
-        place.declare(workload=workload, rollout=ROLLOUT)
-        place.state.append(stream=sign_off_stream(workload), kind=SIGNED_OFF, key="v1", payload={}, now=NOW)
+        declared = place.declare(workload=workload, rollout=ROLLOUT)
+        sign_off(declared.migration, place.state, place.artifacts, now=NOW)
         rollouts.start(workload, who="ada", now=NOW)
 
 
