@@ -55,7 +55,7 @@ class TrafficFile:
 
     def printed(self) -> str:
         """Write the file."""
-        routes = self.bad | {name: entry_of(route) for name, route in self.routes.items()}
+        routes = {**self.bad, **{name: entry_of(route) for name, route in self.routes.items()}}
         return json.dumps({"version": VERSION, "routes": dict(sorted(routes.items()))}, indent=1) + "\n"
 
 
