@@ -7,6 +7,7 @@ would tell which one answered, and an evaluation whose users know is none.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import time
@@ -35,6 +36,7 @@ _TOKEN: Final = re.compile(rb'"(?:content|reasoning_content|arguments|name)":\s*
 _FAILED: Final = b'data: {"error"'
 _MODEL: Final = re.compile(rb'"model":\s*"[^"]*"')
 _TELLING: Final = (b"x-litellm-model-", b"x-litellm-attempted-", b"x-litellm-response-cost", b"llm_provider-")
+_GZIPPED: Final = (b"content-encoding", b"gzip")
 _BAD: Final = 400
 
 
@@ -112,8 +114,8 @@ class _Response:
         self.look_at_connection()
         if exchange.assignment is not None and body:
             workload = exchange.assignment.route.workload
-            if self._held is not None:
-                body = _without_arms(body, workload)
+            if (exchange.http_status or 0) >= _BAD:  # in all its parts
+                body = _without_arms(self._unzipped(body), workload)
                 message = {**message, "body": body}
             elif exchange.stream:
                 self._look_at(body)
@@ -125,6 +127,13 @@ class _Response:
         if not message.get("more_body", False):
             self.is_complete = True
         return message
+
+    def _unzipped(self, body: bytes) -> bytes:
+        """Undo the proxy's compression, which hides names; it compresses bodies of one part, from 500 bytes on."""
+        if self._held is None or _GZIPPED not in self._held["headers"]:
+            return body
+        self._held = {**self._held, "headers": [each for each in self._held["headers"] if each != _GZIPPED]}
+        return gzip.decompress(body)
 
     def _look_at(self, body: bytes) -> None:
         exchange = self._exchange

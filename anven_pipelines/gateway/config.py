@@ -89,12 +89,18 @@ def proxy_config(migrations: Mapping[str, Migration]) -> dict[str, Any]:
     """Return LiteLLM's configuration: three model groups for each workload and for its drills, and our plugin.
 
     The group `<workload>` is legacy's, so that a request which the plugin did not deal is answered as it always was.
-    Retries and cooldowns of the router are off: the target's failures have to show, and legacy rescues them.
+    Retries and cooldowns of the router are off: the target's failures have to show, and legacy rescues them. So is what
+    the router adds to errors: it names arms, models and fallbacks, and quotes messages.
     """
     return {
         "model_list": [each for migration in migrations.values() for each in _groups(migration)],
         "router_settings": {"num_retries": 0, "disable_cooldowns": True},
-        "litellm_settings": {"num_retries": 0, "callbacks": [PLUGIN], "drop_params": False},
+        "litellm_settings": {
+            "num_retries": 0,
+            "callbacks": [PLUGIN],
+            "drop_params": False,
+            "expose_router_debug_in_errors": False,
+        },
         "general_settings": {"master_key": f"os.environ/{KEY_ENV}"},
     }
 

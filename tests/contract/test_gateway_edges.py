@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,16 +11,22 @@ from tests.gateway_proxy import Arms, Gateway, gateway
 from tests.scripted_endpoint import Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from httpx import Response
+
+    from tests.scripted_endpoint import Ask
 
 pytestmark = pytest.mark.timeout(400)
 
-WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "one", "mirrored")} | {
+WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "hidden", "one", "mirrored")} | {
     "spent": {"gateway": {"shadow": {"usd_per_day": 0.0001}}}
 }
 
 TOO_LONG = Reply("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.", status=400)
 """What LiteLLM makes a ContextWindowExceededError of."""
+POLICY = Reply("invalid_request_error: content_policy_violation", status=400)
+"""What it makes a ContentPolicyViolationError of."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def gate(running: Gateway) -> Iterator[Gateway]:
     ("reply", "error"),
     [
         (TOO_LONG, "ContextWindowExceededError"),
-        (Reply("invalid_request_error: content_policy_violation", status=400), "ContentPolicyViolationError"),
+        (POLICY, "ContentPolicyViolationError"),
         (Reply("the request is too large", status=413), None),
         (Reply("max_tokens is no number", status=422), None),
     ],
@@ -57,6 +64,36 @@ def test_a_client_whose_requests_both_arms_refuse_trips_no_breaker(
     assert set(events["status"]) == {"error"}
     assert error is None or set(events["error_class"]) == {error}
     assert gate.status()["breakers"]["both"] is None
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [TOO_LONG, POLICY, *(Reply("it cannot be", status=status) for status in (400, 401, 413, 422, 429, 500))],
+    ids=["too long", "policy", "400", "401", "413", "422", "429", "500"],
+)
+@pytest.mark.parametrize("length", [0, 600], ids=["short", "long enough to be compressed"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_that_both_arms_give_is_the_same_whichever_was_asked(
+    gate: Gateway, reply: Reply, length: int, *, stream: bool
+) -> None:
+    def failing(arm: str) -> Callable[[Ask], Reply]:
+        return lambda _: replace(reply, text=f"hidden--{arm}: {reply.text}{' at all' * (length // 7)}")
+
+    gate.arms.target, gate.arms.legacy = failing("target"), failing("legacy")
+    asked = len(gate.target.asks)
+    of_legacy = _asked(gate, 0.0, stream=stream)
+    assert len(gate.target.asks) == asked
+    of_target = _asked(gate, 1.0, stream=stream)
+    assert len(gate.target.asks) == asked + 1  # no breaker made the comparison an empty one
+    assert reply.text in of_target.json()["error"]["message"]
+    assert of_target.status_code == of_legacy.status_code
+    assert of_target.content == of_legacy.content
+    assert sorted(of_target.headers) == sorted(of_legacy.headers)
+
+
+def _asked(gate: Gateway, share: float, *, stream: bool) -> Response:
+    gate.routed("hidden", share)
+    return gate.ask("hidden", "ada", stream=stream)
 
 
 def test_what_the_target_alone_refuses_counts_against_it(gate: Gateway) -> None:
