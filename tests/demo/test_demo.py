@@ -18,7 +18,7 @@ import pytest
 from anven_pipelines.resources.artifact_store import ArtifactStore
 
 SERVER = b"anven_pipelines.nano.server"
-GATEWAY = b"litellm"
+GATEWAY = b"anven_pipelines.gateway.proxy"
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
