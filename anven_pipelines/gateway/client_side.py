@@ -34,6 +34,9 @@ DRILL_HEADER: Final = "x-anven-drill"
 
 _TOKEN: Final = re.compile(rb'"(?:content|reasoning_content|arguments|name)":\s*"[^"]')
 _FAILED: Final = b'data: {"error"'
+_FAILURE: Final = re.compile(rb'data: \{"error".*')  # a line of a stream
+_PROVIDER: Final = re.compile(rb"(litellm\.\w+: )(?:[\w. ]{1,60}: )*?[\w-]+ ?Exception(?:[\w ]{0,40} - |: )")
+"""How LiteLLM 1.106.2 begins an error's text: its own class, and then what the provider's code made of it."""
 _MODEL: Final = re.compile(rb'"model":\s*"[^"]*"')
 _TELLING: Final = (b"x-litellm-model-", b"x-litellm-attempted-", b"x-litellm-response-cost", b"llm_provider-")
 _GZIPPED: Final = (b"content-encoding", b"gzip")
@@ -119,6 +122,7 @@ class _Response:
                 message = {**message, "body": body}
             elif exchange.stream:
                 self._look_at(body)
+                body = _FAILURE.sub(lambda failure: _without_arms(failure[0], workload), body)
                 body = _MODEL.sub(b'"model":"' + workload.encode() + b'"', body, count=body.count(b"data:") or 1)
                 message = {**message, "body": body}
         if self._held is not None:
@@ -157,4 +161,5 @@ def _with_length(message: Message, length: int | None) -> Message:
 
 def _without_arms(body: bytes, workload: str) -> bytes:
     name = workload.encode()
-    return body.replace(name + b"--target", name).replace(name + b"--legacy", name)
+    body = body.replace(name + b"--target", name).replace(name + b"--legacy", name)
+    return _PROVIDER.sub(rb"\1UpstreamException - ", body)
