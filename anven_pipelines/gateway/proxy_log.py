@@ -22,13 +22,16 @@ MOST_BYTES: Final = 16 * 2**20
 _LOOK_S: Final = 5.0
 _FRAMES: Final = 4
 _OWN: Final = "anven."
-_PLAIN: Final = ("uvicorn",)  # its lines are path and status, and how it starts and ends
+_PLAIN: Final = (
+    "uvicorn",  # its lines are path and status, and how it starts and ends
+    "opentelemetry.exporter",  # why a receiver took no spans, in which no text of a request stands
+)
 
 _log = logging.getLogger("anven.gateway")
 
 
 def keep_text_out() -> None:
-    """Take the text out of all records that are logged from here on, but for our own and the server's lines."""
+    """Take the text out of all records that are logged from here on, but for lines that quote no request."""
     make = logging.getLogRecordFactory()
 
     def without_text(*args: Any, **kwargs: Any) -> logging.LogRecord:  # noqa: ANN401 - logging's own signature

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.prompts import carry_over
 from anven_pipelines.gateway.exchange import Trace
+from anven_pipelines.gateway.proxy_log import keep_text_out
 from anven_pipelines.gateway.settings import ArmSettings, WorkloadSettings, sends_spans
 from anven_pipelines.gateway.spans import RequestSpans
 from anven_pipelines.spec import Contract
@@ -42,6 +44,15 @@ def event(number: int = 1, **changes: Any) -> GatewayEvent:
     values = {"workload": "support", "intended": "target", "served": "target", "status": "ok", **changes}
     ts = datetime(2026, 11, 20, tzinfo=UTC)
     return GatewayEvent(event_id=f"w-{number}", kind="request", ts=ts, worker="w", seq=number, **values)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Log as the proxy does."""
+    before = logging.getLogRecordFactory()
+    keep_text_out()
+    yield
+    logging.setLogRecordFactory(before)
 
 
 @contextmanager
@@ -121,19 +132,26 @@ def test_a_receiver_that_hangs_holds_nobody_up_and_what_is_too_much_is_counted(m
         assert not spans.append(event(11), SENT)
 
 
-def test_a_receiver_that_refuses_is_told_until_it_takes_spans_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("quiet")
+def test_a_receiver_that_refuses_is_told_until_it_takes_spans_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with sending(monkeypatch, OTEL_BSP_SCHEDULE_DELAY="20") as (receiver, spans):
         receiver.status = 400
         spans.append(event(1), SENT)
         until(lambda: spans.status.dropped == 1)
-        assert "did not take spans" in (spans.status.problem or "")
+        assert "did not take spans; proxy.log says why" in (spans.status.problem or "")
+        assert "code: 400, reason: Bad Request" in caplog.text
         receiver.status = 200
         spans.append(event(2), SENT)
         until(lambda: spans.status.exported == 1)
         assert spans.status == (1, 1, 0, None)
 
 
-def test_where_nobody_listens_spans_are_given_up_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("quiet")
+def test_where_nobody_listens_spans_are_given_up_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, and not listened at
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1/traces"
@@ -146,6 +164,7 @@ def test_where_nobody_listens_spans_are_given_up_and_counted(monkeypatch: pytest
             assert spans.append(event(), SENT)
             until(lambda: spans.status.dropped == 1)
             assert spans.status[:3] == (0, 1, 0)
+            assert "Failed to export spans batch due to timeout" in caplog.text
 
 
 @pytest.mark.parametrize(
