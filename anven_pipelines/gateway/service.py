@@ -215,9 +215,11 @@ class GatewayService:
         served = self._served.get(request_id)
         facts: dict[str, Any] = {} if served is None else _of_request(served)
         flags = () if said.safe is None else (SAFE if said.safe else UNSAFE,)
+        event_id, is_repeat = self._feedback_ids.id_of(request_id, said, key=key, now_s=time.perf_counter())
         self._append(
             **facts,
-            event_id=self._feedback_ids.id_of(request_id, said, key=key, now_s=time.perf_counter()),
+            is_repeat=is_repeat,
+            event_id=event_id,
             kind="feedback",
             request_id=request_id[:TEXT_LIMIT],
             flags=(*flags, UNKNOWN_REQUEST) if served is None else flags,
@@ -358,11 +360,19 @@ class GatewayService:
             kind="breaker", workload=workload, generation=state.generation, outcome="open", error_class=state.tripped
         )
 
-    def _append(self, trace: Trace | None = None, /, **facts: Any) -> None:  # noqa: ANN401 - the fields of an event
+    def _append(
+        self,
+        trace: Trace | None = None,
+        /,
+        *,
+        is_repeat: bool = False,
+        **facts: Any,  # noqa: ANN401 - the fields of an event
+    ) -> None:
         seq = next(self._seq)
         facts.setdefault("event_id", f"{self.worker}-{seq}")
         event = GatewayEvent(**facts, ts=datetime.now(UTC), worker=self.worker, seq=seq)
-        self.metrics.observe(event)
+        if not is_repeat:  # the log's reader knows it by its id; counters would take it in again
+            self.metrics.observe(event)
         self.log.append(event)
         if self.spans is not None and trace is not None:
             try:

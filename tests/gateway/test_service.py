@@ -6,27 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from anven_pipelines.domain.prompts import AdaptedPrompt, carry_over, version_of
-from anven_pipelines.domain.traffic import Route, Traffic, print_traffic
+from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
 from anven_pipelines.gateway.exchange import Usage
-from anven_pipelines.gateway.service import GatewayService
-from anven_pipelines.gateway.settings import ArmSettings, GatewaySettings, WorkloadSettings
+from anven_pipelines.gateway.feedback import Said
 from anven_pipelines.ingest.gateway_events import read_batch
-from anven_pipelines.spec import Contract
-from anven_pipelines.spec_gateway import Gateway, Upstream
+from tests.gateway_service import asked, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ROUTE = Route("support", attempt=1, generation=1, stage=0, share=1.0)
+    from anven_pipelines.gateway.service import GatewayService
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[GatewayService]:
     """A worker whose target has a prompt that cannot be applied, as one of a later version may be."""
-    traffic = tmp_path / "traffic.json"
-    traffic.write_text(print_traffic(Traffic({"support": ROUTE})))
     transformation: dict[str, Any] = {"profile": None, "templates": [{}]}
     broken = AdaptedPrompt(
         strategy="templates",
@@ -34,24 +29,15 @@ def service(tmp_path: Path) -> Iterator[GatewayService]:
         description="broken",
         version=version_of("templates", transformation),
     )
-    upstream = Upstream(model="openai/model")
-    workload = WorkloadSettings(
-        legacy=ArmSettings(model="openai/model", prompt=carry_over()),
-        target=ArmSettings(model="openai/model", prompt=broken),
-        gateway=Gateway(legacy=upstream, target=upstream),
-        contract=Contract(),
-    )
-    settings = GatewaySettings(workloads={"support": workload}, traffic=str(traffic), events=str(tmp_path / "events"))
-    service = GatewayService(settings, key=b"a key that is long enough")
-    yield service
-    service.close()
+    with served(tmp_path, prompt=broken) as service:
+        yield service
 
 
 def test_a_mistake_while_a_prompt_is_adapted_is_no_success_of_the_targets(
     service: GatewayService, tmp_path: Path
 ) -> None:
-    messages = [{"role": "user", "content": "hello"}]
-    data: dict[str, Any] = {"model": "support", "messages": messages, "litellm_call_id": "a", "user": "ada"}
+    data = asked()
+    messages = data["messages"]
     exchange = service.begin(0.0)
     service.deal(data, {}, exchange)
     assert (data["model"], data["messages"]) == ("support--legacy", messages)
@@ -68,3 +54,16 @@ def test_a_mistake_while_a_prompt_is_adapted_is_no_success_of_the_targets(
         "NotDealt",
     )
     assert service.internal_errors == 1
+
+
+def test_a_feedback_that_is_delivered_again_is_no_new_evidence(tmp_path: Path) -> None:
+    with served(tmp_path) as service:
+        for score, key in ((1.0, "up"), (0.0, "down"), (1.0, "up"), (0.25, None), (0.25, None)):
+            service.feedback("a", Said(score, None, None), key=key)
+        lines = service.metric_lines()
+        assert sum_of(lines, "anven_quality_score_count") == 3
+        assert sum_of(lines, "anven_quality_score_sum") == 1.25
+
+
+def sum_of(lines: list[str], name: str) -> float:
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
