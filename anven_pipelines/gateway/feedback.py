@@ -61,6 +61,8 @@ class FeedbackIds:
             event_id = f"feedback-{uuid.uuid5(uuid.NAMESPACE_OID, repr((request_id, key))).hex}"
             is_repeat = event_id in self._keyed
             _hold(self._keyed, event_id, None)
+            if not is_repeat:
+                self._last.pop(request_id, None)  # what was said without a key is no longer the last
             return FeedbackId(event_id, is_repeat)
         last = self._last.pop(request_id, None)
         is_repeat = last is not None and last.said == said and now_s - last.at_s <= REPEAT_S

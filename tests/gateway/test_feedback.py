@@ -16,6 +16,14 @@ def test_a_mind_that_changes_twice_is_three_feedbacks() -> None:
     assert not any(each.is_repeat for each in found)
 
 
+def test_a_mind_that_changes_with_a_key_in_between_is_three_feedbacks_and_its_retry_none() -> None:
+    ids = FeedbackIds()
+    said = ((UP, None), (DOWN, "k"), (UP, None), (DOWN, "k"), (UP, None))
+    found = [ids.id_of("a", each, key=key, now_s=0.0) for each, key in said]
+    assert [each.is_repeat for each in found] == [False, False, False, True, True]
+    assert len({each.event_id for each in found}) == 3
+
+
 def test_the_same_within_seconds_is_one_and_later_it_is_said_anew() -> None:
     ids = FeedbackIds()
     first, is_repeat = ids.id_of("a", UP, key=None, now_s=0.0)
