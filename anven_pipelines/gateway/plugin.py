@@ -80,8 +80,8 @@ class AnvenGateway(CustomLogger):
         if exchange is None:
             return None
         try:
-            self.service.deal(data, _headers(data), exchange)
             data.setdefault("metadata", {})[_MARK] = exchange.id
+            self.service.deal(data, _headers(data), exchange)
         except Exception:  # noqa: BLE001 - a mistake of ours must not fail the request
             self.service.internal_errors += 1
             _log.exception("a request for %s was not dealt; legacy answers it", model)

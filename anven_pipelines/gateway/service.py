@@ -146,7 +146,7 @@ class GatewayService:
             "target": workload.target.prompt.version,
         }
         if self.texts is not None and workload.gateway.store_text:
-            exchange.messages = list(data["messages"])  # the list itself is LiteLLM's to change
+            exchange.messages = list(data.get("messages") or [])  # the list itself is LiteLLM's to change
         exchange.assignment = assignment
         if assignment.asked == "target" and (unfit := self._ask_target(data, workload, assignment)):
             exchange.is_unfit, exchange.is_counted, exchange.error_class = True, True, unfit
@@ -273,7 +273,7 @@ class GatewayService:
     def _ask_target(self, data: dict[str, Any], workload: WorkloadSettings, assignment: Assignment) -> str | None:
         """Rewrite a request for the target and say how legacy is asked should it fail; return why it stays legacy's."""
         name = assignment.route.workload
-        original = data["messages"]
+        original = data.get("messages") or []
         try:
             call = apply(workload.target.prompt, original, workload.target.params)
         except InvalidInput:
@@ -296,10 +296,13 @@ class GatewayService:
         if not is_mirrored(self._key, assignment.route, request_id=exchange.request_id or exchange.id):
             return
         try:
-            call = apply(workload.target.prompt, data["messages"], workload.target.params)
+            call = apply(workload.target.prompt, data.get("messages") or [], workload.target.params)
+            exchange.shadow = shadow_request(data, call)
         except InvalidInput:
             return
-        exchange.shadow = shadow_request(data, call)
+        except Exception:  # noqa: BLE001 - legacy is asked all the same, and as itself
+            self.internal_errors += 1
+            _log.exception("a request for %s was not mirrored", assignment.route.workload)
 
     def _count(self, exchange: Exchange, *, failed: bool) -> None:
         """Tell the breaker once of each request."""

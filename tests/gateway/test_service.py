@@ -65,5 +65,36 @@ def test_a_feedback_that_is_delivered_again_is_no_new_evidence(tmp_path: Path) -
         assert sum_of(lines, "anven_quality_score_sum") == 1.25
 
 
+def test_a_mistake_while_a_request_is_mirrored_leaves_legacys_request_and_its_event_whole(tmp_path: Path) -> None:
+    nested: list[Any] = []
+    for _ in range(10_000):
+        nested = [nested]  # too deep for a copy
+    with served(tmp_path, share=0.0, shadow=1.0) as service:
+        data, exchange = asked(tools=nested), service.begin(0.0)
+        service.deal(data, {}, exchange)
+        assert data["model"] == "support--legacy"
+        assert data["cache"]["namespace"].startswith("support:legacy:")
+        assert exchange.shadow is None
+        assert service.internal_errors == 1
+        exchange.http_status = 200
+        exchange.ended(1.0, is_complete=True, is_disconnected=False)
+        service.told(exchange, Usage())
+        assert service.log.flush()
+        [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
+    assert (event["intended"], event["served"], event["status"]) == ("legacy", "legacy", "ok")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("messages", [{}, {"messages": None}], ids=["none", "null"])
+def test_a_request_without_messages_is_dealt_all_the_same(
+    tmp_path: Path, messages: dict[str, Any], *, share: float
+) -> None:
+    with served(tmp_path, share=share, shadow=1.0) as service:
+        data = {name: value for name, value in asked().items() if name != "messages"} | messages
+        service.deal(data, {}, service.begin(0.0))
+        assert data["model"] == ("support--target" if share else "support--legacy")
+        assert service.internal_errors == 0
+
+
 def sum_of(lines: list[str], name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
