@@ -56,6 +56,13 @@ class AnvenGateway(CustomLogger):
         self.service = service
         self.shadows = Shadows(service, {name: each.gateway.shadow for name, each in service.workloads.items()})
 
+    def close(self) -> None:
+        """Write what waits and end the threads."""
+        try:
+            self.shadows.close()
+        finally:
+            self.service.close()
+
     async def async_pre_call_hook(
         self,
         user_api_key_dict: object,  # noqa: ARG002 - LiteLLM's interface
@@ -207,8 +214,8 @@ def _gateway() -> AnvenGateway:
     if log := os.environ.get(LOG_ENV):
         keep_small(Path(log))
     collect_aside(service.is_idle)
-    atexit.register(service.close)  # on Ctrl-C
-    close_at_end(service.close)
+    atexit.register(plugin.close)  # on Ctrl-C
+    close_at_end(plugin.close)
     if os.environ.get(UNTIL_STDIN_CLOSES_ENV):
         threading.Thread(target=_stop_with_stdin, name="anven-stdin", daemon=True).start()
     return plugin

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from anven_pipelines.domain.grading import check_contract
 from anven_pipelines.gateway.answers import answer_of, message_of, usage_of
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from anven_pipelines.gateway.exchange import Exchange
     from anven_pipelines.gateway.service import GatewayService
     from anven_pipelines.spec_gateway import Shadow
+
+STOPPED: Final = "Stopped"
+"""Error class of a mirrored request that the gateway's end cut off."""
 
 _log = logging.getLogger("anven.gateway")
 
@@ -62,6 +65,7 @@ class Shadows:
         self._service = service
         self._purses = {name: Purse(each) for name, each in limits.items()}
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
+        self._open: dict[str, tuple[Exchange, int]] = {}
 
     def mirror(self, exchange: Exchange) -> None:
         """Ask the target in a task of its own, once the client has its answer, where a cap allows it."""
@@ -69,9 +73,15 @@ class Shadows:
             return
         purse = self._purses[exchange.assignment.route.workload]
         if purse.take(datetime.now(UTC).date()):
+            self._open[exchange.id] = exchange, time.time_ns()
             task = asyncio.get_running_loop().create_task(self._ask(exchange, purse))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Write the events of those that have not ended, as the program ends and cuts them off."""
+        for exchange, started_ns in list(self._open.values()):
+            self._end(exchange, {"stream": False, "status": "error", "error_class": STOPPED}, started_ns)
 
     async def _ask(self, exchange: Exchange, purse: Purse) -> None:
         facts: dict[str, Any] = {"stream": False}
@@ -85,9 +95,13 @@ class Shadows:
         finally:
             known = facts.get("cost_usd")
             purse.give_back(self._most_usd(exchange) if known is None else known)
-        self._service.shadowed(exchange, facts, Trace(exchange.traceparent, started_ns, time.time_ns()))
+        self._end(exchange, facts, started_ns)
         if response is not None and exchange.messages is not None:
             self._service.keep_text(exchange, "shadow", None, message_of(response))
+
+    def _end(self, exchange: Exchange, facts: Mapping[str, Any], started_ns: int) -> None:
+        if self._open.pop(exchange.id, None) is not None:
+            self._service.shadowed(exchange, facts, Trace(exchange.traceparent, started_ns, time.time_ns()))
 
     def _most_usd(self, exchange: Exchange) -> float:
         if exchange.assignment is None or exchange.shadow is None:

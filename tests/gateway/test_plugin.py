@@ -49,3 +49,27 @@ def test_a_request_whose_dealing_fails_is_still_known_to_the_hooks_that_tell_of_
     assert service.log.flush()
     [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
     assert (event["served"], event["status"], event["cached"]) == ("legacy", "ok", False)
+
+
+@pytest.mark.parametrize("in_loop", [True, False], ids=["SIGTERM", "Ctrl-C"])
+def test_a_mirrored_request_that_the_gateways_end_cuts_off_has_its_event(
+    service: GatewayService, tmp_path: Path, *, in_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, exchange = AnvenGateway(service), service.begin(0.0)
+
+    async def hangs(_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def mirror() -> None:
+        service.deal(asked(), {}, exchange)
+        plugin.shadows.mirror(exchange)
+        await asyncio.sleep(0)
+        if in_loop:
+            plugin.close()
+
+    monkeypatch.setattr(plugin.shadows, "_answer", hangs)
+    asyncio.run(mirror())  # the loop's end cancels what has not ended
+    plugin.close()
+    [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
+    assert (event["kind"], event["status"], event["error_class"]) == ("shadow", "error", "Stopped")
+    assert event["request_id"] == "a"
