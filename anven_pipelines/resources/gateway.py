@@ -31,7 +31,8 @@ class Gateway(dg.ConfigurableResource[None]):
 
         Kill switch and shadow stay as the file has them: people set them there, and no step may lift a kill.
         A route of an older generation than the one in force changes nothing: whoever publishes it was overtaken.
-        What gives the target less is written over a bad file, too, of which all that can be read is kept.
+        What gives the target less is written over a bad file, too, of which all that can be read is kept; not the
+        shadow, which may be more than the one in force.
 
         Raises:
             InvalidInput: the file is bad, and the route gives the target more; nothing was changed.
@@ -43,7 +44,8 @@ class Gateway(dg.ConfigurableResource[None]):
             file = read_traffic_file(content, source=self.traffic)
             before = file.of(route.workload)
             killed = file.is_killed(route.workload)
-            route = replace(route, killed=killed, shadow=0.0 if before is None else before.shadow)
+            shadow = before.shadow if before is not None and file.problem is None else 0.0
+            route = replace(route, killed=killed, shadow=shadow)
             if before is not None and (
                 route == before or (route.workload in file.routes and route.generation < before.generation)
             ):
