@@ -93,3 +93,17 @@ def test_where_no_other_gives_the_target_anything_the_file_is_good_again(place: 
     place.edit(SERVED, KILLED, torn=True)
     assert place.writer.publish(BACK)
     assert dict(place.writer.read().routes) == {"a": BACK, "b": KILLED}
+
+
+@pytest.mark.parametrize("said", [replace(SERVED, generation=9), BACK], ids=["a later generation", "the same route"])
+def test_what_a_torn_file_says_of_a_workload_keeps_it_from_no_roll_back(place: Place, said: Route) -> None:
+    place.edit(said, KILLED, torn=True)
+    assert place.in_force("a") == SERVED
+    assert place.writer.publish(BACK)
+    assert place.in_force("a") == BACK
+    assert not place.writer.publish(BACK)
+
+
+def test_an_overtaken_route_changes_nothing(place: Place) -> None:
+    place.edit(replace(SERVED, generation=9), KILLED)
+    assert not place.writer.publish(BACK)
