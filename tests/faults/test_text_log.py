@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from anven_pipelines.domain.gateway_text import CONVERSATION_LIMIT, MESSAGES_LIMIT, TEXT_LIMIT, spoken
+from anven_pipelines.domain.gateway_text import CONVERSATION_LIMIT, MESSAGES_LIMIT, TEXT_LIMIT, GatewayText, spoken
 from anven_pipelines.gateway import texts
 from anven_pipelines.gateway.text_writer import Writer, redacted_text
 from anven_pipelines.gateway.texts import TextLog
@@ -222,6 +222,29 @@ def test_a_gateway_that_is_killed_loses_nothing_that_was_handed_over(tmp_path: P
     assert len(numbers) >= 10
     assert events["messages"].str.contains("<EMAIL_ADDRESS>", literal=True).all()
     assert not events["messages"].str.contains("@", literal=True).any()
+
+
+def test_half_an_emoji_stands_in_no_line(tmp_path: Path) -> None:
+    writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 2**30, "patterns": {"support": []}})
+    record = {"kind": "request", "workload": "support", "request_id": "r", "left_out": 0, "ts": NOW.isoformat()}
+    cut = '{"to": "ada@example.com", "said": "h\u00e9 \\ud83d"}'
+    writer.write(json.dumps({**record, "messages": [{"content": cut}], "answer": {"content": "\ud83d"}}).encode())
+    writer.close()
+    store = EventStore(tmp_path / "store", TEXTS)
+    assert store.ingest(tmp_path).bad_lines == ()
+    [row] = store.events().rows(named=True)
+    assert json.loads(json.loads(row["messages"])[0]["content"]) == {"to": "<EMAIL_ADDRESS>", "said": "h\u00e9 ?"}
+    assert json.loads(row["answer"]) == {"content": "?"}
+
+
+@pytest.mark.parametrize("name", ["messages", "answer", "problem", "request_id", "worker"])
+def test_a_line_with_half_an_emoji_keeps_no_other_from_being_read(tmp_path: Path, name: str) -> None:
+    good = GatewayText(event_id="t-1", kind="request", ts=NOW, worker="w", seq=1, workload="support").to_line()
+    bad = {**json.loads(good), "event_id": "t-2", name: "\ud83d"}
+    (tmp_path / "w-000001.jsonl").write_bytes(json.dumps(bad).encode() + b"\n" + good)
+    batch = read_batch(tmp_path, {}, TEXTS)
+    assert batch.events["event_id"].to_list() == ["t-1"]
+    assert [each.reason for each in batch.bad_lines] == ["the line is no text of the gateway (UnicodeEncodeError)"]
 
 
 def test_a_line_that_is_no_text_is_told_and_kept_out(tmp_path: Path) -> None:
