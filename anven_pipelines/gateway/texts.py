@@ -58,7 +58,7 @@ class TextLog:
             folder: Made where it is missing, for its owner alone.
             worker: Name of the gateway's worker; part of the file names.
             patterns: Further regular expressions of each workload whose text is kept.
-            total_bytes: Largest size of all segments in the folder.
+            total_bytes: Largest size of all segments in the folder; the oldest go.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         first = {"folder": str(folder), "worker": worker, "total_bytes": total_bytes}

@@ -167,12 +167,27 @@ def test_taking_a_text_waits_for_nothing_and_what_is_too_much_is_counted(
     assert log.status.written == taken.count(True)
 
 
-def test_a_full_disk_bound_drops_and_counts(tmp_path: Path) -> None:
-    writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 1, "patterns": {"support": []}})
+def test_a_full_log_loses_its_oldest_texts_though_nobody_has_ingested_them(tmp_path: Path) -> None:
+    writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 10_000, "patterns": {"support": []}})
+    record = {"kind": "request", "workload": "support", "left_out": 0, "ts": NOW.isoformat()}
+    for number in range(100):
+        said = {"request_id": f"{number}", "messages": [], "answer": None}
+        writer.write(json.dumps({**record, **said}).encode())
+        writer.rest()
+    assert writer.status == {"written": 100, "failed": 0, "dropped": 0, "problem": None}
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10_000
+    kept = [int(each) for each in read_batch(tmp_path, {}, TEXTS).events["request_id"]]
+    assert kept == list(range(100 - len(kept), 100))
+    assert 10 < len(kept) < 100
+
+
+def test_where_what_is_being_written_fills_the_log_the_new_is_dropped_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "x-000001.jsonl.open").write_bytes(b"x" * 10_000)
+    writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 10_000, "patterns": {"support": []}})
     record = {"kind": "request", "workload": "support", "request_id": "r", "left_out": 0, "ts": NOW.isoformat()}
     writer.write(json.dumps({**record, "messages": [], "answer": None}).encode())
     assert (writer.status["written"], writer.status["dropped"]) == (0, 1)
-    assert "not ingested" in writer.status["problem"]
+    assert "10,000 bytes that are being written; what is new is dropped" in writer.status["problem"]
 
 
 def test_a_writer_that_is_killed_is_started_again(log: TextLog, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
