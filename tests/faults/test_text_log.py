@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import weakref
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pytest
 from anven_pipelines.domain.gateway_text import CONVERSATION_LIMIT, MESSAGES_LIMIT, TEXT_LIMIT, GatewayText, spoken
 from anven_pipelines.gateway import texts
 from anven_pipelines.gateway.text_writer import Writer, redacted_text
-from anven_pipelines.gateway.texts import TextLog
+from anven_pipelines.gateway.texts import MOST_DOUBLINGS, TextLog
 from anven_pipelines.ingest.gateway_events import TEXTS, EventStore, read_batch
 from anven_pipelines.resources.redactor import CUT, Redactor, is_installed
 
@@ -171,7 +172,7 @@ def test_a_full_log_loses_its_oldest_texts_though_nobody_has_ingested_them(tmp_p
     writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 10_000, "patterns": {"support": []}})
     record = {"kind": "request", "workload": "support", "left_out": 0, "ts": NOW.isoformat()}
     for number in range(100):
-        said = {"request_id": f"{number}", "messages": [], "answer": None}
+        said: dict[str, Any] = {"request_id": f"{number}", "messages": [], "answer": None}
         writer.write(json.dumps({**record, **said}).encode())
         writer.rest()
     assert writer.status == {"written": 100, "failed": 0, "dropped": 0, "problem": None}
@@ -194,14 +195,52 @@ def test_a_writer_that_is_killed_is_started_again(log: TextLog, folder: Path, mo
     monkeypatch.setattr(texts, "RESTART_S", 0.1)
     keep(log, "before")
     kept(folder, "before")
+    until(lambda: log.status.waiting == 0)
     assert log._writer is not None
+    before, dead = log.status, weakref.ref(log._writer)
     os.kill(log._writer.process.pid, signal.SIGKILL)
-    until(lambda: len(log._ended) == 1)
+    until(lambda: dead() is None)  # of a log that runs for months nothing gathers
+    assert log.status[:3] == before[:3]
     keep(log, "after")
     kept(folder, "after")
     batch = read_batch(folder, {}, TEXTS)
     assert batch.bad_lines == ()
     assert batch.events["worker"].n_unique() == 2
+
+
+def test_a_writer_that_cannot_be_started_is_tried_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "RESTART_S", 0.001)
+    monkeypatch.setattr(sys, "executable", "false")  # ends at once
+    log = TextLog(tmp_path / "texts", worker="w", patterns={"support": []})
+    pauses = set()
+
+    def tried() -> bool:
+        pauses.add(log._pause_s)
+        return log._failures > MOST_DOUBLINGS + 1
+
+    until(tried)
+    assert max(pauses) == log._pause_s == 0.064
+    assert log.status.problem is not None
+    monkeypatch.undo()
+    keep(log, "first")
+    kept(tmp_path / "texts", "first")
+    until(lambda: log.status.written == 1)
+    assert log._writer is not None
+    os.kill(log._writer.process.pid, signal.SIGKILL)
+    until(lambda: log._writer is None)
+    assert log._failures <= 1
+    log.close()
+
+
+def test_no_file_of_the_folder_it_is_started_in_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "regex.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    log = TextLog(tmp_path / "texts", worker="w", patterns={"support": []})
+    keep(log, "first")
+    kept(tmp_path / "texts", "first")
+    log.close()
 
 
 GATEWAY = """
