@@ -51,9 +51,10 @@ class GatewayText:
     problem: str | None = None
 
     def to_line(self) -> bytes:
-        """Write the text as one line of JSON, its end included."""
+        """Write the text as one line of JSON, its end included; half a surrogate pair, no text, becomes `?`."""
         written = asdict(self) | {"ts": self.ts.astimezone(UTC).isoformat()}
-        return json.dumps(written, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = json.dumps(written, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+        return line.encode(errors="replace") + b"\n"
 
     def to_row(self) -> dict[str, Any]:
         """Return the text as a row of `GATEWAY_TEXTS`."""
@@ -101,6 +102,10 @@ def parse_text(line: str | bytes) -> GatewayText:
             message = "the line is no text of the gateway: its fields are others"
             raise InvalidInput(message)
         time = datetime.fromisoformat(str(found["ts"]))
+        for name in (*_TEXTS, *_OPTIONAL):
+            str(
+                found[name]
+            ).encode()  # half a surrogate pair fails here, and not in Polars, which would end each reading
     except (ValueError, RecursionError) as error:
         message = f"the line is no text of the gateway ({type(error).__name__})"
         raise InvalidInput(message) from error

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _NAMED: Final = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*(?=\{)')
 _FRAME: Final = "routes"  # of the file, as `print_traffic` writes it
 
+UNSEEN: Final = "--mend"
+"""Bad entry that keeps a file bad in which a route was replaced, until somebody has looked through the others."""
+
 
 @dataclass(frozen=True)
 class TrafficFile:
@@ -49,8 +52,15 @@ class TrafficFile:
         return workload in self.routes and self.routes[workload].killed
 
     def with_route(self, route: Route) -> TrafficFile:
-        """Return the file with one route in place of the workload's; the other entries stay, bad ones as they stand."""
+        """Return the file with one route in place of the workload's; the other entries stay, bad ones as they stand.
+
+        A bad file stays bad: the gateway has taken of its other routes what gives the target less, and would take the
+        rest out of a good one, an unkill among it that stands in no file that was ever good.
+        """
         bad = {name: entry for name, entry in self.bad.items() if name != route.workload}
+        is_open = any(not each.killed for name, each in self.routes.items() if name != route.workload)
+        if self.problem is not None and is_open and not bad:
+            bad[UNSEEN] = f"{self.problem}; look through the other routes, then remove this entry"
         return TrafficFile({**self.routes, route.workload: route}, bad)
 
     def printed(self) -> str:
@@ -63,7 +73,7 @@ def read_traffic_file(text: bytes, *, source: str) -> TrafficFile:
     """Read a traffic file, whatever is wrong with it.
 
     Of one that is no traffic file as a whole the entries that can be found whole are taken. One that is found and is
-    not whole may have been killed: it is taken for killed. One that is not found is legacy's.
+    not whole may have been killed: it is taken for killed. One that is not found has no route.
 
     Args:
         text: The whole file.

@@ -5,7 +5,7 @@ once its newline is there; what a killed writer leaves behind it is a torn tail,
 process appends to another's segment, so a torn tail never gets a line glued to it.
 
 The folder stays below a bound: the oldest segments that were ingested go first, and where none is left new events
-are dropped and counted. `seq` of the events shows each gap.
+are dropped and counted. `seq` of the events shows each gap. Of a ring the oldest go, ingested or not.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class LogLimits:
         queued: Most events that wait to be written.
         sync_s: Longest time that a written event may wait for the disk.
         mode: Permissions of the segments.
+        is_ring: Whether the oldest segments make room though nobody has ingested them.
     """
 
     segment_bytes: int = 8 * 2**20
@@ -61,6 +62,7 @@ class LogLimits:
     queued: int = 50_000
     sync_s: float = 1.0
     mode: int = 0o640
+    is_ring: bool = False
 
 
 class Line(Protocol):
@@ -260,11 +262,13 @@ class Segments:
     def _has_room(self, more: int) -> bool:
         if self._file is not None and self._size + more <= self._limits.segment_bytes:
             return True  # looked at once per segment: the bound is kept to within one segment of each worker
-        if make_room(self._folder, more=self._limits.segment_bytes, total_bytes=self._limits.total_bytes):
+        limits = self._limits
+        if make_room(self._folder, more=limits.segment_bytes, total_bytes=limits.total_bytes, is_ring=limits.is_ring):
             return True
+        held, do = ("are being written", "") if limits.is_ring else ("were not ingested", "ingest them, or ")
         self._note(
-            f"{self._folder} holds {self._limits.total_bytes:,} bytes that were not ingested; new events are dropped: "
-            "ingest them, or give the log more room"
+            f"{self._folder} holds {limits.total_bytes:,} bytes that {held}; what is new is dropped: "
+            f"{do}give the log more room"
         )
         return False
 
@@ -274,8 +278,8 @@ class Segments:
         self.problem = problem
 
 
-def make_room(folder: Path, *, more: int, total_bytes: int) -> bool:
-    """Remove the oldest ingested segments until so many more bytes fit; return whether they do."""
+def make_room(folder: Path, *, more: int, total_bytes: int, is_ring: bool = False) -> bool:
+    """Remove the oldest ingested segments, of a ring any, until so many more bytes fit; return whether they do."""
     sizes: dict[Path, tuple[float, int]] = {}
     for path in segments_in(folder):
         with suppress(FileNotFoundError):
@@ -286,7 +290,7 @@ def make_room(folder: Path, *, more: int, total_bytes: int) -> bool:
         if total + more <= total_bytes:
             return True
         is_done = path.name.endswith(CLOSED) or time.time() - changed > ABANDONED_AFTER_S
-        if is_done and ingested_bytes(path) >= size:
+        if is_done and (is_ring or ingested_bytes(path) >= size):
             path.unlink(missing_ok=True)
             mark_of(path).unlink(missing_ok=True)
             total -= size

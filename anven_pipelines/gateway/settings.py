@@ -80,7 +80,7 @@ class GatewaySettings(BaseModel):
     traffic: str = Field(description="Path of the traffic file.")
     events: str = Field(description="Folder of the event log.")
     events_bytes: int = Field(default=2**30, ge=2**20, description="Largest size of the event log.")
-    texts_bytes: int = Field(default=2**30, ge=2**20, description="Largest size of the text log.")
+    texts_bytes: int = Field(default=2**30, ge=2**20, description="Largest size of the text log; the oldest texts go.")
 
 
 def read_settings(environ: Mapping[str, str]) -> GatewaySettings:

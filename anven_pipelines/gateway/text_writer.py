@@ -36,6 +36,7 @@ NICENESS: Final = 10
 _READ_BYTES: Final = 2**16
 _LOOK_S: Final = 0.2
 _RETRY_S: Final = 0.5
+_LEAST_SEGMENTS: Final = 4
 
 
 @dataclass
@@ -101,7 +102,10 @@ class Writer:
         """
         self._redactors = {name: Redactor(patterns) for name, patterns in told["patterns"].items()}
         self._worker = f"{told['worker']}-{os.getpid()}"
-        limits = LogLimits(total_bytes=told["total_bytes"], mode=0o600)
+        most = told["total_bytes"]
+        # A ring, as nothing depends on its being ingested; of so many segments that a small one has a tail to lose.
+        segment_bytes = min(LogLimits.segment_bytes, most // _LEAST_SEGMENTS)
+        limits = LogLimits(segment_bytes=segment_bytes, total_bytes=most, mode=0o600, is_ring=True)
         self._segments = Segments(Path(told["folder"]), self._worker, limits)
         self._seq = 0
         self._failed = 0

@@ -12,6 +12,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -29,8 +30,12 @@ QUEUED: Final = 256
 """Most texts that wait to be redacted; each has at most some 300,000 characters."""
 
 RESTART_S: Final = 5.0
-"""How long a writer that died is not started again."""
+"""How long a writer that died is not started again; twice as long after each that wrote nothing ..."""
 
+MOST_DOUBLINGS: Final = 6
+"""... up to so many times: 320 s."""
+
+_COUNTS: Final = ("written", "failed", "dropped")
 _LOOK_S: Final = 0.2
 
 _log = logging.getLogger("anven.gateway")
@@ -58,7 +63,7 @@ class TextLog:
             folder: Made where it is missing, for its owner alone.
             worker: Name of the gateway's worker; part of the file names.
             patterns: Further regular expressions of each workload whose text is kept.
-            total_bytes: Largest size of all segments in the folder.
+            total_bytes: Largest size of all segments in the folder; the oldest go.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         first = {"folder": str(folder), "worker": worker, "total_bytes": total_bytes}
@@ -67,8 +72,10 @@ class TextLog:
         self._dropped = 0
         self._problem: str | None = None
         self._stopping = threading.Event()
+        self._lock = threading.Lock()  # of the next two
         self._writer: _Writer | None = None
-        self._ended: list[_Writer] = []
+        self._ended: Counter[str] = Counter()  # what writers that died had told
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name="anven-text-log", daemon=True)
         self._thread.start()
 
@@ -106,20 +113,22 @@ class TextLog:
         """Hand over what waits and end the process; what is not written in this time is lost."""
         self._stopping.set()
         self._thread.join(timeout_s)
-        if self._writer is not None:
+        writer = self._writer  # the thread, where it lives, may set another
+        if writer is not None:
             if self._thread.is_alive():  # the writer takes nothing: closing its input would wait for that, too
-                self._writer.process.kill()
-            self._writer.end(timeout_s)
+                writer.process.kill()
+            writer.end(timeout_s)
 
     @property
     def status(self) -> TextStatus:
         """What became of the texts so far."""
-        writers = [*self._ended, *([self._writer] if self._writer else [])]
-        told = {name: sum(each.told.get(name) or 0 for each in writers) for name in ("written", "failed", "dropped")}
-        lost = sum(each.lost for each in self._ended)
-        waiting = self._queue.qsize() + (self._writer.lost if self._writer else 0)
-        problem = self._problem or (self._writer.told.get("problem") if self._writer else None)
-        return TextStatus(told["written"], told["failed"], told["dropped"] + self._dropped + lost, waiting, problem)
+        with self._lock:
+            writer, told = self._writer, self._ended.copy()
+        if writer is not None:
+            told.update(writer.counts)
+        waiting = self._queue.qsize() + (writer.lost if writer else 0)
+        problem = self._problem or (writer.told.get("problem") if writer else None)
+        return TextStatus(told["written"], told["failed"], told["dropped"] + self._dropped, waiting, problem)
 
     def _run(self) -> None:
         while not (self._stopping.is_set() and self._queue.empty()):
@@ -139,23 +148,42 @@ class TextLog:
         """Start a writer, in place of one that died after a while: it may die again at once."""
         if dead is not None:
             dead.no_more()
-            dead.heard.wait(_LOOK_S)
+            dead.heard.wait(RESTART_S)
             told = dead.told.get("problem")
             self._problem = told or f"the process that redacts ended with {dead.process.returncode}"
-            _log.error("texts: %s; it is started again in %g s", self._problem, RESTART_S)
-            self._ended.append(dead)
-            self._writer = None
-            if self._stopping.wait(RESTART_S):
-                self._discard()
+            self._forget(dead)
+            _log.error("texts: %s; it is started again in %g s", self._problem, self._pause_s)
+            if self._is_closed_meanwhile():
                 return
         try:
             self._writer = _Writer(self._first)
         except OSError as error:
             self._problem = f"the process that redacts cannot be started: {error.strerror or error}"
-            if self._stopping.wait(RESTART_S):
-                self._discard()
+            self._is_closed_meanwhile()
             return
         self._problem = None
+
+    def _forget(self, dead: _Writer) -> None:
+        """Keep what a writer that died had told, and nothing else of it."""
+        counts = dead.counts
+        self._failures = 0 if counts["written"] else self._failures
+        counts["dropped"] += dead.lost
+        with self._lock:
+            self._ended.update(counts)
+            self._writer = None
+
+    @property
+    def _pause_s(self) -> float:
+        return RESTART_S * 2.0 ** min(self._failures, MOST_DOUBLINGS)
+
+    def _is_closed_meanwhile(self) -> bool:
+        """Wait until a writer may be started again; return whether none is needed any more."""
+        pause_s = self._pause_s
+        self._failures += 1
+        if not self._stopping.wait(pause_s):
+            return False
+        self._discard()
+        return True
 
     def _discard(self) -> None:
         with suppress(queue.Empty):
@@ -169,7 +197,7 @@ class _Writer:
 
     def __init__(self, first: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "anven_pipelines.gateway.text_writer"],
+            [sys.executable, "-P", "-m", "anven_pipelines.gateway.text_writer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -182,7 +210,12 @@ class _Writer:
     @property
     def lost(self) -> int:
         """Texts that were handed over and of which it has told nothing."""
-        return max(0, self._sent - sum(self.told.get(name) or 0 for name in ("written", "failed", "dropped")))
+        return max(0, self._sent - self.counts.total())
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What became of the texts of which it has told."""
+        return Counter({name: self.told.get(name) or 0 for name in _COUNTS})
 
     def send(self, line: str) -> None:
         """Hand over a text; waits while the writer is busy."""

@@ -31,7 +31,9 @@ class Gateway(dg.ConfigurableResource[None]):
 
         Kill switch and shadow stay as the file has them: people set them there, and no step may lift a kill.
         A route of an older generation than the one in force changes nothing: whoever publishes it was overtaken.
-        What gives the target less is written over a bad file, too, of which all that can be read is kept.
+        What stands in a torn file is not in force, so that a share of 0 is written over it whatever it says.
+        What gives the target less is written over a bad file, too, of which all that can be read is kept; not the
+        shadow, which may be more than the one in force.
 
         Raises:
             InvalidInput: the file is bad, and the route gives the target more; nothing was changed.
@@ -43,9 +45,13 @@ class Gateway(dg.ConfigurableResource[None]):
             file = read_traffic_file(content, source=self.traffic)
             before = file.of(route.workload)
             killed = file.is_killed(route.workload)
-            route = replace(route, killed=killed, shadow=0.0 if before is None else before.shadow)
-            if before is not None and (
-                route == before or (route.workload in file.routes and route.generation < before.generation)
+            shadow = before.shadow if before is not None and file.problem is None else 0.0
+            route = replace(route, killed=killed, shadow=shadow)
+            is_told = not (file.is_torn and route.share == 0)
+            if (
+                is_told
+                and before is not None
+                and (route == before or (route.workload in file.routes and route.generation < before.generation))
             ):
                 return False
             is_less = route.share == 0 or (before is not None and not file.is_torn and gives_less(route, before))

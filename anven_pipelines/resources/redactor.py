@@ -140,7 +140,7 @@ def _walked(value: object, leaf: Callable[[str], str], found: Counter[str]) -> o
         return value
     walked: dict[str, object] = {}
     for key, each in value.items():
-        if isinstance(each, str) and each and SECRET_KEY.search(key):
+        if not isinstance(each, bool | None) and each not in ("", [], {}) and SECRET_KEY.search(key):
             found["SECRET"] += 1
             walked[leaf(key)] = "<SECRET>"
         else:

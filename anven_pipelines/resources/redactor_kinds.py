@@ -55,6 +55,18 @@ _BIRTH: Final = (
 )
 _BORN: Final = rf"{_BIRTH}[^\d\n]{{0,30}}?(?P<it>{_DATE})(?!\d)"
 
+# Parts of the names of fields whose values are secrets: found anywhere in it, at its end, and all of it.
+_IN_NAME: Final = r"pass(?:word|wd|phrase)|secret|(?:api|access|private)[_\- ]?key"
+_ENDS_NAME: Final = "token"
+_IS_NAME: Final = "pwd|authorization|cookie"
+
+# A field of JSON that is not walked, as it is long or cut: its text, number, list or object, or what is left of it.
+_FIELD: Final = (
+    rf"""(?P<q>["'])(?:[^"'\n]{{0,64}}?(?:{_IN_NAME})[^"'\n]{{0,64}}|[^"'\n]{{0,64}}?{_ENDS_NAME}|{_IS_NAME})(?P=q)"""
+    r"""\s{0,3}:\s{0,3}(?:"(?P<it>[^"]+)|'(?P<it>[^']+)|(?P<it>-?\d[\d.e+\-]*)"""
+    r"""|(?P<it>(?P<box>[\[{](?:"[^"]*+"?|[^\[\]{}"]++|(?&box))*+[\]}]?)))"""
+)
+
 _SECRETS: Final = (
     r"\b(?:sk|pk|rk)[-_](?:proj-|ant-|live_|test_|or-v1-)?[A-Za-z0-9_\-]{12,}",  # OpenAI, Anthropic, Stripe, LiteLLM
     r"\b(?:gh[pousr]_|github_pat_|glpat-|hf_|npm_|pypi-|dop_v1_|shpat_|xapp-|ya29\.|SG\.|xox[abeoprs]-)[\w.\-]{10,}",
@@ -69,13 +81,12 @@ _SECRETS: Final = (
         r"""["']?\s{0,3}[:=]\s{0,3}"""
         r"""(?:"(?P<it>[^"\n]{1,512})"|'(?P<it>[^'\n]{1,512})'|(?P<it>[^\s"',;&}\]]{4,512}))"""
     ),
+    _FIELD,
     r"[?&](?:key|token|sig|signature|auth|code)=(?P<it>[^\s&#\"'<>]{4,2048})",
     r"\bpass(?:word|phrase)s? (?:is|was) [\"']?(?P<it>[^\s\"',;]{4,512})",
 )
 
-SECRET_KEY: Final = regex.compile(
-    r"pass(?:word|wd|phrase)|^pwd$|secret|(?:api|access|private)[_\- ]?key|token$|^authorization$|^cookie$", _FLAGS
-)
+SECRET_KEY: Final = regex.compile(rf"{_IN_NAME}|{_ENDS_NAME}$|^(?:{_IS_NAME})$", _FLAGS)
 """Name of a JSON field whose value is a secret, whatever it looks like."""
 
 # Countries whose numbers are known without their country code; with it, those of all countries are.

@@ -9,15 +9,16 @@ import stat
 import subprocess
 import sys
 import time
+import weakref
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from anven_pipelines.domain.gateway_text import CONVERSATION_LIMIT, MESSAGES_LIMIT, TEXT_LIMIT, spoken
+from anven_pipelines.domain.gateway_text import CONVERSATION_LIMIT, MESSAGES_LIMIT, TEXT_LIMIT, GatewayText, spoken
 from anven_pipelines.gateway import texts
 from anven_pipelines.gateway.text_writer import Writer, redacted_text
-from anven_pipelines.gateway.texts import TextLog
+from anven_pipelines.gateway.texts import MOST_DOUBLINGS, TextLog
 from anven_pipelines.ingest.gateway_events import TEXTS, EventStore, read_batch
 from anven_pipelines.resources.redactor import CUT, Redactor, is_installed
 
@@ -167,26 +168,79 @@ def test_taking_a_text_waits_for_nothing_and_what_is_too_much_is_counted(
     assert log.status.written == taken.count(True)
 
 
-def test_a_full_disk_bound_drops_and_counts(tmp_path: Path) -> None:
-    writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 1, "patterns": {"support": []}})
+def test_a_full_log_loses_its_oldest_texts_though_nobody_has_ingested_them(tmp_path: Path) -> None:
+    writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 10_000, "patterns": {"support": []}})
+    record = {"kind": "request", "workload": "support", "left_out": 0, "ts": NOW.isoformat()}
+    for number in range(100):
+        said: dict[str, Any] = {"request_id": f"{number}", "messages": [], "answer": None}
+        writer.write(json.dumps({**record, **said}).encode())
+        writer.rest()
+    assert writer.status == {"written": 100, "failed": 0, "dropped": 0, "problem": None}
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 10_000
+    kept = [int(each) for each in read_batch(tmp_path, {}, TEXTS).events["request_id"]]
+    assert kept == list(range(100 - len(kept), 100))
+    assert 10 < len(kept) < 100
+
+
+def test_where_what_is_being_written_fills_the_log_the_new_is_dropped_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "x-000001.jsonl.open").write_bytes(b"x" * 10_000)
+    writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 10_000, "patterns": {"support": []}})
     record = {"kind": "request", "workload": "support", "request_id": "r", "left_out": 0, "ts": NOW.isoformat()}
     writer.write(json.dumps({**record, "messages": [], "answer": None}).encode())
     assert (writer.status["written"], writer.status["dropped"]) == (0, 1)
-    assert "not ingested" in writer.status["problem"]
+    assert "10,000 bytes that are being written; what is new is dropped" in writer.status["problem"]
 
 
 def test_a_writer_that_is_killed_is_started_again(log: TextLog, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "RESTART_S", 0.1)
     keep(log, "before")
     kept(folder, "before")
+    until(lambda: log.status.waiting == 0)
     assert log._writer is not None
+    before, dead = log.status, weakref.ref(log._writer)
     os.kill(log._writer.process.pid, signal.SIGKILL)
-    until(lambda: len(log._ended) == 1)
+    until(lambda: dead() is None)  # of a log that runs for months nothing gathers
+    assert log.status[:3] == before[:3]
     keep(log, "after")
     kept(folder, "after")
     batch = read_batch(folder, {}, TEXTS)
     assert batch.bad_lines == ()
     assert batch.events["worker"].n_unique() == 2
+
+
+def test_a_writer_that_cannot_be_started_is_tried_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "RESTART_S", 0.001)
+    monkeypatch.setattr(sys, "executable", "false")  # ends at once
+    log = TextLog(tmp_path / "texts", worker="w", patterns={"support": []})
+    pauses = set()
+
+    def tried() -> bool:
+        pauses.add(log._pause_s)
+        return log._failures > MOST_DOUBLINGS + 1
+
+    until(tried)
+    assert max(pauses) == log._pause_s == 0.064
+    assert log.status.problem is not None
+    monkeypatch.undo()
+    keep(log, "first")
+    kept(tmp_path / "texts", "first")
+    until(lambda: log.status.written == 1)
+    assert log._writer is not None
+    os.kill(log._writer.process.pid, signal.SIGKILL)
+    until(lambda: log._writer is None)
+    assert log._failures <= 1
+    log.close()
+
+
+def test_no_file_of_the_folder_it_is_started_in_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "regex.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    log = TextLog(tmp_path / "texts", worker="w", patterns={"support": []})
+    keep(log, "first")
+    kept(tmp_path / "texts", "first")
+    log.close()
 
 
 GATEWAY = """
@@ -222,6 +276,29 @@ def test_a_gateway_that_is_killed_loses_nothing_that_was_handed_over(tmp_path: P
     assert len(numbers) >= 10
     assert events["messages"].str.contains("<EMAIL_ADDRESS>", literal=True).all()
     assert not events["messages"].str.contains("@", literal=True).any()
+
+
+def test_half_an_emoji_stands_in_no_line(tmp_path: Path) -> None:
+    writer = Writer({"folder": str(tmp_path), "worker": "w", "total_bytes": 2**30, "patterns": {"support": []}})
+    record = {"kind": "request", "workload": "support", "request_id": "r", "left_out": 0, "ts": NOW.isoformat()}
+    cut = '{"to": "ada@example.com", "said": "h\u00e9 \\ud83d"}'
+    writer.write(json.dumps({**record, "messages": [{"content": cut}], "answer": {"content": "\ud83d"}}).encode())
+    writer.close()
+    store = EventStore(tmp_path / "store", TEXTS)
+    assert store.ingest(tmp_path).bad_lines == ()
+    [row] = store.events().rows(named=True)
+    assert json.loads(json.loads(row["messages"])[0]["content"]) == {"to": "<EMAIL_ADDRESS>", "said": "h\u00e9 ?"}
+    assert json.loads(row["answer"]) == {"content": "?"}
+
+
+@pytest.mark.parametrize("name", ["messages", "answer", "problem", "request_id", "worker"])
+def test_a_line_with_half_an_emoji_keeps_no_other_from_being_read(tmp_path: Path, name: str) -> None:
+    good = GatewayText(event_id="t-1", kind="request", ts=NOW, worker="w", seq=1, workload="support").to_line()
+    bad = {**json.loads(good), "event_id": "t-2", name: "\ud83d"}
+    (tmp_path / "w-000001.jsonl").write_bytes(json.dumps(bad).encode() + b"\n" + good)
+    batch = read_batch(tmp_path, {}, TEXTS)
+    assert batch.events["event_id"].to_list() == ["t-1"]
+    assert [each.reason for each in batch.bad_lines] == ["the line is no text of the gateway (UnicodeEncodeError)"]
 
 
 def test_a_line_that_is_no_text_is_told_and_kept_out(tmp_path: Path) -> None:

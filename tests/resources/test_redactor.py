@@ -131,6 +131,39 @@ def test_json_is_walked_and_stays_json(redactor: Redactor) -> None:
     assert found.found == {"CREDIT_CARD": 1, "EMAIL_ADDRESS": 2, "SECRET": 1}
 
 
+SECRETS = [
+    '{"password": 482913}',
+    '{"secret": ["x1", {"y": "x2"}, "x3"]}',
+    '{"api_key": {"value": "x1", "a]": ["x2"]}}',
+    '{"session_token": "x1 x2"}',
+    '{"Authorization": "x1"}',
+    '{"cookie": "x1\\nx2"}',
+    '{"pwd": -4.82913e+5}',
+]
+
+
+@pytest.mark.parametrize("pad", ["", "y" * 2_000], ids=["walked", "too long to be walked"])
+@pytest.mark.parametrize("text", SECRETS)
+def test_whatever_stands_under_a_secrets_name_is_gone(text: str, pad: str, redactor: Redactor) -> None:
+    found = redactor.redact(json.dumps(json.loads(text) | {"said": f"good {pad}"}), limit=1_000)
+    (name,) = json.loads(text)
+    assert found.text.replace('"<SECRET>"', "<SECRET>").startswith(f'{{"{name}": <SECRET>, "said": "good ')
+    assert found.found == {"SECRET": 1}
+    assert found.is_cut == bool(pad)
+
+
+def test_true_false_null_and_nothing_are_no_secrets(redactor: Redactor) -> None:
+    text = '{"password": true, "secret": null, "token": "", "api_key": [], "cookie": {}}'
+    assert redactor.redact(text).text == text
+
+
+@pytest.mark.parametrize("text", ['{"token": "x1', '{"password": {"a": ["x1", "x2', '{\\"cookie\\": [\\"x1'])
+def test_of_a_secret_that_was_cut_nothing_is_left(text: str, redactor: Redactor) -> None:
+    found = redactor.redact(text).text
+    assert "x1" not in found
+    assert found.endswith("<SECRET>")
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 5_000 + '"ada@example.com"' + "]" * 5_000, "{ ada@example.com }", "[ada@example.com"]
 )
@@ -170,7 +203,17 @@ def test_a_huge_text_is_bounded_and_what_is_kept_is_redacted(redactor: Redactor)
 
 
 @pytest.mark.parametrize(
-    "text", ["a." * 8_000 + "@", "@a.b-" * 3_000, "://" * 5_000, "[{" * 8_000, "born " * 3_000, "4" * 16_000]
+    "text",
+    [
+        *("a." * 8_000 + "@", "@a.b-" * 3_000, "://" * 5_000, "[{" * 8_000, "born " * 3_000, "4" * 16_000),
+        *(
+            '"token":' + "[{" * 8_000,
+            '"token' * 2_700,
+            '"token":[' * 1_800,
+            '"' + "secret" * 2_700,
+            "'token':'" * 1_800,
+        ),
+    ],
 )
 def test_a_text_made_to_take_long_does_not(text: str, redactor: Redactor) -> None:
     redactor.redact(text)  # raises where it takes longer than a text may
