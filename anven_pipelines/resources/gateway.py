@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, TamperedLog, UnavailableService, UnknownWorkload
 from anven_pipelines.domain.traffic import Route, Traffic, gives_less, parse_traffic, print_traffic
 from anven_pipelines.domain.traffic_file import TrafficFile, read_traffic_file
 from anven_pipelines.resources.durable_folder import DurableFolder
@@ -75,6 +75,30 @@ class Gateway(dg.ConfigurableResource[None]):
             file = read_traffic_file(content, source=self.traffic)
             route = file.of(workload) or Route(workload, attempt=0, generation=0, stage=0, share=0.0)
             _write(path, file, replace(route, killed=True), content)
+
+    @contextmanager
+    def giving_back(self, workload: str) -> Iterator[None]:
+        """Kill a workload whose abort ends in an error, so that its traffic moves all the same; the error goes on.
+
+        Where the log was altered or does not answer, always. Else unless the file gives the target nothing anyway, as
+        of a name that is misspelt.
+
+        Raises:
+            UnavailableService: the file cannot be read or written; what was in force stays.
+        """
+        try:
+            yield
+        except AnvenError as error:
+            if isinstance(error, TamperedLog | UnavailableService) or self._may_serve_target(workload, error):
+                self.kill(workload)
+            raise
+
+    def _may_serve_target(self, workload: str, error: AnvenError) -> bool:
+        file = read_traffic_file(self._content(), source=self.traffic)
+        if file.is_torn:  # the gateway follows the last good one; a name that nobody knows had nothing in it
+            return workload in file.routes or not isinstance(error, UnknownWorkload)
+        route = file.of(workload)
+        return route is None or (route.share > 0 and not route.killed)
 
     def route(self, workload: str) -> Route | None:
         """Return a workload's route, whatever is wrong with other entries; None where its own is bad.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.rollout_flag import flag_to_close
 from anven_pipelines.domain.rollout_status import stream_of
 
@@ -36,25 +37,23 @@ def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | Non
             file is none, or ahead of the log: the act is in the log.
         TamperedLog: the log was altered.
         UnavailableService: the state store or the traffic file does not answer. What was written stays, and the next
-            step, or the same request, puts it in force. Where an abort cannot be written, the gateway is told to keep
-            the workload at legacy all the same.
+            step, or the same request, puts it in force.
+
+    An abort that ends in any of these while the gateway may serve the target kills the workload at the gateway, unless
+    it is wrong by itself or meant for another generation.
     """
     if problems := act.problems():
         raise InvalidInput("; ".join(map(str, problems)))
-    try:
+    with rollouts.gateway.giving_back(act.workload) if act.verb == "abort" else nullcontext():
         events = rollouts.state.events(stream_of(act.workload))
-    except UnavailableService:
-        if act.verb == "abort":  # the gateway needs no log to give everything back
-            rollouts.gateway.kill(act.workload)
-        raise
-    if act.is_done(events):
-        return rollouts.put_in_force(act.workload)
-    if not events:
-        rollouts.migrations.of(act.workload)  # a name that nobody declares is a slip of the pen
-    told = {**act.told(now=now), "account": _account()}
-    if act.verb == "abort" and act.generation is None:  # needs nothing of a log that may have been altered
-        return rollouts.act(act.workload, act.kind, {"who": act.who, **told}, now=now, uptime=uptime)
-    status = rollouts.status(act.workload)
+        if act.is_done(events):
+            return rollouts.put_in_force(act.workload)
+        if not events:
+            rollouts.migrations.of(act.workload)  # a name that nobody declares is a slip of the pen
+        told = {**act.told(now=now), "account": _account()}
+        if act.verb == "abort" and act.generation is None:  # needs nothing of a log that may have been altered
+            return rollouts.act(act.workload, act.kind, {"who": act.who, **told}, now=now, uptime=uptime)
+        status = rollouts.status(act.workload)
     payload = act.payload(status.generation, now=now) | told
     if act.verb == "unflag":
         payload["flag"] = flag_to_close(status.flags, act.flag)

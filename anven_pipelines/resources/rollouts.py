@@ -10,6 +10,7 @@ removed meanwhile stops the ramp, and neither moves traffic nor keeps harm from 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -213,19 +214,23 @@ class Rollouts(dg.ConfigurableResource[None]):
     ) -> RolloutStatus:
         """Write what a person or a drill did, and put it in force.
 
+        An abort that ends in an error has the gateway keep the workload at legacy all the same, as
+        `Gateway.giving_back` says.
+
         Raises:
-            InvalidInput: it cannot happen now.
-            TamperedLog: the log was altered. Where it is an abort, the gateway is told to keep the workload at legacy
-                all the same.
-            UnavailableService: the state store or the traffic file does not answer; of an abort the same holds.
+            InvalidInput: it cannot happen now, or the log or the traffic file cannot be followed.
+            TamperedLog: the log was altered.
+            UnavailableService: the state store or the traffic file does not answer.
         """
-        try:
-            self.state.require_intact()
-            status = self.status(workload)
-        except (TamperedLog, UnavailableService):
-            if kind == "aborted":
-                self.gateway.kill(workload)
-            raise
+        with self.gateway.giving_back(workload) if kind == "aborted" else nullcontext():
+            self._write(workload, kind, payload, now=now, uptime=uptime)
+            return self.put_in_force(workload)
+
+    def _write(
+        self, workload: str, kind: str, payload: Mapping[str, Any], *, now: datetime, uptime: Uptime | None
+    ) -> None:
+        self.state.require_intact()
+        status = self.status(workload)
         if reason := refusal(status, kind):
             message = f"{workload}: {kind} is not possible: {reason}"
             raise InvalidInput(message)
@@ -233,17 +238,11 @@ class Rollouts(dg.ConfigurableResource[None]):
         told = {**payload, **(uptime.written() if uptime else {})}
         try:
             self.state.append(stream=stream_of(workload), kind=kind, key=key, payload=told, now=now)
-        except UnavailableService:
-            if kind == "aborted":  # it is written once the log can be, by another abort
-                self.gateway.kill(workload)
-            raise
         except InvalidInput:
             if self.status(workload).generation == status.generation:
                 raise
-            return self.act(
-                workload, kind, payload, now=now, uptime=uptime
-            )  # a step came first; each is one generation further
-        return self.put_in_force(workload)
+            # A step came first; each is one generation further.
+            self._write(workload, kind, payload, now=now, uptime=uptime)
 
     def put_in_force(self, workload: str) -> RolloutStatus:
         """Tell the gateway what the log says, and return where the rollout stands.

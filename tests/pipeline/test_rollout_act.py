@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pwd
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import dagster as dg
@@ -12,20 +14,24 @@ import pytest
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
-from anven_pipelines.domain.errors import InvalidInput, UnavailableService
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService, UnknownWorkload
 from anven_pipelines.domain.rollout import Advance, Hold
-from anven_pipelines.domain.rollout_act import Verb
+from anven_pipelines.domain.rollout_act import Act, Verb
 from anven_pipelines.domain.rollout_status import change_key, stream_of
 from anven_pipelines.domain.signature import shared_accounts
+from anven_pipelines.domain.traffic import Traffic, print_traffic
 from anven_pipelines.jobs import RolloutVerb, rollout_act
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.rollout_acts import perform
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.rollout_run import _asked
 from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.pipeline.conftest import Place
 
 CONFIG = "ops.act_on_rollout.config"
@@ -284,6 +290,75 @@ def test_an_abort_needs_no_migration_file(place: Place, rollouts: Rollouts) -> N
     assert told["phase"] == "aborted"
     assert "is declared by no readable file" in told["look"]
     assert rollouts.gateway.read().of("support").share == 0.0
+
+
+def without_log(place: Place, rollouts: Rollouts) -> Rollouts:
+    """Replace the state store by an empty one, and return the rollouts that use it."""
+    for file in (place.folder / "home").glob("state.db*"):
+        file.unlink()
+    return rollouts.model_copy(update={"state": StateStore(url=rollouts.state.url)})
+
+
+def set_back(place: Place, rollouts: Rollouts) -> Rollouts:
+    """Have the traffic file stand two generations ahead of the log, as after a backup of the log was restored."""
+    ahead = replace(rollouts.gateway.read().of("support"), generation=3, share=0.5)
+    Path(rollouts.gateway.traffic).write_text(print_traffic(Traffic({"support": ahead})))
+    return rollouts
+
+
+def of_a_later_release(place: Place, rollouts: Rollouts) -> Rollouts:
+    """Have the log hold a kind of event that this release does not know."""
+    place.state.append(stream=stream_of("support"), kind="slowed", key="slowed-1", payload={}, now=datetime.now(UTC))
+    return rollouts
+
+
+def with_a_torn_file(place: Place, rollouts: Rollouts) -> Rollouts:
+    """Have the log know nothing, and the traffic file stand half written."""
+    Path(rollouts.gateway.traffic).write_text("{")
+    return without_log(place, rollouts)
+
+
+def by_act(rollouts: Rollouts) -> None:
+    perform(rollouts, Act(verb="abort", workload="support", who="ada"), now=datetime.now(UTC))
+
+
+def by_resource(rollouts: Rollouts) -> None:
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=datetime.now(UTC))
+
+
+@pytest.mark.parametrize("breaks", [without_log, set_back, of_a_later_release, with_a_torn_file])
+@pytest.mark.parametrize("abort", [by_act, by_resource])
+def test_an_abort_moves_the_traffic_though_the_log_cannot_say_so(
+    place: Place, rollouts: Rollouts, breaks: Callable[[Place, Rollouts], Rollouts], abort: Callable[[Rollouts], None]
+) -> None:
+    launch(place, "start")
+    broken = breaks(place, rollouts)
+
+    with pytest.raises(InvalidInput):
+        abort(broken)
+
+    assert rollouts.gateway.read().of("support").killed
+
+
+def test_an_abort_that_is_a_slip_of_the_pen_or_meant_for_another_generation_changes_no_route(
+    place: Place, rollouts: Rollouts
+) -> None:
+    launch(place, "start")
+    traffic, now = Path(rollouts.gateway.traffic), datetime.now(UTC)
+    whole = traffic.read_text()
+
+    with pytest.raises(UnknownWorkload):
+        perform(rollouts, Act(verb="abort", workload="suport", who="ada"), now=now)
+    with pytest.raises(InvalidInput, match="generation is 3, and the rollout of support is at 1 by now"):
+        perform(rollouts, Act(verb="abort", workload="support", who="ada", generation=3), now=now)
+    with pytest.raises(InvalidInput, match="paused is not possible"):
+        perform(without_log(place, rollouts), Act(verb="pause", workload="support", who="ada"), now=now)
+    assert traffic.read_text() == whole
+
+    traffic.write_text("{")
+    with pytest.raises(UnknownWorkload):
+        perform(rollouts, Act(verb="abort", workload="suport", who="ada"), now=now)
+    assert traffic.read_text() == "{"
 
 
 def test_the_launchpad_offers_what_the_command_line_does_and_describes_each_field() -> None:
