@@ -7,12 +7,16 @@ down beside it; authentication is the terminal's, or Dagster's.
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import regex  # type: ignore[import-untyped] # properties of characters, which neither re nor unicodedata knows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_FORMAT = "Cf"  # Unicode's category of characters that nobody sees, such as the zero-width space
+_UNSEEN: Final = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}]+")
+"""What nobody sees: a zero-width space is of the category Cf; a variation selector or a Hangul filler is a mark or a
+letter, and default ignorable."""
 
 
 def person_of(name: str) -> str:
@@ -21,9 +25,9 @@ def person_of(name: str) -> str:
     Source:
         The Unicode Standard, section 3.13: toNFKC_Casefold for caseless matching of identifiers (D146).
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    seen = "".join(each for each in folded if unicodedata.category(each) != _FORMAT)
-    return " ".join(seen.split())
+    seen = _UNSEEN.sub("", name)  # first, as one of these between a letter and its accent keeps them apart
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    return " ".join(folded.split())
 
 
 def shared_accounts(signed: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

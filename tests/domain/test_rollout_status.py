@@ -11,7 +11,7 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.events import GENESIS, Event, Head, follow
 from anven_pipelines.domain.rollout_flag import flag_to_close
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, after, change_key, status_of
-from anven_pipelines.domain.signature import shared_accounts
+from anven_pipelines.domain.signature import person_of, shared_accounts
 
 NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
 STARTED = ("started", {"plan": "p"})
@@ -53,7 +53,11 @@ def test_two_people_may_pause_and_resume_at_once() -> None:
     assert (status.phase, status.stage, status.generation) == ("running", 1, 2)
 
 
-@pytest.mark.parametrize("spelled", ["Ada", "ada ", " ADA", "\uff41da", "a\u200bda", "ada\u00a0", "ada"])
+# The ends of some ranges of Default_Ignorable_Code_Point, of the categories Cf, Mn, Lo and Cn.
+UNSEEN = [f"a{sign}da" for sign in "\u00ad\u034f\u115f\u17b5\u180f\u206f\u3164\ufe0f\uffa0\ufff0\U000e0100\U000e0fff"]
+
+
+@pytest.mark.parametrize("spelled", ["Ada", "ada ", " ADA", "\uff41da", "a\u200bda", "ada\u00a0", "ada", *UNSEEN])
 def test_one_person_signs_once_however_the_name_is_spelled(spelled: str) -> None:
     def signed(kind: str) -> RolloutStatus:
         told = {"generation": 1, "until": "2026-03-04T13:00:00+00:00"}
@@ -61,6 +65,11 @@ def test_one_person_signs_once_however_the_name_is_spelled(spelled: str) -> None
 
     assert signed("approved").approvals == {"ada"}
     assert signed("overridden").overriders(NOW + timedelta(seconds=5)) == {"ada"}
+
+
+def test_an_accent_that_nobody_sees_apart_from_its_letter_makes_no_other_person() -> None:
+    assert person_of("Jose\u034f\u0301") == person_of("Jos\u00e9") == "jos\u00e9"
+    assert person_of("Jose") != person_of("Jos\u00e9")
 
 
 def test_people_who_sign_from_one_account_are_known_until_the_next_change() -> None:
