@@ -2,8 +2,9 @@
 
 Every change of traffic is one generation: its event is keyed by the generation's number, so that two steps that both
 mean to make the next change cannot both be written, however they race. A key that is taken is a decision that was
-overtaken. What people write has no such key: a pause may come between a look and its step, or after a roll back. What
-the log holds is folded all the same; an event that came too late changes nothing but the generation that it took.
+overtaken. What people write has no such key: a pause or a flag may come between a look and its step, or after a roll
+back. What the log holds is folded all the same; an event that came too late changes nothing but the generation that it
+took.
 """
 
 from __future__ import annotations
@@ -199,6 +200,8 @@ def refusal(status: RolloutStatus, kind: str) -> str | None:
     }
     if kind in phases and status.phase not in phases[kind]:
         return f"the rollout is {status.phase}; {' or '.join(phases[kind])} is needed"
+    if kind in ("advanced", "completed") and status.flags:
+        return "; ".join(flag.words for flag in status.flags)
     return None
 
 

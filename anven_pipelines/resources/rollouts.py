@@ -178,8 +178,10 @@ class Rollouts(dg.ConfigurableResource[None]):
             return found._replace(decision=Hold((gap,)), status=overtaken)
         status = self.status(workload)
         self._publish(workload, status)
-        if status.phase == "paused" and step.kind in ("advanced", "completed"):
-            gap = Gap("person", "the rollout was paused while this step decided; it changed nothing")
+        is_kept_back = status.stage == found.before.stage and status.phase in ("running", "paused")
+        if step.kind in ("advanced", "completed") and is_kept_back:
+            was = "paused" if status.phase == "paused" else "flagged"
+            gap = Gap("person", f"the rollout was {was} while this step decided; it changed nothing")
             return found._replace(decision=Hold((gap,)), status=status)
         return found._replace(status=status)
 

@@ -168,6 +168,8 @@ class Rollouts(RuleBasedStateMachine):
             assert after.phase in {"completed", "rolled_back", "aborted"}
         if before.phase == "paused" and kind not in {"rolled_back", "aborted"}:
             assert after.share(PLAN) == before.share(PLAN)
+        if kind in {"advanced", "completed"} and self.flags:
+            assert (after.phase, after.stage) == (before.phase, before.stage)
         if after.generation > before.generation:
             self.entered = (self.gone_by, self.boot)
             self.signed = []
@@ -236,20 +238,22 @@ class Rollouts(RuleBasedStateMachine):
             self.late = step
 
     @precondition(lambda self: self.status.is_open)
-    @rule()
-    def all_is_well_for_long(self) -> None:
+    @rule(end=st.sampled_from(("writes", "writes", "writes", "is late")))
+    def all_is_well_for_long(self, end: str) -> None:
         for who in sorted(self.flags):
             self.somebody_acts("unflagged", who, late=False, passed=True)
         self.somebody_acts("approved", "a", late=False, passed=True)
         self.time_goes_on(5.0)
         good = {"comparisons": tuple(compared(metric, "good") for metric in METRICS), "assignment": GOOD}
-        self.the_controller_looks(good, "writes")
+        self.the_controller_looks(good, end)
 
     @precondition(lambda self: self.late is not None)
-    @rule()
-    def a_step_writes_late(self) -> None:
+    @rule(held_by=st.sampled_from((None, None, "flagged", "paused")))
+    def a_step_writes_late(self, held_by: str | None) -> None:
         """Whatever was written since it decided."""
         assert self.late is not None
+        if held_by is not None:
+            self.somebody_acts(held_by, "a", late=False, passed=True)
         is_overtaken = self.late.key != change_key(self.status.generation + 1)
         taken.seen["a step that was overtaken" if is_overtaken else "a step that was late"] += 1
         before = self.status

@@ -40,6 +40,15 @@ def test_a_step_that_was_decided_before_a_pause_gives_nothing_and_takes_its_numb
     assert folded(STARTED, ("paused", {}), (kind, {"stage": 1}), ("rolled_back", {})).phase == "rolled_back"
 
 
+@pytest.mark.parametrize("kind", ["advanced", "completed"])
+def test_a_step_that_was_decided_before_a_flag_gives_nothing_and_takes_its_number(kind: str) -> None:
+    late = (STARTED, ("flagged", FLAGGED), (kind, {"stage": 1}))
+
+    assert (folded(*late).phase, folded(*late).stage, folded(*late).generation) == ("running", 0, 2)
+    assert folded(*late, ("rolled_back", {})).phase == "rolled_back"
+    assert folded(*late, ("unflagged", FLAGGED), ADVANCED).stage == 1
+
+
 @pytest.mark.parametrize("kind", ["paused", "resumed", "approved", "overridden"])
 def test_what_people_write_after_a_roll_back_changes_nothing(kind: str) -> None:
     before = folded(STARTED, ("rolled_back", {}))

@@ -343,22 +343,27 @@ def test_an_abort_that_a_step_overtook_is_written_all_the_same(
     assert (aborted.phase, aborted.generation, share_in_force(rollouts)) == ("aborted", 3, 0.0)
 
 
-def test_a_pause_that_comes_while_a_step_decides_holds_it(
-    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "phase", "words"),
+    [("paused", "paused", "the rollout was paused while"), ("flagged", "running", "the rollout was flagged while")],
+)
+def test_a_pause_or_a_flag_that_comes_while_a_step_decides_holds_it(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch, kind: str, phase: str, words: str
 ) -> None:
     serve(place)
-    look = Rollouts.look
+    look, payload = Rollouts.look, {"who": "bo", "reason": "doses are wrong", "flag": "3fa81c02"}
 
-    def look_and_be_paused(self: Rollouts, workload: str, *, now: datetime, uptime: Any) -> Any:
+    def look_and_be_held(self: Rollouts, workload: str, *, now: datetime, uptime: Any) -> Any:
         found = look(self, workload, now=now, uptime=uptime)
-        place.state.append(stream=stream_of(workload), kind="paused", key="paused-1", payload={"who": "bo"}, now=now)
+        place.state.append(stream=stream_of(workload), kind=kind, key=f"{kind}-1", payload=payload, now=now)
         return found
 
-    monkeypatch.setattr(Rollouts, "look", look_and_be_paused)
+    monkeypatch.setattr(Rollouts, "look", look_and_be_held)
     found = rollouts.step("support", now=NOW)
 
     assert isinstance(found.decision, Hold)
-    assert (found.status.phase, found.status.stage, share_in_force(rollouts)) == ("paused", 0, 0.5)
+    assert found.decision.reasons == (f"{words} this step decided; it changed nothing",)
+    assert (found.status.phase, found.status.stage, share_in_force(rollouts)) == (phase, 0, 0.5)
 
 
 def test_people_pause_resume_and_abort_and_all_of_it_is_in_the_log(place: Place, rollouts: Rollouts) -> None:
