@@ -25,8 +25,11 @@ def refuse() -> None:
 
 
 @pytest.fixture
-def quiet() -> Iterator[None]:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = logging.getLogRecordFactory()
+    # What tests before did to this logger: MLflow's migrations, for one, disable every logger that there is.
+    for name, value in (("disabled", False), ("propagate", True), ("level", logging.NOTSET)):
+        monkeypatch.setattr(logging.getLogger("LiteLLM Proxy"), name, value)
     keep_text_out()
     yield
     logging.setLogRecordFactory(before)

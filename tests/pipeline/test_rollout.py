@@ -748,6 +748,23 @@ def test_a_roll_back_that_was_logged_is_put_in_force_over_a_bad_entry_of_its_own
     assert share_in_force(rollouts) == 0.0
 
 
+def test_a_roll_back_that_was_logged_is_asked_for_and_put_in_force_over_a_torn_file(
+    place: Place, rollouts: Rollouts
+) -> None:
+    rolled_back = {"from_stage": 0, "reasons": ["harm"], "evidence": [], "as_of": None}
+    place.state.append(
+        stream=stream_of("support"), kind="rolled_back", key="generation-2", payload=rolled_back, now=NOW
+    )
+    file = Path(rollouts.gateway.traffic)
+    file.write_bytes(file.read_bytes()[:-9])
+
+    (request,) = tick(place, rollouts).run_requests or []
+    rollouts.step("support", now=NOW)
+
+    assert (request.partition_key, share_in_force(rollouts)) == ("support", 0.0)
+    assert not tick(place, rollouts).run_requests
+
+
 def test_a_bad_entry_stops_every_advance_and_keeps_no_workload_from_its_kill(place: Place, rollouts: Rollouts) -> None:
     serve(place)
     file = with_bad_entry(rollouts, "other", share=1.5)
