@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from anven_pipelines.spec_gateway import Gateway
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.spec_gateway import Gateway, Upstream
 from anven_pipelines.spec_grading import Grader
 from anven_pipelines.spec_load import Load
 from anven_pipelines.spec_prompt import PromptAdaptation, Risk
@@ -215,6 +216,21 @@ class Migration(Section):
     rollout: Rollout = Rollout()
     gateway: Gateway | None = None
     """Where the gateway reaches the two arms; a workload without this section is not served by it."""
+
+    @property
+    def target_upstream(self) -> Upstream | None:
+        """Where the gateway reaches the target; None where no gateway is declared."""
+        if self.gateway is None:
+            return None
+        if self.gateway.target is not None:
+            return self.gateway.target
+        asked = self.target
+        if not isinstance(asked, EndpointTarget):  # the file's own check has seen to it
+            message = f"{self.workload}: gateway.target is needed"
+            raise InvalidInput(message)
+        return Upstream(
+            model=f"openai/{asked.model}", url=asked.url, api_key_env=asked.api_key_env, timeout=asked.timeout
+        )
 
     @model_validator(mode="after")
     def _contract_is_possible(self) -> Migration:

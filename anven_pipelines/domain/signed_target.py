@@ -26,9 +26,9 @@ def declared_target(migration: Migration) -> dict[str, str | None]:
 
     Returns:
         `model`, its name; `digest`, of all that decides its answers, as for the asset `target_answers`; `upstream`,
-        the model that the gateway asks for, None where no gateway is declared or it asks the target's own endpoint.
+        the model that the gateway asks for, None where no gateway is declared.
     """
-    upstream = migration.gateway.target if migration.gateway else None
+    upstream = migration.target_upstream
     return {
         "model": migration.target.model,
         "digest": declared_digest(migration, "target_answers"),

@@ -16,7 +16,6 @@ from anven_pipelines.migration_file import parse
 from anven_pipelines.resources.redactor import EXTRA, is_installed
 from anven_pipelines.spec import Contract
 from anven_pipelines.spec_gateway import Upstream
-from anven_pipelines.spec_target import EndpointTarget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -234,16 +233,8 @@ def _section(migration: Migration) -> Any:  # noqa: ANN401 - Gateway; callers ha
 
 
 def _target(migration: Migration) -> Upstream:
-    gateway = _section(migration)
-    if gateway.target is not None:
-        return Upstream.model_validate(gateway.target)
-    target = migration.target
-    if not isinstance(target, EndpointTarget):  # the file's own check has seen to it
-        message = f"{migration.workload}: gateway.target is needed"
-        raise InvalidInput(message)
-    return Upstream(
-        model=f"openai/{target.model}", url=target.url, api_key_env=target.api_key_env, timeout=target.timeout
-    )
+    _section(migration)
+    return Upstream.model_validate(migration.target_upstream)
 
 
 def _groups(migration: Migration) -> list[dict[str, Any]]:

@@ -939,6 +939,25 @@ def test_nothing_starts_behind_another_upstream_than_was_signed_off(place: Place
         rollouts.start("support", who="ada", now=NOW)
 
 
+def test_nothing_starts_behind_an_upstream_that_took_the_place_of_the_targets_own_endpoint(
+    place: Place, rollouts: Rollouts
+) -> None:
+    endpoint = {"model": "small", "engine": "endpoint", "url": "http://127.0.0.1:9/v1"}
+
+    def declare(**arms: Any) -> Migration:
+        gateway = {"legacy": {"model": "openai/gpt-4o"}, **arms}
+        return place.declare(rollout=ROLLOUT, target=endpoint, gateway=gateway).migration
+
+    rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
+    sign_off(declare(), place.state, place.artifacts, now=NOW)
+    declare(target={"model": "hosted_vllm/another"})
+
+    with pytest.raises(InvalidInput, match=r"small behind openai/small .* behind hosted_vllm/another "):
+        rollouts.start("support", who="ada", now=NOW)
+    declare(target={"model": "openai/small"})  # the same one, in other words
+    assert rollouts.start("support", who="ada", now=NOW).phase == "running"
+
+
 def test_nothing_starts_on_a_verdict_that_does_not_say_what_it_was_given_for(place: Place, rollouts: Rollouts) -> None:
     rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
     stream, payload = sign_off_stream("support"), {"verdict": "GO"}
