@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 MANIFEST: Final = "gateway_events.json"
 _READ_BYTES: Final = 64 * 2**20  # of one segment at once
 _OF_BREAKER: Final = b'"breaker"'
+
+LOCK_S: Final = 5.0
+"""Longest wait for another process's ingestion; one that was stopped may hold the store's lock for ever."""
+_LOCK_EVERY_S: Final = 0.05
 
 
 class Stream(NamedTuple):
@@ -200,11 +205,20 @@ class EventStore:
         """Keep others out: an ingestion removes the parts that it has merged, and two would take lines in twice.
 
         Raises:
+            UnavailableService: another process has kept the store to itself for `LOCK_S`.
             OSError: the store's folder takes no lock.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        path, deadline = self._folder / ".lock", time.monotonic() + LOCK_S
+        with path.open("w") as lock:
+            while not _locked(lock):
+                if time.monotonic() > deadline:
+                    message = (
+                        f"another process has held {path} for {LOCK_S:.3g} s; it may be stopped: let it go on or end "
+                        f"it (`fuser {path}` names it)"
+                    )
+                    raise UnavailableService(message)
+                time.sleep(_LOCK_EVERY_S)
             yield
 
     def ingest(self, log: Path) -> Ingested:
@@ -284,6 +298,15 @@ class EventStore:
             message = f"{self._folder / MANIFEST} is not JSON ({error}); restore it, or remove the folder to read anew"
             raise CorruptArtifact(message) from error
         return manifest
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take a lock; False where another process has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _note_repeats(repeats: dict[str, list[int]], batch: Batch, fresh: pl.DataFrame) -> None:
