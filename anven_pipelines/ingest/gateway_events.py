@@ -21,7 +21,7 @@ from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, Unavail
 from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, GatewayEvent, parse_event
 from anven_pipelines.domain.gateway_text import GATEWAY_TEXTS, GatewayText, parse_text
 from anven_pipelines.gateway.event_log import segments_in, stem_of
-from anven_pipelines.ingest.event_parts import SUFFIX, due_merge, new_name, scan, to_parquet
+from anven_pipelines.ingest.event_parts import SUFFIX, due_merge, new_name, rows_of, scan, to_parquet, within
 from anven_pipelines.ingest.segment_marks import mark_ingested
 from anven_pipelines.resources.durable_folder import DurableFolder
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anven_pipelines.domain.table import Table
+    from anven_pipelines.ingest.event_parts import Merge
 
 MANIFEST: Final = "gateway_events.json"
 _READ_BYTES: Final = 64 * 2**20  # of one segment at once
@@ -261,15 +262,22 @@ class EventStore:
 
     def _add(self, fresh: pl.DataFrame, parts: list[str]) -> None:
         """Write a part, with those that are due to be merged in it, and name it in their place."""
+        merge = self._merge(fresh, parts)
+        if merge is not None:
+            name, merged = new_name(parts, merge), self._scan(parts[merge.start :]).collect()
+            with suppress(UnavailableService):  # the disk may have room for what is new, if not for all of it
+                self._files.write(name, to_parquet(pl.concat([merged, fresh])))
+                parts[merge.start :] = [name]
+                return
+        name = new_name(parts, None)
+        self._files.write(name, to_parquet(fresh))
+        parts.append(name)
+
+    def _merge(self, fresh: pl.DataFrame, parts: list[str]) -> Merge | None:
         merge = due_merge(parts)
-        name = new_name(parts, merge)
         if merge is None:
-            self._files.write(name, to_parquet(fresh))
-            parts.append(name)
-            return
-        merged = self._scan(parts[merge.start :]).collect()
-        self._files.write(name, to_parquet(pl.concat([merged, fresh])))
-        parts[merge.start :] = [name]
+            return None
+        return within(merge, [rows_of(self._folder, part) for part in parts[merge.start :]], fresh.height)
 
     def _sweep(self, parts: list[str]) -> None:
         """Remove what stands in no manifest: merged parts, and what killed ingestions left behind."""
