@@ -233,6 +233,7 @@ class EventStore:
         manifest = self._manifest()
         batch = read_batch(log, manifest["cursor"], self._stream)
         fresh = self._unknown(batch.events, manifest["parts"])
+        before = set(manifest["parts"])
         if dict(batch.cursor) != manifest["cursor"]:
             if not fresh.is_empty():
                 self._add(fresh, manifest["parts"])
@@ -240,7 +241,7 @@ class EventStore:
             manifest["bad_lines"] += [each._asdict() for each in batch.bad_lines]
             _note_repeats(manifest["repeats"], batch, fresh)
             self._files.write(MANIFEST, json.dumps(manifest).encode())
-            self._sweep(manifest["parts"])
+            self._sweep(manifest["parts"], before.difference(manifest["parts"]))
         known = batch.events.height - fresh.height
         unmarked = mark_ingested(log, batch.cursor)
         return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn, unmarked)
@@ -279,11 +280,17 @@ class EventStore:
             return None
         return within(merge, [rows_of(self._folder, part) for part in parts[merge.start :]], fresh.height)
 
-    def _sweep(self, parts: list[str]) -> None:
-        """Remove what stands in no manifest: merged parts, and what killed ingestions left behind."""
-        with suppress(UnavailableService, OSError):  # the next ingestion tries again
-            for path in self._folder.glob(f"*{SUFFIX}"):
-                if path.name not in parts:
+    def _sweep(self, parts: list[str], merged: set[str]) -> None:
+        """Remove merged parts, and what killed ingestions left behind.
+
+        What a killed ingestion took in is in other parts by now. Events that are in none are of a manifest that was
+        lost, and an older one restored: the gateway may have removed their lines, so they stay for people.
+        """
+        for path in self._folder.glob(f"*{SUFFIX}"):
+            if path.name in parts:
+                continue
+            with suppress(UnavailableService, OSError, pl.exceptions.PolarsError):  # the next ingestion tries again
+                if path.name in merged or self._unknown(self._scan([path.name]).collect(), parts).is_empty():
                     self._files.remove(path.name)
 
     def _unknown(self, events: pl.DataFrame, parts: list[str]) -> pl.DataFrame:

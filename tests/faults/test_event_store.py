@@ -146,6 +146,29 @@ def test_where_the_disk_has_no_room_for_a_merge_the_new_events_are_kept_by_thems
     assert store.events()["seq"].to_list() == [*range(1, 200 * (MERGED - 1) + 1), 200 * MERGED, 200 * MERGED + 1]
 
 
+def test_after_an_older_manifest_was_restored_nothing_is_removed_whose_events_are_nowhere_else(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "store"
+    store = filled(tmp_path, ingestions=2)
+    backup, known = (folder / MANIFEST).read_bytes(), on_disk(folder)
+    write(log, [event(5)])
+    store.ingest(log)
+    [lost] = on_disk(folder) - known
+    (folder / MANIFEST).write_bytes(backup)
+    for segment in segments_in(log):  # as the gateway does where its log is full and all is ingested
+        segment.unlink()
+    (log / "w-000002.jsonl.open").write_bytes(event(6).to_line())
+
+    assert store.ingest(log).events == 1
+
+    assert lost in on_disk(folder)
+    assert event_parts.scan(folder, [lost]).collect()["seq"].to_list() == [5]
+    assert store.events()["seq"].to_list() == [1, 2, 3, 4, 6]
+
+    (log / "w-000003.jsonl.open").write_bytes(event(5).to_line())  # as soon as its event is in, it goes
+    store.ingest(log)
+    assert on_disk(folder) == set(parts(folder))
+
+
 def test_an_ingestion_that_is_killed_at_any_write_takes_each_event_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
