@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.notice import HELD
-from anven_pipelines.domain.rollout_plan import plan_in
+from anven_pipelines.domain.rollout_plan import read_plan
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, followed, refusal
 from anven_pipelines.domain.tracking import StepRecord
 
@@ -90,7 +90,8 @@ def _followed(events: Sequence[Event]) -> Iterator[_Followed]:
 
 def _attempt(workload: str, events: list[_Followed]) -> Attempt:
     started, (newest, _, status) = events[0].event, events[-1]
-    plan = _plan(workload, started)
+    planned = started.payload.get("planned")
+    plan = None if planned is None else read_plan(workload, planned)
     record = StepRecord(
         key=f"rollout/{workload}/{status.attempt}/{started.hash[:16]}",
         experiment=f"anven/{workload}",
@@ -166,11 +167,3 @@ def _line(event: Event) -> dict[str, Any]:
         "prev_hash": event.prev_hash,
         "hash": event.hash,
     }
-
-
-def _plan(workload: str, started: Event) -> RolloutPlan | None:
-    """Return the plan that the attempt began with; None where another release wrote it, or none."""
-    try:
-        return plan_in(workload, started.payload["planned"])
-    except (ValueError, LookupError, TypeError):  # pydantic's errors are ValueErrors
-        return None

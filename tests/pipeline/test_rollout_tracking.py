@@ -23,6 +23,7 @@ from anven_pipelines.migrate import filled_in, of_kind
 from anven_pipelines.resources.mlflow_run import SEQ_TAG
 from anven_pipelines.resources.rollout_tracking import RolloutTracking
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.told import claimed
 from anven_pipelines.sensors.rollout_tracking import ALL, TRACKING_TAG, rollout_tracking, rollout_tracking_job
 from tests.mlflow_server import free_uri
 from tests.signed_off import sign_off
@@ -326,3 +327,47 @@ def test_by_hand_everything_is_filled_in_and_one_workload_keeps_no_other_waiting
     assert "broken: the rollout's stream holds an event 'nonsense'" in filled.problems[0]
     assert len(shown(place)) == 1
     assert rollouts.status("support").attempt == 1
+
+
+def test_a_log_that_this_release_reads_wrongly_keeps_no_other_workload_from_mlflow(
+    place: Place, rollouts: Rollouts, tracking: RolloutTracking
+) -> None:
+    place.state.append(stream=stream_of("broken"), kind="started", key="generation-1", payload={}, now=NOW)
+    kept = place.folder / "home" / "mlflow" / "rollouts" / "unlike" / "mlflow.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"seq": "of another release"}')
+    place.state.append(stream=stream_of("unlike"), kind="started", key="generation-1", payload={}, now=NOW)
+
+    given = {"rollouts": rollouts, "rollout_tracking": tracking}
+    with dg.build_sensor_context(place.instance, resources=given) as context:
+        asked = rollout_tracking(context)
+    assert isinstance(asked, dg.SensorResult)
+    [request] = asked.run_requests or []
+    assert request.run_config["ops"]["track_rollouts"]["config"]["workloads"] == ["broken", "support"]
+    filled = filled_in(place.definitions)
+
+    assert (filled.delivered, filled.remaining) == (1, 2)
+    assert filled.problems[0] == "broken: KeyError: 'plan'"
+    assert filled.problems[1].startswith("unlike: TypeError: ")
+    assert not tracking.is_due("broken", now=NOW)
+    assert len(shown(place)) == 1
+
+
+def test_by_hand_nothing_is_called_delivered_that_is_locked_or_cannot_be(
+    place: Place, rollouts: Rollouts, tracking: RolloutTracking
+) -> None:
+    lock = place.folder / "home" / "mlflow" / "rollouts" / "support" / ".lock"
+    lock.parent.mkdir(parents=True)
+    with claimed(lock) as is_mine:
+        assert is_mine
+        assert filled_in(place.definitions) == (0, 1, ("support: another process tells MLflow of it right now",))
+    lock.unlink()
+    lock.mkdir()
+    filled = filled_in(place.definitions)
+    assert (filled.delivered, filled.remaining) == (0, 1)
+    assert filled.problems[0].startswith(f"support: {lock} cannot be locked (Is a directory)")
+    lock.rmdir()
+
+    assert filled_in(place.definitions) == (1, 0, ())
+    assert rollouts.status("support").attempt == 1
+    assert not tracking.is_due("support", now=NOW)
