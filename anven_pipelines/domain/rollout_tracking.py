@@ -62,7 +62,7 @@ class _Followed(NamedTuple):
 def attempts_of(workload: str, events: Sequence[Event]) -> list[Attempt]:
     """Return the attempts of a rollout, oldest first.
 
-    What came before the first one, such as a drill, is part of none.
+    What came before the first one, or after one has ended, such as a drill, is part of none. A completed one goes on.
 
     Args:
         workload: Whose they are.
@@ -75,8 +75,9 @@ def attempts_of(workload: str, events: Sequence[Event]) -> list[Attempt]:
     for each in _followed(events):
         if each.status.attempt > each.before.attempt:
             attempts.append([])
-        if attempts:
-            attempts[-1].append(each)
+        elif not each.before.is_open:
+            continue
+        attempts[-1].append(each)
     return [_attempt(workload, followed) for followed in attempts]
 
 

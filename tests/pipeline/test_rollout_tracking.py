@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from anven_pipelines.domain.gateway_event import GatewayEvent
+from anven_pipelines.domain.notice import HELD, hold_stream
 from anven_pipelines.domain.rollout import RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import sign_off_stream
@@ -146,6 +147,27 @@ def test_an_attempt_is_a_run_that_says_what_began_what_changed_and_where_it_stan
     tags = second.run.data.tags
     assert (tags["rollout.attempt"], tags["rollout.started_by"], tags["deployment"]) == ("2", "cy", "local")
     assert second.points["share"] == [(4, 0.05)]
+
+
+def test_what_happens_after_an_attempt_has_ended_is_no_part_of_its_run(
+    place: Place, rollouts: Rollouts, tracking: RolloutTracking
+) -> None:
+    flagged = {"who": "bo", "reason": "odd answers", "flag": "odd"}
+    rollouts.act("support", "flagged", flagged, now=NOW)
+    rollouts.act("support", "aborted", {"who": "bo", "reason": "enough"}, now=NOW)
+    tracking.deliver("support", now=NOW)
+    [ended] = shown(place)
+
+    unflagged = {"who": "cy", "reason": "mended", "flag": "odd"}
+    place.state.append(stream=stream_of("support"), kind="unflagged", key="late", payload=unflagged, now=NOW)
+    held = {"generation": 1, "shape": [], "reasons": ["late"], "kinds": [], "until": None}
+    place.state.append(stream=hold_stream("support"), kind=HELD, key="late", payload=held, now=NOW)
+    assert tracking.deliver("support", now=NOW).problem is None
+
+    [after] = shown(place)
+    assert [line["kind"] for line in after.audit] == ["started", "flagged", "aborted"]
+    assert after.run.to_dictionary() == ended.run.to_dictionary()
+    assert not tracking.is_due("support", now=NOW)
 
 
 def test_the_numbers_that_a_step_rested_on_stand_in_its_event(place: Place, rollouts: Rollouts) -> None:
