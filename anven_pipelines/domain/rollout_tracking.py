@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.notice import HELD
-from anven_pipelines.domain.rollout_plan import plan_in
+from anven_pipelines.domain.rollout_plan import read_plan
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, followed, refusal
 from anven_pipelines.domain.tracking import StepRecord
 
@@ -62,7 +62,7 @@ class _Followed(NamedTuple):
 def attempts_of(workload: str, events: Sequence[Event]) -> list[Attempt]:
     """Return the attempts of a rollout, oldest first.
 
-    What came before the first one, such as a drill, is part of none.
+    What came before the first one, or after one has ended, such as a drill, is part of none. A completed one goes on.
 
     Args:
         workload: Whose they are.
@@ -75,8 +75,9 @@ def attempts_of(workload: str, events: Sequence[Event]) -> list[Attempt]:
     for each in _followed(events):
         if each.status.attempt > each.before.attempt:
             attempts.append([])
-        if attempts:
-            attempts[-1].append(each)
+        elif not each.before.is_open:
+            continue
+        attempts[-1].append(each)
     return [_attempt(workload, followed) for followed in attempts]
 
 
@@ -90,7 +91,8 @@ def _followed(events: Sequence[Event]) -> Iterator[_Followed]:
 
 def _attempt(workload: str, events: list[_Followed]) -> Attempt:
     started, (newest, _, status) = events[0].event, events[-1]
-    plan = _plan(workload, started)
+    planned = started.payload.get("planned")
+    plan = None if planned is None else read_plan(workload, planned)
     record = StepRecord(
         key=f"rollout/{workload}/{status.attempt}/{started.hash[:16]}",
         experiment=f"anven/{workload}",
@@ -166,11 +168,3 @@ def _line(event: Event) -> dict[str, Any]:
         "prev_hash": event.prev_hash,
         "hash": event.hash,
     }
-
-
-def _plan(workload: str, started: Event) -> RolloutPlan | None:
-    """Return the plan that the attempt began with; None where another release wrote it, or none."""
-    try:
-        return plan_in(workload, started.payload["planned"])
-    except (ValueError, LookupError, TypeError):  # pydantic's errors are ValueErrors
-        return None

@@ -2,6 +2,7 @@
 
 A part of one level holds what `MERGED` parts of the level below it held. So each row is written anew at most once a
 level, and after n ingestions there are some 45 parts and n / 4,096 of the highest level. The order of the events stays.
+A merge holds its rows in memory and gives at most `MOST_ROWS`; what would make it larger stays a part of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ MERGED: Final = 16
 """Parts of one level that become one of the next."""
 HIGHEST: Final = 3
 """Level that is not merged any more: rewriting ever larger parts would hold up a look."""
+MOST_ROWS: Final = 1_000_000
+"""Rows that a merge gives at most; it takes them into memory, some 0.2 GB of them, all at once."""
 
 _MERGED_NAME: Final = re.compile(r"merged-(\d+)-")
 
@@ -53,6 +56,21 @@ def due_merge(parts: Sequence[str]) -> Merge | None:
     return Merge(start, level) if level else None
 
 
+def within(merge: Merge, rows: Sequence[int], new: int) -> Merge | None:
+    """Return the merge without the oldest parts with which it would give too many rows; None where it has none left.
+
+    Args:
+        merge: What is due.
+        rows: How many each of its parts holds.
+        new: How many the part holds that is about to be written behind these.
+    """
+    start, total = len(rows), new
+    while start and total + rows[start - 1] <= MOST_ROWS:
+        start -= 1
+        total += rows[start]
+    return None if start == len(rows) else merge._replace(start=merge.start + start)
+
+
 def new_name(parts: Sequence[str], merge: Merge | None) -> str:
     """Return a name that no part has ever had."""
     drawn = uuid.uuid4().hex[:8]
@@ -65,6 +83,12 @@ def scan(folder: Path, parts: Iterable[str], table: Table = GATEWAY_EVENTS) -> p
     if not paths:
         return table.empty().lazy()
     return pl.scan_parquet(paths, schema=table.schema, missing_columns="insert", extra_columns="ignore")
+
+
+def rows_of(folder: Path, part: str) -> int:
+    """Return how many rows a part holds; they are not read."""
+    found: int = pl.scan_parquet(folder / part).select(pl.len()).collect().item()
+    return found
 
 
 def to_parquet(events: pl.DataFrame) -> bytes:

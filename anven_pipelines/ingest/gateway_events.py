@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
 
@@ -20,7 +21,7 @@ from anven_pipelines.domain.errors import CorruptArtifact, InvalidInput, Unavail
 from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, GatewayEvent, parse_event
 from anven_pipelines.domain.gateway_text import GATEWAY_TEXTS, GatewayText, parse_text
 from anven_pipelines.gateway.event_log import segments_in, stem_of
-from anven_pipelines.ingest.event_parts import SUFFIX, due_merge, new_name, scan, to_parquet
+from anven_pipelines.ingest.event_parts import SUFFIX, due_merge, new_name, rows_of, scan, to_parquet, within
 from anven_pipelines.ingest.segment_marks import mark_ingested
 from anven_pipelines.resources.durable_folder import DurableFolder
 
@@ -29,10 +30,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anven_pipelines.domain.table import Table
+    from anven_pipelines.ingest.event_parts import Merge
 
 MANIFEST: Final = "gateway_events.json"
 _READ_BYTES: Final = 64 * 2**20  # of one segment at once
 _OF_BREAKER: Final = b'"breaker"'
+
+LOCK_S: Final = 5.0
+"""Longest wait for another process's ingestion; one that was stopped may hold the store's lock for ever."""
+_LOCK_EVERY_S: Final = 0.05
 
 
 class Stream(NamedTuple):
@@ -200,11 +206,20 @@ class EventStore:
         """Keep others out: an ingestion removes the parts that it has merged, and two would take lines in twice.
 
         Raises:
+            UnavailableService: another process has kept the store to itself for `LOCK_S`.
             OSError: the store's folder takes no lock.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        path, deadline = self._folder / ".lock", time.monotonic() + LOCK_S
+        with path.open("w") as lock:
+            while not _locked(lock):
+                if time.monotonic() > deadline:
+                    message = (
+                        f"another process has held {path} for {LOCK_S:.3g} s; it may be stopped: let it go on or end "
+                        f"it (`fuser {path}` names it)"
+                    )
+                    raise UnavailableService(message)
+                time.sleep(_LOCK_EVERY_S)
             yield
 
     def ingest(self, log: Path) -> Ingested:
@@ -218,6 +233,7 @@ class EventStore:
         manifest = self._manifest()
         batch = read_batch(log, manifest["cursor"], self._stream)
         fresh = self._unknown(batch.events, manifest["parts"])
+        before = set(manifest["parts"])
         if dict(batch.cursor) != manifest["cursor"]:
             if not fresh.is_empty():
                 self._add(fresh, manifest["parts"])
@@ -225,7 +241,7 @@ class EventStore:
             manifest["bad_lines"] += [each._asdict() for each in batch.bad_lines]
             _note_repeats(manifest["repeats"], batch, fresh)
             self._files.write(MANIFEST, json.dumps(manifest).encode())
-            self._sweep(manifest["parts"])
+            self._sweep(manifest["parts"], before.difference(manifest["parts"]))
         known = batch.events.height - fresh.height
         unmarked = mark_ingested(log, batch.cursor)
         return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn, unmarked)
@@ -247,21 +263,34 @@ class EventStore:
 
     def _add(self, fresh: pl.DataFrame, parts: list[str]) -> None:
         """Write a part, with those that are due to be merged in it, and name it in their place."""
-        merge = due_merge(parts)
-        name = new_name(parts, merge)
-        if merge is None:
-            self._files.write(name, to_parquet(fresh))
-            parts.append(name)
-            return
-        merged = self._scan(parts[merge.start :]).collect()
-        self._files.write(name, to_parquet(pl.concat([merged, fresh])))
-        parts[merge.start :] = [name]
+        merge = self._merge(fresh, parts)
+        if merge is not None:
+            name, merged = new_name(parts, merge), self._scan(parts[merge.start :]).collect()
+            with suppress(UnavailableService):  # the disk may have room for what is new, if not for all of it
+                self._files.write(name, to_parquet(pl.concat([merged, fresh])))
+                parts[merge.start :] = [name]
+                return
+        name = new_name(parts, None)
+        self._files.write(name, to_parquet(fresh))
+        parts.append(name)
 
-    def _sweep(self, parts: list[str]) -> None:
-        """Remove what stands in no manifest: merged parts, and what killed ingestions left behind."""
-        with suppress(UnavailableService, OSError):  # the next ingestion tries again
-            for path in self._folder.glob(f"*{SUFFIX}"):
-                if path.name not in parts:
+    def _merge(self, fresh: pl.DataFrame, parts: list[str]) -> Merge | None:
+        merge = due_merge(parts)
+        if merge is None:
+            return None
+        return within(merge, [rows_of(self._folder, part) for part in parts[merge.start :]], fresh.height)
+
+    def _sweep(self, parts: list[str], merged: set[str]) -> None:
+        """Remove merged parts, and what killed ingestions left behind.
+
+        What a killed ingestion took in is in other parts by now. Events that are in none are of a manifest that was
+        lost, and an older one restored: the gateway may have removed their lines, so they stay for people.
+        """
+        for path in self._folder.glob(f"*{SUFFIX}"):
+            if path.name in parts:
+                continue
+            with suppress(UnavailableService, OSError, pl.exceptions.PolarsError):  # the next ingestion tries again
+                if path.name in merged or self._unknown(self._scan([path.name]).collect(), parts).is_empty():
                     self._files.remove(path.name)
 
     def _unknown(self, events: pl.DataFrame, parts: list[str]) -> pl.DataFrame:
@@ -284,6 +313,15 @@ class EventStore:
             message = f"{self._folder / MANIFEST} is not JSON ({error}); restore it, or remove the folder to read anew"
             raise CorruptArtifact(message) from error
         return manifest
+
+
+def _locked(lock: IO[str]) -> bool:
+    """Take a lock; False where another process has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _note_repeats(repeats: dict[str, list[int]], batch: Batch, fresh: pl.DataFrame) -> None:

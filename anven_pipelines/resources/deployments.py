@@ -59,6 +59,7 @@ GATEWAY_URL: Final = "http://127.0.0.1:4000"
 """Where `anven gateway` serves unless told otherwise."""
 SHARED_SETTINGS: Final = ("ANVEN_ARTIFACTS_URL", "ANVEN_STATE_URL", "MLFLOW_TRACKING_URI")
 # A run worker that dies early would stay STARTING for ever without run monitoring; `nux` is Dagster's newsletter form.
+# Without threads each sensor waits for the one before it, that of roll backs too.
 DAGSTER_SETTINGS: Final = """\
 telemetry:
   enabled: false
@@ -67,6 +68,9 @@ nux:
 run_monitoring:
   enabled: true
   start_timeout_seconds: 180
+sensors:
+  use_threads: true
+  num_workers: 4
 """
 
 

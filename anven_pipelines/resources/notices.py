@@ -76,9 +76,16 @@ class Notices(dg.ConfigurableResource[None]):
         Raises:
             UnavailableService: the state store or the folder does not answer.
         """
-        events = self._events(workload)
+        events, problems = self._events(workload), dict[str, str]()
+
+        def tell(receiver: Receiver) -> None:
+            try:
+                self._deliver_to(workload, receiver, events, now)
+            except (AnvenError, OSError) as error:  # it cannot be written down how the receiver fares
+                problems[_file(receiver)] = str(error)
+
         threads = [
-            threading.Thread(target=self._deliver_to, args=(workload, receiver, events, now), daemon=True)
+            threading.Thread(target=tell, args=(receiver,), daemon=True)
             for receiver, told in self._told(workload, events, now=now)
             if told.is_due(now)
         ]
@@ -87,7 +94,7 @@ class Notices(dg.ConfigurableResource[None]):
         deadline = time.monotonic() + DELIVER_S + 2 * LONGEST_S
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        return self.report(workload, now=now)
+        return self._report(workload, problems, now=now)
 
     def report(self, workload: str, *, now: datetime) -> list[dict[str, Any]]:
         """Return of each receiver: its name, what waits for it, what it never got, and why it cannot be told.
@@ -95,6 +102,9 @@ class Notices(dg.ConfigurableResource[None]):
         Raises:
             UnavailableService: the state store or the folder does not answer.
         """
+        return self._report(workload, {}, now=now)
+
+    def _report(self, workload: str, problems: dict[str, str], *, now: datetime) -> list[dict[str, Any]]:
         events = self._events(workload)
         return [
             {
@@ -102,7 +112,7 @@ class Notices(dg.ConfigurableResource[None]):
                 "waiting": len(self._waiting(workload, receiver, told, events)[0]),
                 "dropped": told.dropped,
                 "failures": told.failures,
-                "problem": told.problem,
+                "problem": problems.get(_file(receiver), told.problem),
                 "next_at": told.next_at,
                 "dead": told.failures >= DEAD_AFTER,
             }

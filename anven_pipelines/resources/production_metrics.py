@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 _READING: Final = threading.Lock()
-"""A reading of the event log takes all of it into memory: one at a time, however many threads look at workloads."""
+"""A reading of the event log takes all of it into memory: one at a time, however many threads look at workloads ..."""
+READING_S: Final = 30.0
+"""... but a reading that hangs is not waited for longer than this."""
 
 _UNREADABLE: Final = (AnvenError, OSError, pl.exceptions.PolarsError, LookupError, TypeError, ValueError)
 
@@ -55,8 +57,12 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         """
         if plan.rollout.metrics.source == "prometheus":
             return prometheus_evidence(plan, status, now=now)
-        with _READING:
+        has_turn = _READING.acquire(timeout=READING_S)
+        try:
             return self._logged(plan, status, now=now)
+        finally:
+            if has_turn:
+                _READING.release()
 
     def _logged(self, plan: RolloutPlan, status: RolloutStatus, *, now: datetime) -> Evidence:
         since = status.entered_at
@@ -111,8 +117,12 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
                 found = store.contents()
                 return _Seen(found.of(workload, attempt=attempt), found.numbers(), trouble)
         except (UnavailableService, OSError) as error:
-            found = store.contents(log)
             trouble = f"the gateway's events are read and cannot be kept: {error}"
+        try:
+            found = store.contents(log)
+            return _Seen(found.of(workload, attempt=attempt), found.numbers(), trouble)
+        except FileNotFoundError:  # another process merged that part meanwhile: the manifest names the new one by now
+            found = store.contents(log)
             return _Seen(found.of(workload, attempt=attempt), found.numbers(), trouble)
 
     def _tripped_in_log(self, workload: str, generation: int) -> str | None:

@@ -7,6 +7,7 @@ event MLflow was told, and how it fares. A file that is lost costs a comparison,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -49,17 +50,17 @@ class RolloutTracking(dg.ConfigurableResource[None]):
     def deliver(self, workload: str, *, now: datetime) -> Told:
         """Bring MLflow to where the log is, an attempt at a time; return how that fares.
 
-        Another process that is at it is left alone.
+        Another process that is at it is left alone, which is told and not written down.
 
         Raises:
-            UnavailableService: the state store or the folder does not answer.
+            UnavailableService: the state store or the folder does not answer, or takes no lock.
         """
         files = self._files(workload)
         told = self._told(workload)
         files.write(_FILE, told.to_bytes())  # the folder is there from now on, and can be written
         with claimed(Path(self.folder) / workload / ".lock") as is_mine:
             if not is_mine:
-                return told
+                return replace(told, problem="another process tells MLflow of it right now")
             told, events = self._told(workload), self._events(workload)
             try:
                 for attempt in attempts_of(workload, events):
@@ -67,8 +68,8 @@ class RolloutTracking(dg.ConfigurableResource[None]):
                         self.tracking.follow(attempt)
                         told = Told(attempt.seq)
                 told = Told(max((event.seq for event in events), default=0))
-            except AnvenError as error:  # MLflow does not take it, or the log holds what this release does not know
-                told = told.failed(str(error), now=now)
+            except Exception as error:  # noqa: BLE001 - MLflow does not take it, or the log holds what this release does not know
+                told = told.failed(_reason(error), now=now)
             files.write(_FILE, told.to_bytes())
             return told
 
@@ -85,8 +86,8 @@ class RolloutTracking(dg.ConfigurableResource[None]):
                 if self._newest(workload) <= self._told(workload).seq:
                     continue
                 problem = self.deliver(workload, now=now).problem
-            except (AnvenError, OSError) as error:
-                problem = str(error)
+            except Exception as error:  # noqa: BLE001 - of one workload: the others are told all the same
+                problem = _reason(error)
             delivered, remaining = delivered + (problem is None), remaining + (problem is not None)
             problems += [f"{workload}: {problem}"] if problem else []
         return Filled(delivered, remaining, tuple(problems))
@@ -105,3 +106,7 @@ class RolloutTracking(dg.ConfigurableResource[None]):
 
     def _files(self, workload: str) -> DurableFolder:
         return DurableFolder(str(Path(self.folder) / workload), {})
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, AnvenError) else f"{type(error).__name__}: {error}"

@@ -259,10 +259,15 @@ class Rollouts(dg.ConfigurableResource[None]):
     def note_hold(self, workload: str, found: Look, *, now: datetime) -> None:
         """Write down what holds a rollout, where that is new: people are told of it.
 
+        A look may come late; what held a rollout that has moved on since holds nothing.
+
         Raises:
             UnavailableService: the state store does not answer.
         """
         if not isinstance(found.decision, Hold):
+            return
+        status = self.status(workload)
+        if (status.generation, status.phase) != (found.before.generation, found.before.phase):
             return
         stream = hold_stream(workload)
         if held := new_hold(found.decision, found.before, self.state.latest(stream), now=now):

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from anven_pipelines.domain.errors import UnavailableService
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -70,12 +72,16 @@ class Told:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Let one process at a time tell a receiver; False where another is at it, or the lock's file cannot be made."""
+    """Let one process at a time tell a receiver; False where another is at it.
+
+    Raises:
+        UnavailableService: the lock's file cannot be opened, so that nobody can be told.
+    """
     try:
         lock = path.open("w")
-    except OSError:
-        yield False
-        return
+    except OSError as error:
+        message = f"{path} cannot be locked ({error.strerror}), so nothing is delivered; whoever delivers writes there"
+        raise UnavailableService(message) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

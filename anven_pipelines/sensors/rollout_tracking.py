@@ -30,6 +30,9 @@ def track_rollouts(context: dg.OpExecutionContext, config: TrackRollouts, rollou
             problem = rollout_tracking.deliver(workload, now=datetime.now(UTC)).problem
         except (AnvenError, OSError) as error:  # of one workload: the others are told all the same
             problem = str(error)
+        except Exception as error:  # a mistake of ours in one workload must not keep another's run
+            context.log.exception("%s cannot be tracked", workload)
+            problem = f"{type(error).__name__}: {error}"
         if problem:
             context.log.warning("%s: %s", workload, problem)
 
@@ -53,6 +56,9 @@ def rollout_tracking(
             due += [workload] if rollout_tracking.is_due(workload, now=now) else []
         except (AnvenError, OSError) as error:
             problems.append(f"{workload}: {error}")
+        except Exception as error:  # as above
+            context.log.exception("%s cannot be looked at", workload)
+            problems.append(f"{workload}: {type(error).__name__}: {error}")
     if due and not is_under_way(context.instance, {TRACKING_TAG: ALL}):
         config = dg.RunConfig(ops={"track_rollouts": TrackRollouts(workloads=due)})
         request = dg.RunRequest(run_key=now.isoformat(), run_config=config, tags={TRACKING_TAG: ALL})

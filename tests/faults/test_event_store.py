@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,63 @@ def test_an_id_that_lies_in_a_merged_part_is_known(tmp_path: Path) -> None:
 
     assert (found.events, found.duplicates) == (0, 1)
     assert store.contents().numbers()["seq"].to_list() == list(range(1, 2 * MERGED + 2))
+
+
+def test_a_merge_stays_within_its_rows_and_the_parts_stay_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_parts, "MERGED", FEW)
+    monkeypatch.setattr(event_parts, "MOST_ROWS", 10)
+    filled(tmp_path, ingestions=1, each=11)  # by itself too large for any merge
+
+    store = filled(tmp_path, ingestions=40)
+
+    rows = [event_parts.rows_of(tmp_path / "store", part) for part in parts(tmp_path / "store")]
+    assert rows[0] == 11
+    assert max(rows[1:]) <= 10
+    assert len(rows) <= 16  # of 36 without merges
+    assert store.events()["seq"].to_list() == list(range(1, 81))
+
+
+def test_where_the_disk_has_no_room_for_a_merge_the_new_events_are_kept_by_themselves(tmp_path: Path) -> None:
+    store = filled(tmp_path, ingestions=MERGED - 1, each=200)
+    write(tmp_path / "log", [event(200 * MERGED)])
+    most = 2 * max(path.stat().st_size for path in (tmp_path / "store").glob("*.parquet"))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        assert store.ingest(tmp_path / "log").events == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(parts(tmp_path / "store")) == MERGED
+    write(tmp_path / "log", [event(200 * MERGED + 1)])
+    store.ingest(tmp_path / "log")
+
+    [merged] = parts(tmp_path / "store")
+    assert (tmp_path / "store" / merged).stat().st_size > most
+    assert store.events()["seq"].to_list() == [*range(1, 200 * (MERGED - 1) + 1), 200 * MERGED, 200 * MERGED + 1]
+
+
+def test_after_an_older_manifest_was_restored_nothing_is_removed_whose_events_are_nowhere_else(tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "store"
+    store = filled(tmp_path, ingestions=2)
+    backup, known = (folder / MANIFEST).read_bytes(), on_disk(folder)
+    write(log, [event(5)])
+    store.ingest(log)
+    [lost] = on_disk(folder) - known
+    (folder / MANIFEST).write_bytes(backup)
+    for segment in segments_in(log):  # as the gateway does where its log is full and all is ingested
+        segment.unlink()
+    (log / "w-000002.jsonl.open").write_bytes(event(6).to_line())
+
+    assert store.ingest(log).events == 1
+
+    assert lost in on_disk(folder)
+    assert event_parts.scan(folder, [lost]).collect()["seq"].to_list() == [5]
+    assert store.events()["seq"].to_list() == [1, 2, 3, 4, 6]
+
+    (log / "w-000003.jsonl.open").write_bytes(event(5).to_line())  # as soon as its event is in, it goes
+    store.ingest(log)
+    assert on_disk(folder) == set(parts(folder))
 
 
 def test_an_ingestion_that_is_killed_at_any_write_takes_each_event_once(

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS
-from anven_pipelines.ingest.event_parts import HIGHEST, MERGED, Merge, due_merge, new_name, scan
+from anven_pipelines.ingest.event_parts import HIGHEST, MERGED, MOST_ROWS, Merge, due_merge, new_name, scan, within
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,6 +45,21 @@ def test_ten_thousand_ingestions_leave_few_parts_and_write_each_row_once_a_level
     assert len(parts) <= HIGHEST * (MERGED - 1) + 10_000 // MERGED**HIGHEST
     assert written <= (HIGHEST + 1) * 10_000
     assert all(len(rows[left]) >= len(rows[right]) for left, right in pairwise(parts))
+
+
+@pytest.mark.parametrize(
+    ("rows", "new", "start"),
+    [
+        ([1, 2, 3], 4, 5),
+        ([MOST_ROWS - 9, 2, 3], 4, 5),
+        ([MOST_ROWS - 8, 2, 3], 4, 6),
+        ([2, MOST_ROWS, 3], 4, 7),
+        ([2, 3, MOST_ROWS], 4, None),
+        ([1, 2, 3], MOST_ROWS, None),
+    ],
+)
+def test_a_merge_takes_the_newest_parts_that_it_has_room_for(rows: list[int], new: int, start: int | None) -> None:
+    assert within(Merge(5, 2), rows, new) == (None if start is None else Merge(start, 2))
 
 
 def test_a_part_that_lacks_a_column_or_has_one_more_is_read_all_the_same(tmp_path: Path) -> None:

@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
+import yaml
 
-from anven_pipelines.resources.deployments import deployment_name, missing_settings, resources
+from anven_pipelines.resources.deployments import DAGSTER_SETTINGS, deployment_name, missing_settings, resources
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+SHARED_SETTINGS = Path(__file__).parents[2] / "k8s" / "dagster.yaml"
 HEAVY = ("litellm", "ragas", "mlflow", "kubernetes", "matplotlib", "presidio_analyzer", "vllm", "torch")
 PROBE = f"""
 import json, sys
@@ -91,3 +92,12 @@ def test_a_shared_deployment_says_which_settings_it_lacks() -> None:
 def test_an_unknown_deployment_is_refused_by_name() -> None:
     with pytest.raises(Exception, match="ANVEN_DEPLOYMENT is 'prod'; one of local, staging, production is needed"):
         deployment_name({"ANVEN_DEPLOYMENT": "prod"})
+
+
+@pytest.mark.parametrize("settings", [DAGSTER_SETTINGS, SHARED_SETTINGS.read_text()], ids=["local", "shared"])
+def test_dagster_evaluates_sensors_side_by_side(settings: str, tmp_path: Path) -> None:
+    """The instance is opened on the settings, but for the storage, which is a Postgres server's."""
+    kept = {name: each for name, each in yaml.safe_load(settings).items() if name != "storage"}
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(kept))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert instance.get_settings("sensors") == {"use_threads": True, "num_workers": 4}

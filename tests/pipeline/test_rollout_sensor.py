@@ -168,6 +168,23 @@ def test_a_locked_state_store_delays_no_request(
         tick(place, rollouts)
 
 
+@pytest.mark.parametrize("act", ["paused", "aborted"])
+def test_what_a_late_look_found_to_hold_a_rollout_that_has_moved_on_is_told_to_nobody(
+    place: Place, rollouts: Rollouts, act: str
+) -> None:
+    begin(place, rollouts, "support")
+    late = rollouts.look("support", now=NOW)
+    rollouts.act("support", act, {"who": "bo", "reason": "enough"}, now=NOW)
+
+    rollouts.note_hold("support", late, now=NOW)
+
+    assert not place.state.events(hold_stream("support"))
+    if act == "paused":
+        rollouts.act("support", "resumed", {"who": "bo", "reason": ""}, now=NOW)
+        rollouts.note_hold("support", rollouts.look("support", now=NOW), now=NOW)
+        assert len(place.state.events(hold_stream("support"))) == 1
+
+
 def test_many_workloads_are_looked_at_side_by_side_on_one_store(place: Place, rollouts: Rollouts) -> None:
     """Threads share resources, the SQLite file, the event log and what was read of it."""
     names = [f"w{number:02d}" for number in range(24)]

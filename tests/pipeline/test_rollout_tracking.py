@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from anven_pipelines.domain.gateway_event import GatewayEvent
+from anven_pipelines.domain.notice import HELD, hold_stream
 from anven_pipelines.domain.rollout import RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import sign_off_stream
@@ -23,6 +24,7 @@ from anven_pipelines.migrate import filled_in, of_kind
 from anven_pipelines.resources.mlflow_run import SEQ_TAG
 from anven_pipelines.resources.rollout_tracking import RolloutTracking
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.told import claimed
 from anven_pipelines.sensors.rollout_tracking import ALL, TRACKING_TAG, rollout_tracking, rollout_tracking_job
 from tests.mlflow_server import free_uri
 from tests.signed_off import sign_off
@@ -145,6 +147,27 @@ def test_an_attempt_is_a_run_that_says_what_began_what_changed_and_where_it_stan
     tags = second.run.data.tags
     assert (tags["rollout.attempt"], tags["rollout.started_by"], tags["deployment"]) == ("2", "cy", "local")
     assert second.points["share"] == [(4, 0.05)]
+
+
+def test_what_happens_after_an_attempt_has_ended_is_no_part_of_its_run(
+    place: Place, rollouts: Rollouts, tracking: RolloutTracking
+) -> None:
+    flagged = {"who": "bo", "reason": "odd answers", "flag": "odd"}
+    rollouts.act("support", "flagged", flagged, now=NOW)
+    rollouts.act("support", "aborted", {"who": "bo", "reason": "enough"}, now=NOW)
+    tracking.deliver("support", now=NOW)
+    [ended] = shown(place)
+
+    unflagged = {"who": "cy", "reason": "mended", "flag": "odd"}
+    place.state.append(stream=stream_of("support"), kind="unflagged", key="late", payload=unflagged, now=NOW)
+    held = {"generation": 1, "shape": [], "reasons": ["late"], "kinds": [], "until": None}
+    place.state.append(stream=hold_stream("support"), kind=HELD, key="late", payload=held, now=NOW)
+    assert tracking.deliver("support", now=NOW).problem is None
+
+    [after] = shown(place)
+    assert [line["kind"] for line in after.audit] == ["started", "flagged", "aborted"]
+    assert after.run.to_dictionary() == ended.run.to_dictionary()
+    assert not tracking.is_due("support", now=NOW)
 
 
 def test_the_numbers_that_a_step_rested_on_stand_in_its_event(place: Place, rollouts: Rollouts) -> None:
@@ -326,3 +349,47 @@ def test_by_hand_everything_is_filled_in_and_one_workload_keeps_no_other_waiting
     assert "broken: the rollout's stream holds an event 'nonsense'" in filled.problems[0]
     assert len(shown(place)) == 1
     assert rollouts.status("support").attempt == 1
+
+
+def test_a_log_that_this_release_reads_wrongly_keeps_no_other_workload_from_mlflow(
+    place: Place, rollouts: Rollouts, tracking: RolloutTracking
+) -> None:
+    place.state.append(stream=stream_of("broken"), kind="started", key="generation-1", payload={}, now=NOW)
+    kept = place.folder / "home" / "mlflow" / "rollouts" / "unlike" / "mlflow.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"seq": "of another release"}')
+    place.state.append(stream=stream_of("unlike"), kind="started", key="generation-1", payload={}, now=NOW)
+
+    given = {"rollouts": rollouts, "rollout_tracking": tracking}
+    with dg.build_sensor_context(place.instance, resources=given) as context:
+        asked = rollout_tracking(context)
+    assert isinstance(asked, dg.SensorResult)
+    [request] = asked.run_requests or []
+    assert request.run_config["ops"]["track_rollouts"]["config"]["workloads"] == ["broken", "support"]
+    filled = filled_in(place.definitions)
+
+    assert (filled.delivered, filled.remaining) == (1, 2)
+    assert filled.problems[0] == "broken: KeyError: 'plan'"
+    assert filled.problems[1].startswith("unlike: TypeError: ")
+    assert not tracking.is_due("broken", now=NOW)
+    assert len(shown(place)) == 1
+
+
+def test_by_hand_nothing_is_called_delivered_that_is_locked_or_cannot_be(
+    place: Place, rollouts: Rollouts, tracking: RolloutTracking
+) -> None:
+    lock = place.folder / "home" / "mlflow" / "rollouts" / "support" / ".lock"
+    lock.parent.mkdir(parents=True)
+    with claimed(lock) as is_mine:
+        assert is_mine
+        assert filled_in(place.definitions) == (0, 1, ("support: another process tells MLflow of it right now",))
+    lock.unlink()
+    lock.mkdir()
+    filled = filled_in(place.definitions)
+    assert (filled.delivered, filled.remaining) == (0, 1)
+    assert filled.problems[0].startswith(f"support: {lock} cannot be locked (Is a directory)")
+    lock.rmdir()
+
+    assert filled_in(place.definitions) == (1, 0, ())
+    assert rollouts.status("support").attempt == 1
+    assert not tracking.is_due("support", now=NOW)

@@ -234,9 +234,8 @@ def test_where_it_cannot_be_written_that_a_notice_was_sent_none_is(
 
     with monkeypatch.context() as broken:
         broken.setattr(Notices, "_write", full)
-        broken.setattr("threading.excepthook", lambda _: None)
-        desk.deliver()
-        assert web.got == []
+        [found] = desk.deliver()
+        assert (found["problem"], web.got) == ("no space left", [])
     desk.deliver()
     assert len(web.got) == 1
 
@@ -282,6 +281,26 @@ def test_two_deliveries_at_once_tell_a_receiver_once(desk: Desk, web: Hook) -> N
         desk.deliver()
         assert len(web.got) == 1
         process.kill()
+
+
+def test_a_receiver_whose_lock_cannot_be_had_is_told_of_and_the_others_are_served(
+    desk: Desk, web: Hook, mail: Mailbox
+) -> None:
+    desk.declare(letter_to(mail), WEBHOOK)
+    desk.act("started", who="ada", plan="p", planned=None)
+    assert desk.notices.is_due("support", now=NOW)  # takes the receivers down
+    [kept] = (desk.folder / "notices" / "support").glob("email-*.json")
+    lock = kept.with_name(f".{kept.name}.lock")
+    lock.mkdir()
+
+    letter, webhook = desk.deliver()
+
+    assert letter["problem"].startswith(f"{lock} cannot be locked (Is a directory)")
+    assert (letter["waiting"], mail.letters) == (1, [])
+    assert (webhook["problem"], len(web.got)) == (None, 1)
+    lock.rmdir()
+    assert [each["problem"] for each in desk.deliver()] == [None, None]
+    assert len(mail.letters) == 1
 
 
 def test_receivers_of_a_migration_file_that_is_gone_are_told_as_when_the_attempt_began(desk: Desk, web: Hook) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
+import subprocess
+import sys
+import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,7 +19,10 @@ from anven_pipelines.domain.gateway_event import GatewayEvent, parse_event
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack, decide
 from anven_pipelines.domain.rollout_plan import RolloutPlan
 from anven_pipelines.domain.rollout_status import RolloutStatus
-from anven_pipelines.ingest.gateway_events import MANIFEST, EventStore
+from anven_pipelines.ingest import gateway_events
+from anven_pipelines.ingest.event_parts import MERGED
+from anven_pipelines.ingest.gateway_events import MANIFEST, Contents, EventStore
+from anven_pipelines.resources import production_metrics
 from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.spec_rollout import Limits, Rollout, Stage
 
@@ -161,6 +169,83 @@ def test_a_store_on_a_full_disk_proves_no_advance(production: Production) -> Non
     with full_disk():
         assert isinstance(production.decision(), Hold)
     assert isinstance(production.decision(), Advance)
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from anven_pipelines.ingest.gateway_events import EventStore
+
+with EventStore(Path(sys.argv[1])).alone():
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@contextmanager
+def stopped_reader(production: Production) -> Iterator[None]:
+    """Let another process read the event log that somebody has stopped (Ctrl-Z)."""
+    process = subprocess.Popen([sys.executable, "-c", STOPPED, str(production.store)])
+    try:
+        _, how = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(how)
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("errors", "expected"), [(0.3, RollBack), (0.0, Hold)])
+def test_another_process_that_was_stopped_while_it_reads_is_told_hides_no_harm_and_lets_no_stage_be_left(
+    production: Production, errors: float, expected: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_events, "LOCK_S", 0.2)
+    production.serve(errors=errors)
+    with stopped_reader(production):
+        evidence = production.evidence()
+        assert evidence.lost is not None
+        assert f"another process has held {production.store / '.lock'} for 0.2 s" in evidence.lost
+        assert isinstance(production.decision(), expected)
+    assert production.evidence().lost is None
+
+
+@pytest.mark.timeout(60)
+def test_a_reading_that_hangs_in_this_process_hides_no_other_workloads_harm(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(production_metrics, "READING_S", 0.2)
+    production.serve(errors=0.3)
+    decided: list[Decision] = []
+    with production_metrics._READING:  # as a thread has it that hangs
+        thread = threading.Thread(target=lambda: decided.append(production.decision()))
+        thread.start()
+        thread.join()
+    assert isinstance(decided[0], RollBack)
+    assert not production_metrics._READING.locked()
+
+
+def test_a_part_that_another_process_merges_while_it_is_read_without_the_lock_is_read_where_it_is_now(
+    production: Production, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, contents = EventStore(production.store), EventStore.contents
+    for seq in range(1, MERGED):
+        production.write("w9", {"kind": "request", "workload": "other", "seq": seq, "ts": START})
+        store.ingest(production.log)
+    production.serve(errors=0.3)
+
+    def merged_meanwhile(asked: EventStore, log: Path | None = None) -> Contents:
+        found = contents(asked, log)
+        monkeypatch.setattr(EventStore, "contents", contents)
+        assert store.ingest(production.log).events == 6_000
+        return found
+
+    monkeypatch.setattr(gateway_events, "LOCK_S", 0.0)
+    monkeypatch.setattr(EventStore, "contents", merged_meanwhile)
+    with stopped_reader(production):
+        evidence = production.evidence()
+    assert evidence.problem is None
+    assert evidence.assignment is not None
+    assert evidence.assignment.target + evidence.assignment.legacy == 6_000
 
 
 def break_manifest(production: Production) -> None:
