@@ -91,22 +91,22 @@ def deployment_name(environment: Mapping[str, str] = os.environ) -> Deployment:
 
 def home(environment: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of everything that a deployment keeps on its own disk."""
-    return Path(environment.get("ANVEN_HOME", ".anven")).resolve()
+    return Path(environment.get("ANVEN_HOME") or ".anven").resolve()
 
 
 def adopt_home() -> Path:
     """Create the home folder and make it absolute, here and for the processes started from here.
 
     Dagster keeps its runs there too, unless DAGSTER_HOME says otherwise, so that the command line and the UI
-    show the same runs.
+    show the same runs. A variable that is empty counts as unset.
     """
     folder = home()
-    dagster_home = Path(os.environ.get("DAGSTER_HOME", folder / "dagster")).resolve()
+    dagster_home = Path(os.environ.get("DAGSTER_HOME") or folder / "dagster").resolve()
     dagster_home.mkdir(parents=True, exist_ok=True)
     settings = dagster_home / "dagster.yaml"
     if not settings.exists() and deployment_name() == "local":
         settings.write_text(DAGSTER_SETTINGS, encoding="utf-8")
-    migrations = Path(os.environ.get("ANVEN_MIGRATIONS", "migrations")).resolve()
+    migrations = Path(os.environ.get("ANVEN_MIGRATIONS") or "migrations").resolve()
     os.environ.update(ANVEN_HOME=str(folder), DAGSTER_HOME=str(dagster_home), ANVEN_MIGRATIONS=str(migrations))
     keep_private()
     return folder

@@ -13,7 +13,13 @@ import dagster as dg
 import pytest
 import yaml
 
-from anven_pipelines.resources.deployments import DAGSTER_SETTINGS, deployment_name, missing_settings, resources
+from anven_pipelines.resources.deployments import (
+    DAGSTER_SETTINGS,
+    adopt_home,
+    deployment_name,
+    missing_settings,
+    resources,
+)
 
 SHARED_SETTINGS = Path(__file__).parents[2] / "k8s" / "dagster.yaml"
 HEAVY = ("litellm", "ragas", "mlflow", "kubernetes", "matplotlib", "presidio_analyzer", "vllm", "torch")
@@ -101,3 +107,13 @@ def test_dagster_evaluates_sensors_side_by_side(settings: str, tmp_path: Path) -
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(kept))
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert instance.get_settings("sensors") == {"use_threads": True, "num_workers": 4}
+
+
+def test_variables_that_are_empty_count_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ANVEN_HOME", "DAGSTER_HOME", "ANVEN_MIGRATIONS"):
+        monkeypatch.setenv(name, "")
+
+    assert adopt_home() == tmp_path / ".anven"
+    assert [path.name for path in tmp_path.iterdir()] == [".anven"]
+    assert os.environ["DAGSTER_HOME"] == str(tmp_path / ".anven" / "dagster")
