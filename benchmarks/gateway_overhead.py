@@ -158,7 +158,8 @@ def throughput(client: httpx.Client, *, requests: int) -> float:
 def bare_proxy(backend: str, folder: Path) -> Iterator[Proxy]:
     """Run a proxy with one model group and no callback."""
     folder.mkdir()
-    params = {"model": "openai/target-model", "api_base": backend, "api_key": "none"}
+    rates = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
+    params = {"model": "openai/target-model", "api_base": backend, "api_key": "none", **rates}
     config = {
         "model_list": [{"model_name": "support", "litellm_params": params}],
         "router_settings": {"num_retries": 0, "disable_cooldowns": True},
@@ -188,11 +189,12 @@ def our_gateway(backend: str, folder: Path) -> Iterator[Proxy]:
     """Run our gateway with half of the users on the target."""
     folder.mkdir()
     upstream = {"url": backend}
+    price = {"input_usd_per_million": 1.0, "output_usd_per_million": 2.0, "source": "made up"}
     rewrite = {"user": r"(?s)Q: (?P<question>.*)", "messages": [{"role": "user", "content": "A: {question}"}]}
     migration: dict[str, Any] = {
         "workload": "support",
-        "legacy": {"model": "legacy-model", "logs": "none.jsonl"},
-        "target": {"engine": "endpoint", "model": "target-model", "url": backend},
+        "legacy": {"model": "legacy-model", "logs": "none.jsonl", "price": price},
+        "target": {"engine": "endpoint", "model": "target-model", "url": backend, "price": price},
         "grading": [{"kind": "exact"}],
         "prompt": {"rewrites": [rewrite]},
         "gateway": {"legacy": {"model": "openai/legacy-model", **upstream}},

@@ -38,7 +38,14 @@ _FAILURE: Final = re.compile(rb'data: \{"error".*')  # a line of a stream
 _PROVIDER: Final = re.compile(rb"(litellm\.\w+: )(?:[\w. ]{1,60}: )*?[\w-]+ ?Exception(?:[\w ]{0,40} - |: )")
 """How LiteLLM 1.106.2 begins an error's text: its own class, and then what the provider's code made of it."""
 _MODEL: Final = re.compile(rb'"model":\s*"[^"]*"')
-_TELLING: Final = (b"x-litellm-model-", b"x-litellm-attempted-", b"x-litellm-response-cost", b"llm_provider-")
+_TELLING: Final = (
+    b"x-litellm-model-",
+    b"x-litellm-attempted-",
+    b"x-litellm-response-cost",
+    b"x-litellm-key-spend",  # with the cost of this request
+    b"x-litellm-timeout",
+    b"llm_provider-",
+)
 _GZIPPED: Final = (b"content-encoding", b"gzip")
 _BAD: Final = 400
 

@@ -77,6 +77,19 @@ def test_the_target_may_be_served_elsewhere_than_it_was_evaluated(tmp_path: Path
     assert groups["support--target"]["api_key"] == "none"
 
 
+def test_litellm_counts_spend_by_the_declared_prices(tmp_path: Path) -> None:
+    price = {"input_usd_per_million": 2.5, "output_usd_per_million": 10, "source": "price page, 2026-11-01"}
+    legacy = {**FILE["legacy"], "price": {**price, "cached_usd_per_million": 1.25}}
+    target = {**FILE["target"], "price": price}
+    config, _ = prepared(tmp_path, written(tmp_path, legacy=legacy, target=target))
+    groups = {each["model_name"]: each["litellm_params"] for each in config["model_list"]}
+    rates = {"input_cost_per_token": 2.5e-6, "output_cost_per_token": 1e-5}
+    assert groups["support--target"].items() >= rates.items()
+    assert "cache_read_input_token_cost" not in groups["support--target"]
+    rates |= {"cache_read_input_token_cost": 1.25e-6}
+    assert all(groups[each].items() >= rates.items() for each in ("support", "support--legacy"))
+
+
 def test_a_workload_without_the_section_is_left_out(tmp_path: Path) -> None:
     _, settings = prepared(tmp_path, written(tmp_path), written(tmp_path, workload="batch", gateway=None))
     assert list(settings.workloads) == ["support", "support--drill"]
