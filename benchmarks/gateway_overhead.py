@@ -173,7 +173,12 @@ def bare_proxy(backend: str, folder: Path) -> Iterator[Proxy]:
     arguments = ["--config", str(folder / "proxy.yaml"), "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            [program, *arguments], stdout=log, stderr=log, cwd=folder, env={**os.environ, **as_litellm_starts}
+            [program, *arguments],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env={**os.environ, **as_litellm_starts},
+            start_new_session=True,  # as ours: Linux shares out the processor by session
         )
     try:
         url = f"http://127.0.0.1:{port}"
