@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.gateway_event import TEXT_LIMIT, GatewayEvent
-from anven_pipelines.gateway.event_log import EventLog, LogLimits
+from anven_pipelines.gateway.event_log import EventLog
 from anven_pipelines.gateway.metrics import GatewayMetrics, hold_lock, write_metrics
+from anven_pipelines.gateway.segments import LogLimits
 from anven_pipelines.gateway.texts import TextLog
 from anven_pipelines.gateway.unit_metrics import Maturity
 
