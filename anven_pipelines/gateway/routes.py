@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
-from anven_pipelines.domain.traffic import print_traffic
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway.feedback import OUTCOME, Said
 from anven_pipelines.gateway.metrics import exposition, workers_in
 

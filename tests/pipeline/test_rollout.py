@@ -29,7 +29,8 @@ from anven_pipelines.domain.rollout_plan import edit_of, plan_in
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.signed_target import TARGET, declared_target
-from anven_pipelines.domain.traffic import Route, Traffic, drill_of, print_traffic
+from anven_pipelines.domain.traffic import Route, Traffic, drill_of
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources import event_database
 from anven_pipelines.resources.rollout_acts import perform
