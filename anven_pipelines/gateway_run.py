@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
-from anven_pipelines.domain.traffic import Traffic, print_traffic
+from anven_pipelines.domain.traffic import Traffic
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway.config import prepare
 from anven_pipelines.gateway.settings import (
     ASSIGNMENT_KEY_ENV,

@@ -21,7 +21,7 @@ from typing import Final
 
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.ingest import event_parts
-from anven_pipelines.ingest.gateway_events import MANIFEST, EventStore
+from anven_pipelines.ingest.event_store import MANIFEST, EventStore
 
 WORKLOADS: Final = 6
 EACH: Final = 10  # events an ingestion

@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import httpx
 import numpy as np
 
-from anven_pipelines.domain.traffic import Route, Traffic, print_traffic
+from anven_pipelines.domain.traffic import Route, Traffic
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway_run import ENVIRONMENT, GatewayPlan, running
 from tests.scripted_endpoint import endpoint_process
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-from anven_pipelines.domain.traffic import Route, Traffic, print_traffic
+from anven_pipelines.domain.traffic import Route, Traffic
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway_run import GatewayPlan, Started, running
 from anven_pipelines.ingest.gateway_events import read_batch
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.prompts import carry_over
-from anven_pipelines.domain.traffic import Route, Traffic, print_traffic
+from anven_pipelines.domain.traffic import Route, Traffic
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway.service import GatewayService
 from anven_pipelines.gateway.settings import ArmSettings, GatewaySettings, WorkloadSettings
 from anven_pipelines.spec import Contract

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from anven_pipelines.domain.errors import AnvenError
 from anven_pipelines.domain.uptime import Uptime
-from anven_pipelines.ingest import gateway_events as _gateway_events  # noqa: F401 - once, not in each child
+from anven_pipelines.ingest import event_store as _event_store  # noqa: F401 - once, not in each child
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources import event_database
 from anven_pipelines.resources.deployments import resources

@@ -1,4 +1,4 @@
-"""Who is served by which arm: routes, the keyed hash that deals users to arms, and the traffic file.
+"""Who is served by which arm: routes, and the keyed hash that deals users to arms.
 
 A user or conversation (the unit) falls on a fixed point in [0, 1) per workload and attempt; those below the share are
 the target's. So an arm is sticky, a rising share only moves units from legacy to target, and a new attempt deals anew.
@@ -10,11 +10,10 @@ Source:
 from __future__ import annotations
 
 import hmac
-import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
 
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidInput
@@ -27,7 +26,6 @@ Arm = Literal["legacy", "target"]
 DRILL: Final = "--drill"
 """Ends the name of the route on which a workload's roll back is rehearsed; no application is served by it."""
 
-VERSION: Final = 1
 LEAST_KEY_BYTES: Final = 16
 _BITS: Final = 53  # what a float holds exactly
 _MOST: Final = 2**63 - 1  # what a column of the event table holds
@@ -60,21 +58,22 @@ class Route:
 
     def __post_init__(self) -> None:
         if not self.workload:
-            _refuse("workload", self.workload, "a name")
+            refuse("workload", self.workload, "a name")
         for name in ("attempt", "generation", "stage"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
-                _refuse(name, value, "a whole number of at least 0 and below 2**63")
+                refuse(name, value, "a whole number of at least 0 and below 2**63")
         for name in ("share", "shadow"):
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not is_number or not 0 <= value <= 1:  # which NaN is not, and it takes integers of any length
-                _refuse(name, value, "a number from 0 to 1 (3 % is 0.03)")
+                refuse(name, value, "a number from 0 to 1 (3 % is 0.03)")
         if not isinstance(self.killed, bool):
-            _refuse("killed", self.killed, "true or false")
+            refuse("killed", self.killed, "true or false")
 
 
-def _refuse(name: str, found: object, needed: str) -> NoReturn:
+def refuse(name: str, found: object, needed: str) -> NoReturn:
+    """Raise `InvalidInput`: what a value is, and what is needed."""
     message = f"{name} is {found!r}; {needed} is needed"
     raise InvalidInput(message)
 
@@ -146,127 +145,6 @@ class Traffic:
     def of(self, workload: str) -> Route:
         """Return the workload's route; share 0, of generation 0, where it has none."""
         return self.routes.get(workload) or Route(workload, attempt=0, generation=0, stage=0, share=0.0)
-
-
-_FIELDS: Final = tuple(each.name for each in fields(Route) if each.name != "workload")
-_STAY: Final = "the routes that were last read well stay in force until it is mended"
-_NEEDED: Final = frozenset({"attempt", "generation", "stage", "share"})
-
-
-def parse_traffic(text: str | bytes, *, source: str) -> Traffic:
-    """Read a traffic file, `{"version": 1, "routes": {workload: {"attempt": 1, "generation": 4, ...}}}`.
-
-    Args:
-        text: The whole file.
-        source: Its name, for the error.
-
-    Raises:
-        InvalidInput: anything is missing, unknown, twice there or out of range; the file's first problem is told.
-    """
-    read = read_routes(text, source=source)
-    for problem in read.bad.values():
-        message = f"{source}: {problem}; {_STAY}"
-        raise InvalidInput(message)
-    return read.traffic
-
-
-class Readable(NamedTuple):
-    """The routes of a traffic file that can be read, and by workload what is wrong with the others."""
-
-    traffic: Traffic
-    bad: Mapping[str, str]
-
-
-def read_routes(text: str | bytes, *, source: str) -> Readable:
-    """Read what can be read of a traffic file; each route stands for itself.
-
-    Args:
-        text: The whole file.
-        source: Its name, for the error.
-
-    Raises:
-        InvalidInput: it is no traffic file at all, or says something twice.
-    """
-    try:
-        entries = entries_in(text)
-    except (ValueError, ArithmeticError, RecursionError, InvalidInput) as error:  # of JSON and UTF-8: ValueErrors
-        message = f"{source}: {error}; {_STAY}"
-        raise InvalidInput(message) from error
-    routes: dict[str, Route] = {}
-    bad: dict[str, str] = {}
-    for name, entry in entries.items():
-        try:
-            routes[name] = route_in(name, entry)
-        except (ArithmeticError, InvalidInput) as error:
-            bad[name] = str(error)
-    return Readable(Traffic(routes), bad)
-
-
-def print_traffic(traffic: Traffic) -> str:
-    """Write a traffic file; `parse_traffic` gives the same routes back."""
-    routes = {name: entry_of(route) for name, route in sorted(traffic.routes.items())}
-    return json.dumps({"version": VERSION, "routes": routes}, indent=1) + "\n"
-
-
-def entry_of(route: Route) -> dict[str, Any]:
-    """Return what stands in a traffic file for a route; `route_in` reads it."""
-    return {key: value for key, value in asdict(route).items() if key != "workload"}
-
-
-def entries_in(text: str | bytes) -> dict[str, Any]:
-    """Return the entries of a traffic file, by workload, as they stand.
-
-    Raises:
-        InvalidInput: the file has another form, or a name twice.
-        ValueError: it is no JSON, or no UTF-8.
-    """
-    document = json.loads(text if isinstance(text, str) else text.decode(), object_pairs_hook=_without_duplicates)
-    _require_form(document)
-    routes: dict[str, Any] = document["routes"]
-    return routes
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            message = f"{name!r} stands there twice"
-            raise InvalidInput(message)
-        found[name] = value
-    return found
-
-
-def _require_form(document: object) -> None:
-    if not isinstance(document, dict) or set(document) != {"version", "routes"}:
-        shown = sorted(document) if isinstance(document, dict) else type(document).__name__
-        message = f"found {shown}; an object with `version` and `routes` and nothing else is needed"
-        raise InvalidInput(message)
-    if document["version"] != VERSION or isinstance(document["version"], bool):
-        _refuse("version", document["version"], str(VERSION))
-    if not isinstance(document["routes"], dict):
-        _refuse("routes", document["routes"], "an object of workload to route")
-
-
-def route_in(workload: str, entry: object) -> Route:
-    """Return the route that an entry stands for.
-
-    Raises:
-        InvalidInput: anything of it is missing, unknown or out of range.
-    """
-    path = f"routes.{workload}"
-    if not isinstance(entry, dict):
-        _refuse(path, entry, "an object")
-    if missing := sorted(_NEEDED - set(entry)):
-        message = f"{path} lacks {', '.join(missing)}"
-        raise InvalidInput(message)
-    if unknown := sorted(set(entry) - set(_FIELDS)):
-        message = f"{path} has {', '.join(unknown)}, which is unknown; known are {', '.join(_FIELDS)}"
-        raise InvalidInput(message)
-    try:
-        return Route(workload, **entry)
-    except InvalidInput as error:
-        message = f"{path}.{error}"
-        raise InvalidInput(message) from error
 
 
 class Accepted(NamedTuple):

@@ -48,6 +48,20 @@ class Assignment:
     why: Why | None
     flags: tuple[str, ...] = ()
 
+    def facts(self) -> dict[str, Any]:
+        """Return the fields that it has in every event of the request."""
+        return {
+            "workload": self.route.workload,
+            "attempt": self.route.attempt,
+            "generation": self.route.generation,
+            "stage": self.route.stage,
+            "share": self.route.share,
+            "unit": self.unit,
+            "bucket": self.bucket,
+            "intended": self.intended,
+            "why": self.why,
+        }
+
 
 def unit_of(data: Mapping[str, Any], headers: Mapping[str, str], *, kind: Literal["user", "conversation"]) -> Unit:
     """Find the user or conversation of a request.

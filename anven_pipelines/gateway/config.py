@@ -10,7 +10,7 @@ import yaml
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompts import AdaptedPrompt, carry_over, declared_prompt
 from anven_pipelines.domain.traffic import DRILL, drill_of
-from anven_pipelines.gateway.service import group
+from anven_pipelines.gateway.dealing import group
 from anven_pipelines.gateway.settings import KEY_ENV, ArmSettings, GatewaySettings, WorkloadSettings
 from anven_pipelines.migration_file import parse
 from anven_pipelines.resources.redactor import EXTRA, is_installed

@@ -132,15 +132,8 @@ class Exchange:
         usage = self.usage or Usage()
         served = self._served(usage)
         return {
+            **assignment.facts(),
             "kind": "request",
-            "workload": assignment.route.workload,
-            "attempt": assignment.route.attempt,
-            "generation": assignment.route.generation,
-            "stage": assignment.route.stage,
-            "share": assignment.route.share,
-            "unit": assignment.unit,
-            "bucket": assignment.bucket,
-            "intended": assignment.intended,
             "served": served,
             "request_id": (self.request_id or "")[:TEXT_LIMIT] or None,
             "status": self.status,

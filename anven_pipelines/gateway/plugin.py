@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import logging
 import os
 import signal
 import sys
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 _MARK: Final = "anven_exchange"
 _CHAT: Final = frozenset({"completion", "acompletion"})
 _TEXT_BYTES: Final = 2**20  # longest answer whose form is checked in the request's own loop
-
-_log = logging.getLogger("anven.gateway")
 
 
 class AnvenGateway(CustomLogger):
@@ -89,9 +86,8 @@ class AnvenGateway(CustomLogger):
         try:
             data.setdefault("metadata", {})[_MARK] = exchange.id
             self.service.deal(data, _headers(data), exchange)
-        except Exception:  # noqa: BLE001 - a mistake of ours must not fail the request
-            self.service.internal_errors += 1
-            _log.exception("a request for %s was not dealt; legacy answers it", model)
+        except Exception as error:  # noqa: BLE001 - a mistake of ours must not fail the request
+            self.service.mistakes.note("a request for %s was not dealt; legacy answers it", model, error=error)
         return data
 
     async def async_post_call_success_hook(
@@ -163,9 +159,8 @@ class AnvenGateway(CustomLogger):
                 usage.contract_ok = check_contract(workload.contract, text, answered=True).kept
             if exchange.messages is not None:
                 exchange.answer = message_of(response_obj)
-        except Exception:  # noqa: BLE001 - the event is written without what was not understood
-            self.service.internal_errors += 1
-            _log.exception("what LiteLLM told of an answer was not understood")
+        except Exception as error:  # noqa: BLE001 - the event is written without what was not understood
+            self.service.mistakes.note("what LiteLLM told of an answer was not understood", error=error)
             usage = Usage()
         self.service.told(exchange, usage)
 
@@ -204,7 +199,7 @@ def _gateway() -> AnvenGateway:
     if sends_spans(os.environ):
         from anven_pipelines.gateway.spans import RequestSpans  # noqa: PLC0415 - half a second that few need
 
-        service.spans = RequestSpans(service.workloads, worker=service.worker)
+        service.recorder.spans = RequestSpans(service.workloads, worker=service.worker)
     add_routes(app, service)
     if app.middleware_stack is None:
         app.add_middleware(ClientSide, service=service)

@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
-from anven_pipelines.domain.traffic import print_traffic
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway.feedback import OUTCOME, Said
 from anven_pipelines.gateway.metrics import exposition, workers_in
 
@@ -59,7 +59,9 @@ def add_routes(app: FastAPI, service: GatewayService) -> None:
 
     async def tell_metrics() -> PlainTextResponse:
         lines = service.metric_lines()
-        return PlainTextResponse(exposition(service.metrics_folder, service.worker, lines), media_type=METRICS_TYPE)
+        return PlainTextResponse(
+            exposition(service.recorder.metrics_folder, service.worker, lines), media_type=METRICS_TYPE
+        )
 
     guarded = [Depends(user_api_key_auth)]
     app.router.routes[:0] = [
@@ -71,16 +73,17 @@ def add_routes(app: FastAPI, service: GatewayService) -> None:
 
 def status(service: GatewayService) -> dict[str, Any]:
     """Return what this worker does: routes in force, open breakers, the event log, and what is wrong."""
+    recorder = service.recorder
     return {
         "worker": service.worker,
-        "workers": workers_in(service.metrics_folder, service.worker),
+        "workers": workers_in(recorder.metrics_folder, service.worker),
         "workloads": sorted(service.workloads),
         "routes": json.loads(print_traffic(service.traffic.traffic))["routes"],
         "breakers": {name: service.breakers.reason(name) for name in service.workloads},
         "in_flight": len(service.requests),
-        "events": service.log.status._asdict(),
-        "spans": None if service.spans is None else service.spans.status._asdict(),
-        "texts": None if service.texts is None else service.texts.status._asdict(),
+        "events": recorder.log.status._asdict(),
+        "spans": None if recorder.spans is None else recorder.spans.status._asdict(),
+        "texts": None if recorder.texts is None else recorder.texts.status._asdict(),
         "traffic_problem": service.traffic.problem,
-        "internal_errors": service.internal_errors,
+        "internal_errors": service.mistakes.count,
     }

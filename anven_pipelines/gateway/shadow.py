@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from anven_pipelines.domain.grading import check_contract
 from anven_pipelines.gateway.answers import answer_of, message_of, usage_of
+from anven_pipelines.gateway.dealing import group
 from anven_pipelines.gateway.exchange import Trace
-from anven_pipelines.gateway.service import group
 from anven_pipelines.gateway.shadow_request import most_usd
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 STOPPED: Final = "Stopped"
 """Error class of a mirrored request that the gateway's end cut off."""
-
-_log = logging.getLogger("anven.gateway")
 
 
 class Purse:
@@ -97,11 +94,11 @@ class Shadows:
             purse.give_back(self._most_usd(exchange) if known is None else known)
         self._end(exchange, facts, started_ns)
         if response is not None and exchange.messages is not None:
-            self._service.keep_text(exchange, "shadow", None, message_of(response))
+            self._service.recorder.keep_text(exchange, "shadow", None, message_of(response))
 
     def _end(self, exchange: Exchange, facts: Mapping[str, Any], started_ns: int) -> None:
         if self._open.pop(exchange.id, None) is not None:
-            self._service.shadowed(exchange, facts, Trace(exchange.traceparent, started_ns, time.time_ns()))
+            self._service.recorder.shadowed(exchange, facts, Trace(exchange.traceparent, started_ns, time.time_ns()))
 
     def _most_usd(self, exchange: Exchange) -> float:
         if exchange.assignment is None or exchange.shadow is None:

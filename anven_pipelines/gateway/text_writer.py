@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anven_pipelines.domain.errors import RedactionFailed
 from anven_pipelines.domain.gateway_text import TEXT_LIMIT, GatewayText, counted
-from anven_pipelines.gateway.event_log import LogLimits, Segments
+from anven_pipelines.gateway.segments import LogLimits, Segments
 from anven_pipelines.resources.redactor import Redactor
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.traffic import Traffic, accept, read_routes
+from anven_pipelines.domain.traffic import Traffic, accept
+from anven_pipelines.domain.traffic_file import STAY, read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,18 +54,17 @@ class TrafficSource:
             return False
         self._read = content
         try:
-            read = read_routes(content, source=str(self._path))
+            read = read_whole(content, source=str(self._path))
         except InvalidInput as error:
-            self._note(str(error))
+            self._note(f"{error}; {STAY}")
             return False
         before = self.traffic
-        accepted = accept(before, read.traffic, highest=self._highest, bad=read.bad)
+        accepted = accept(before, Traffic(read.routes), highest=self._highest, bad=read.bad)
         for name, route in accepted.traffic.routes.items():
             self._highest[name] = max(route.generation, self._highest.get(name, 0))
         self.traffic = accepted.traffic  # one assignment: a request sees the old routes or the new ones
-        if read.bad:
-            found = "; ".join(read.bad.values())
-            self._note(f"{self._path}: {found}; until it is mended, only routes that give the target less act")
+        if read.problem is not None:
+            self._note(f"{read.problem}; until it is mended, only routes that give the target less act")
         else:
             self._note("; ".join(accepted.refused) or None)
         return accepted.traffic != before

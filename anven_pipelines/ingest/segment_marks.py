@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from anven_pipelines.gateway.event_log import ingested_bytes, mark_of, segments_in, stem_of
+from anven_pipelines.gateway.segments import ingested_bytes, mark_of, segments_in, stem_of
 from anven_pipelines.resources.durable_folder import flush_folder
 
 if TYPE_CHECKING:

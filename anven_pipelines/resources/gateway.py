@@ -13,8 +13,8 @@ import dagster as dg
 from pydantic import Field
 
 from anven_pipelines.domain.errors import AnvenError, InvalidInput, TamperedLog, UnavailableService, UnknownWorkload
-from anven_pipelines.domain.traffic import Route, Traffic, gives_less, parse_traffic, print_traffic
-from anven_pipelines.domain.traffic_file import TrafficFile, read_traffic_file
+from anven_pipelines.domain.traffic import Route, Traffic, gives_less
+from anven_pipelines.domain.traffic_file import TrafficFile, parse_traffic, print_traffic, read_traffic_file
 from anven_pipelines.resources.durable_folder import DurableFolder
 
 if TYPE_CHECKING:

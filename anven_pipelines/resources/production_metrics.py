@@ -108,7 +108,7 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
 
     def _seen(self, workload: str, *, attempt: int) -> _Seen:
         """Take in what is new and read what is there; where it cannot be kept, read it in the log itself."""
-        from anven_pipelines.ingest.gateway_events import EventStore  # noqa: PLC0415 - layers
+        from anven_pipelines.ingest.event_store import EventStore  # noqa: PLC0415 - layers
 
         store, log = EventStore(Path(self.store)), Path(self.events)
         try:

@@ -24,7 +24,7 @@ import yaml
 
 from anven_pipelines.assets.drill import rollout_drill
 from anven_pipelines.domain.rollout_status import status_of, stream_of
-from anven_pipelines.domain.traffic import parse_traffic
+from anven_pipelines.domain.traffic_file import parse_traffic
 from anven_pipelines.gateway_run import GatewayPlan, running
 from anven_pipelines.ingest.gateway_events import read_batch
 from anven_pipelines.migrate import of_kind

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from anven_pipelines.ingest.gateway_events import EventStore, attributed
+from anven_pipelines.ingest.event_store import EventStore, attributed
 from tests.gateway_proxy import KEY, Arms, Gateway, gateway
 from tests.scripted_endpoint import Reply
 

@@ -20,10 +20,11 @@ from anven_pipelines.domain.rollout import Hold, RollBack, decide
 from anven_pipelines.domain.rollout_plan import RolloutPlan
 from anven_pipelines.domain.rollout_scrape import snapshot_of
 from anven_pipelines.domain.rollout_status import RolloutStatus
-from anven_pipelines.domain.traffic import Route, Traffic, bucket, print_traffic
+from anven_pipelines.domain.traffic import Route, Traffic, bucket
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway.settings import assignment_key
 from anven_pipelines.gateway_run import GatewayPlan, Started, running
-from anven_pipelines.ingest.gateway_events import EventStore
+from anven_pipelines.ingest.event_store import EventStore
 from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.resources.prometheus import Prometheus
 from anven_pipelines.spec_rollout import Rollout

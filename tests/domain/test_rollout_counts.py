@@ -17,7 +17,7 @@ from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
 from anven_pipelines.domain.rollout_scrape import Sample, snapshot_of
 from anven_pipelines.domain.rollout_units import units_of
 from anven_pipelines.gateway.unit_metrics import Maturity, UnitMetrics
-from anven_pipelines.ingest.gateway_events import attributed
+from anven_pipelines.ingest.event_store import attributed
 from anven_pipelines.spec_rollout import Limits, Metric, Rollout
 
 if TYPE_CHECKING:

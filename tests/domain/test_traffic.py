@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.traffic import (
-    Route,
-    Traffic,
-    accept,
-    arm_of,
-    bucket,
-    is_mirrored,
-    parse_traffic,
-    print_traffic,
-    unit_hash,
-)
+from anven_pipelines.domain.traffic import Route, Traffic, accept, arm_of, bucket, is_mirrored, unit_hash
+from anven_pipelines.domain.traffic_file import parse_traffic, print_traffic
 
 KEY = b"sixteen bytes or more of it"
 ROUTE = Route("support", attempt=2, generation=7, stage=1, share=0.25)

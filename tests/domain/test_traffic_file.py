@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from anven_pipelines.domain.traffic import Route, Traffic, entry_of, parse_traffic, print_traffic
-from anven_pipelines.domain.traffic_file import read_traffic_file
+from anven_pipelines.domain.traffic import Route, Traffic
+from anven_pipelines.domain.traffic_file import entry_of, parse_traffic, print_traffic, read_traffic_file
 
 SUPPORT = Route("support", attempt=1, generation=3, stage=1, share=0.3, shadow=0.1)
 OTHER = Route("other", attempt=2, generation=5, stage=0, share=0.1, killed=True)

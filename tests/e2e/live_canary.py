@@ -24,7 +24,7 @@ from rich.console import Console
 
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.gateway_run import GatewayPlan, Started, running
-from anven_pipelines.ingest.gateway_events import EventStore, attributed
+from anven_pipelines.ingest.event_store import EventStore, attributed
 from anven_pipelines.migrate import of_kind, prepared, register_partitions
 from anven_pipelines.nano.demand import APPLICATIONS
 from anven_pipelines.nano.demo_world import LEGACY, TARGET, migration, rewrites

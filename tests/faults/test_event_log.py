@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from anven_pipelines.domain.gateway_event import UNKNOWN_REQUEST, GatewayEvent
-from anven_pipelines.gateway.event_log import EventLog, LogLimits, ingested_bytes, segments_in
-from anven_pipelines.ingest.gateway_events import MANIFEST, EventStore, attributed, read_batch
+from anven_pipelines.gateway.event_log import EventLog
+from anven_pipelines.gateway.segments import LogLimits, ingested_bytes, segments_in
+from anven_pipelines.ingest.event_store import MANIFEST, EventStore, attributed
+from anven_pipelines.ingest.gateway_events import read_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +30,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from anven_pipelines.domain.gateway_event import GatewayEvent
-from anven_pipelines.gateway.event_log import EventLog, LogLimits
+from anven_pipelines.gateway.event_log import EventLog
+from anven_pipelines.gateway.segments import LogLimits
 
 log = EventLog(Path(sys.argv[1]), worker=sys.argv[2], limits=LogLimits(segment_bytes=20_000, sync_s=0.01))
 seq = 0
@@ -169,7 +172,8 @@ def test_a_full_disk_drops_and_counts_and_what_is_written_later_is_whole(tmp_pat
 import json, resource, sys
 from pathlib import Path
 from tests.faults.test_event_log import event
-from anven_pipelines.gateway.event_log import EventLog, LogLimits
+from anven_pipelines.gateway.event_log import EventLog
+from anven_pipelines.gateway.segments import LogLimits
 
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 log = EventLog(Path(sys.argv[1]), worker="w", limits=LogLimits(queued=400))

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.gateway_event import UNKNOWN_REQUEST, GatewayEvent
-from anven_pipelines.gateway.event_log import ingested_bytes, segments_in
+from anven_pipelines.gateway.segments import ingested_bytes, segments_in
 from anven_pipelines.ingest import event_parts
 from anven_pipelines.ingest.event_parts import MERGED
-from anven_pipelines.ingest.gateway_events import MANIFEST, EventStore
+from anven_pipelines.ingest.event_store import MANIFEST, EventStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +32,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from anven_pipelines.ingest import event_parts
-from anven_pipelines.ingest.gateway_events import EventStore
+from anven_pipelines.ingest.event_store import EventStore
 
 template, home = Path(sys.argv[1]), Path(sys.argv[2])
 event_parts.MERGED = int(sys.argv[3])

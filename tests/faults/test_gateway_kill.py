@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from anven_pipelines.gateway.event_log import OPEN
+from anven_pipelines.gateway.segments import OPEN
 from anven_pipelines.gateway_run import GatewayPlan, running
-from anven_pipelines.ingest.gateway_events import EventStore
+from anven_pipelines.ingest.event_store import EventStore
 from tests.gateway_proxy import KEY, gateway
 from tests.scripted_endpoint import Reply
 

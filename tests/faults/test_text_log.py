@@ -19,7 +19,8 @@ from anven_pipelines.domain.gateway_text import CONVERSATION_LIMIT, MESSAGES_LIM
 from anven_pipelines.gateway import texts
 from anven_pipelines.gateway.text_writer import Writer, redacted_text
 from anven_pipelines.gateway.texts import MOST_DOUBLINGS, TextLog
-from anven_pipelines.ingest.gateway_events import TEXTS, EventStore, read_batch
+from anven_pipelines.ingest.event_store import EventStore
+from anven_pipelines.ingest.gateway_events import TEXTS, read_batch
 from anven_pipelines.resources.redactor import CUT, Redactor, is_installed
 
 if TYPE_CHECKING:

@@ -45,8 +45,8 @@ def test_a_request_whose_dealing_fails_is_still_known_to_the_hooks_that_tell_of_
         await plugin.async_log_success_event({"litellm_params": {"metadata": data["metadata"]}}, None, None, None)
 
     asyncio.run(answer())
-    assert service.internal_errors == 1
-    assert service.log.flush()
+    assert service.mistakes.count == 1
+    assert service.recorder.log.flush()
     [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
     assert (event["served"], event["status"], event["cached"]) == ("legacy", "ok", False)
 

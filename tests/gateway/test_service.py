@@ -44,7 +44,7 @@ def test_a_mistake_while_a_prompt_is_adapted_is_no_success_of_the_targets(
     exchange.http_status = 200
     exchange.ended(1.0, is_complete=True, is_disconnected=False)
     service.told(exchange, Usage())
-    assert service.log.flush()
+    assert service.recorder.log.flush()
     [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
     assert (event["intended"], event["served"], event["status"], event["why"], event["error_class"]) == (
         "target",
@@ -53,7 +53,7 @@ def test_a_mistake_while_a_prompt_is_adapted_is_no_success_of_the_targets(
         "fallback",
         "NotDealt",
     )
-    assert service.internal_errors == 1
+    assert service.mistakes.count == 1
 
 
 def test_a_feedback_that_is_delivered_again_is_no_new_evidence(tmp_path: Path) -> None:
@@ -75,11 +75,11 @@ def test_a_mistake_while_a_request_is_mirrored_leaves_legacys_request_and_its_ev
         assert data["model"] == "support--legacy"
         assert data["cache"]["namespace"].startswith("support:legacy:")
         assert exchange.shadow is None
-        assert service.internal_errors == 1
+        assert service.mistakes.count == 1
         exchange.http_status = 200
         exchange.ended(1.0, is_complete=True, is_disconnected=False)
         service.told(exchange, Usage())
-        assert service.log.flush()
+        assert service.recorder.log.flush()
         [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
     assert (event["intended"], event["served"], event["status"]) == ("legacy", "legacy", "ok")
 
@@ -93,7 +93,7 @@ def test_a_request_without_messages_is_dealt_all_the_same(
         data = {name: value for name, value in asked().items() if name != "messages"} | messages
         service.deal(data, {}, service.begin(0.0))
         assert data["model"] == ("support--target" if share else "support--legacy")
-        assert service.internal_errors == 0
+        assert service.mistakes.count == 0
 
 
 def sum_of(lines: list[str], name: str) -> float:

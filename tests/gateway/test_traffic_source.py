@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from anven_pipelines.domain.traffic import Route, Traffic, print_traffic
+from anven_pipelines.domain.traffic import Route, Traffic
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway.traffic_source import TrafficSource
 
 if TYPE_CHECKING:

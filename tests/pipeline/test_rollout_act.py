@@ -19,7 +19,8 @@ from anven_pipelines.domain.rollout import Advance, Hold
 from anven_pipelines.domain.rollout_act import Act, Verb
 from anven_pipelines.domain.rollout_status import change_key, stream_of
 from anven_pipelines.domain.signature import shared_accounts
-from anven_pipelines.domain.traffic import Traffic, print_traffic
+from anven_pipelines.domain.traffic import Traffic
+from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.jobs import RolloutVerb, rollout_act
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.gateway import Gateway

@@ -8,7 +8,6 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import dagster as dg
 import pytest
 
 from anven_pipelines.assets.partitions import workloads
@@ -17,7 +16,7 @@ from anven_pipelines.domain.notice import hold_stream
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Look, Rollouts
 from anven_pipelines.sensors import rollout as sensor
-from anven_pipelines.sensors.rollout import rollout
+from tests.running_rollout import tick
 from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
@@ -53,13 +52,6 @@ def trip(place: Place, *workloads: str) -> None:
         for seq, workload in enumerate(workloads, start=1)
     ]
     (folder / "w-000000.jsonl").write_bytes(b"".join(event.to_line() for event in events))
-
-
-def tick(place: Place, rollouts: Rollouts) -> dg.SensorResult:
-    with dg.build_sensor_context(place.instance, resources={"rollouts": rollouts}) as context:
-        result = rollout(context)
-    assert isinstance(result, dg.SensorResult)
-    return result
 
 
 def asked(place: Place, rollouts: Rollouts) -> set[str | None]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from anven_pipelines.domain.errors import InvalidInput
-from anven_pipelines.domain.traffic import Route, Traffic, print_traffic
-from anven_pipelines.domain.traffic_file import UNSEEN
+from anven_pipelines.domain.traffic import Route, Traffic
+from anven_pipelines.domain.traffic_file import UNSEEN, print_traffic
 from anven_pipelines.gateway.traffic_source import TrafficSource
 from anven_pipelines.resources.gateway import Gateway
 

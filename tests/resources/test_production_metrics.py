@@ -19,9 +19,9 @@ from anven_pipelines.domain.gateway_event import GatewayEvent, parse_event
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack, decide
 from anven_pipelines.domain.rollout_plan import RolloutPlan
 from anven_pipelines.domain.rollout_status import RolloutStatus
-from anven_pipelines.ingest import gateway_events
+from anven_pipelines.ingest import event_store
 from anven_pipelines.ingest.event_parts import MERGED
-from anven_pipelines.ingest.gateway_events import MANIFEST, Contents, EventStore
+from anven_pipelines.ingest.event_store import MANIFEST, Contents, EventStore
 from anven_pipelines.resources import production_metrics
 from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.spec_rollout import Limits, Rollout, Stage
@@ -174,7 +174,7 @@ def test_a_store_on_a_full_disk_proves_no_advance(production: Production) -> Non
 STOPPED = """
 import os, signal, sys
 from pathlib import Path
-from anven_pipelines.ingest.gateway_events import EventStore
+from anven_pipelines.ingest.event_store import EventStore
 
 with EventStore(Path(sys.argv[1])).alone():
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -199,7 +199,7 @@ def stopped_reader(production: Production) -> Iterator[None]:
 def test_another_process_that_was_stopped_while_it_reads_is_told_hides_no_harm_and_lets_no_stage_be_left(
     production: Production, errors: float, expected: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_events, "LOCK_S", 0.2)
+    monkeypatch.setattr(event_store, "LOCK_S", 0.2)
     production.serve(errors=errors)
     with stopped_reader(production):
         evidence = production.evidence()
@@ -239,7 +239,7 @@ def test_a_part_that_another_process_merges_while_it_is_read_without_the_lock_is
         assert store.ingest(production.log).events == 6_000
         return found
 
-    monkeypatch.setattr(gateway_events, "LOCK_S", 0.0)
+    monkeypatch.setattr(event_store, "LOCK_S", 0.0)
     monkeypatch.setattr(EventStore, "contents", merged_meanwhile)
     with stopped_reader(production):
         evidence = production.evidence()
