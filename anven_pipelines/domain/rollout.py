@@ -149,6 +149,8 @@ def blocking_gaps(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence) 
         gaps.append(Gap("person", "the rollout is paused: `anven rollout resume` lets it go on"))
     if evidence.killed is not None:
         gaps.append(Gap("person", evidence.killed))
+    if evidence.refuted is not None:
+        gaps.append(Gap("person", evidence.refuted))
     edited = plan.edited or ("the migration file's rollout changed" if status.plan != plan.digest else None)
     if edited is not None:
         mend = "since this attempt began: abort it and start anew, or restore the file"

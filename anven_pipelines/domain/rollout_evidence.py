@@ -120,6 +120,7 @@ class Evidence:
         breaker: What made the gateway send the workload back to legacy; None where it did not.
         peak_rate: Requests per second of both arms in the busiest minute of this generation; None where unknown.
         killed: Why the gateway gives legacy all traffic, or may, whatever the log says; None where it follows the log.
+        refuted: Why a newer verdict speaks against what the rollout began with; None where none does.
         capacity: Why the next stage's load cannot be served; None where it can, or nothing is planned.
         prompt: Version of the prompt of the target's newest answer; None where the source does not know it.
         prompts: Of each version, how many answers the target gave to it in this generation.
@@ -134,6 +135,7 @@ class Evidence:
     breaker: str | None = None
     peak_rate: float | None = None
     killed: str | None = None
+    refuted: str | None = None
     capacity: str | None = None
     prompt: str | None = None
     prompts: Mapping[str, int] = field(default_factory=dict)

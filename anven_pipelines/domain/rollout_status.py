@@ -85,6 +85,7 @@ class RolloutStatus:
         entered_up: The same moment of the machine on which it began; None where that is unknown.
         plan: Digest of the plan that the attempt began with.
         planned: That plan, as `RolloutPlan.written` gives it; None where the log does not hold it.
+        verdict: Hash of the event of the verdict that it began with; None where the log does not hold it.
         prompt: Version of the prompt that its verdict was given for; None where the log does not hold it.
         approvals: Who approved the next stage, in this generation, as `person_of` tells people apart.
         overrides: Who wishes to advance whatever is missing, in this generation; people likewise.
@@ -101,6 +102,7 @@ class RolloutStatus:
     entered_up: Uptime | None = None
     plan: str | None = None
     planned: Mapping[str, Any] | None = field(default=None, compare=False)  # `plan` stands for it
+    verdict: str | None = None
     prompt: str | None = None
     approvals: frozenset[str] = frozenset()
     overrides: tuple[Override, ...] = ()
@@ -219,7 +221,7 @@ def _changed(status: RolloutStatus, payload: Mapping[str, Any], at: datetime, **
 
 def _started(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
     attempt = status.attempt + 1
-    began = {"plan": payload["plan"], "planned": payload.get("planned"), "prompt": payload.get("prompt")}
+    began = {"plan": payload["plan"]} | {name: payload.get(name) for name in ("planned", "verdict", "prompt")}
     return _changed(status, payload, at, phase="running", attempt=attempt, stage=0, **began)
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from anven_pipelines.domain.workload import declared_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from anven_pipelines.domain.events import Event
     from anven_pipelines.spec import Migration
 
 TARGET: Final = "target"
@@ -56,6 +57,33 @@ def other_target(verdict: Mapping[str, Any], declared: Mapping[str, str | None])
         f"its verdict was given for {_words(signed)}, and the migration file declares {_words(declared)}: restore the "
         "file, or reach a verdict on that target with `anven migrate`"
     )
+
+
+def refuted(verdicts: Sequence[Event], began: str | None) -> str | None:
+    """Say that what a rollout began with was judged anew since, and is NO-GO; None where it was not.
+
+    A verdict on another target or another prompt says nothing of the one that is served, and one that is INCONCLUSIVE
+    disproves nothing.
+
+    Args:
+        verdicts: The events of the workload's sign-offs, oldest first.
+        began: Hash of the event with which the attempt began; None where the log does not hold it.
+    """
+    at = next((place for place, each in enumerate(verdicts) if each.hash == began), None)
+    if at is None:
+        return None
+    judged = _judged(verdicts[at])
+    newest = [each for each in verdicts[at + 1 :] if _judged(each) == judged][-1:]
+    if not newest or newest[0].payload.get("verdict") != "NO-GO":
+        return None
+    return (
+        f"a newer verdict on this target and prompt, of {newest[0].ts:%Y-%m-%d %H:%M} UTC, is NO-GO: "
+        "`anven rollout abort` gives the traffic back; a GO, which `anven migrate` may reach, lets it go on"
+    )
+
+
+def _judged(verdict: Event) -> tuple[object, object]:
+    return verdict.payload.get(TARGET), verdict.payload.get("adapted_prompt")
 
 
 def _words(target: Mapping[str, str | None]) -> str:

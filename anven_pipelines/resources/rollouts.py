@@ -25,7 +25,7 @@ from anven_pipelines.domain.rollout_plan import edit_of, in_place_of_unread, pla
 from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, change_key, refusal, status_of, stream_of
 from anven_pipelines.domain.rollout_steps import route_of, start_refusal, step_of
 from anven_pipelines.domain.sign_off import sign_off_stream
-from anven_pipelines.domain.signed_target import declared_target
+from anven_pipelines.domain.signed_target import declared_target, refuted
 from anven_pipelines.domain.traffic import DRILL
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.gateway import Gateway
@@ -130,7 +130,9 @@ class Rollouts(dg.ConfigurableResource[None]):
         """
         status = self.status(workload)
         plan = self.plan(workload, status)
-        evidence = replace(self.metrics.evidence(plan, status, now=now), killed=self._killed(workload))
+        found = self.metrics.evidence(plan, status, now=now)
+        newer = refuted(self.state.events(sign_off_stream(workload)), status.verdict)
+        evidence = replace(found, killed=self._killed(workload), refuted=newer)
         decision = decide(plan, status, evidence, now=now, uptime=uptime)
         if isinstance(decision, Advance):  # nothing else waits for the artifact store
             share = plan.stages[decision.stage].share

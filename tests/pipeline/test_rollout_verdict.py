@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
-from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
+from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, sign_off_stream
 from anven_pipelines.domain.signed_target import TARGET, declared_target
 from tests.running_rollout import NOW, ROLLOUT, START, begun, serve, share_in_force
 from tests.signed_off import sign_off
@@ -155,3 +156,48 @@ def test_nothing_starts_whose_prompt_is_gone(place: Place, rollouts: Rollouts) -
 
     with pytest.raises(InvalidInput, match="adapted_prompt eeeeeeeeeeee, is not in the artifact store"):
         rollouts.start("support", who="ada", now=NOW)
+
+
+def test_a_newer_no_go_on_what_is_served_holds_the_ramp_until_a_newer_go(place: Place, rollouts: Rollouts) -> None:
+    [began] = place.state.events(sign_off_stream("support"))
+    refuse(place, **{**began.payload, "verdict": "INCONCLUSIVE"})
+    serve(place)
+    assert isinstance(rollouts.look("support", now=NOW).decision, Advance)
+    refuse(place, **{**began.payload, "verdict": "NO-GO"})
+
+    found = rollouts.step("support", now=NOW).decision
+
+    assert isinstance(found, Hold)
+    assert "a newer verdict on this target and prompt, of " in found.reasons[0]
+    override = {"generation": rollouts.status("support").generation, "until": (NOW + timedelta(hours=1)).isoformat()}
+    for at, who in enumerate(("bo", "cy")):  # two people override what is not proven, and not what is disproven
+        rollouts.act("support", "overridden", {"who": who, **override}, now=NOW + timedelta(seconds=at))
+    assert isinstance(rollouts.step("support", now=NOW).decision, Hold)
+    sign_off(place.migrations.of("support").migration, place.state, place.artifacts, now=NOW)
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
+@pytest.mark.parametrize("other", [{"adapted_prompt": "e" * 64}, {TARGET: {"model": "another"}}])
+def test_a_no_go_on_another_target_or_prompt_holds_nothing(
+    place: Place, rollouts: Rollouts, other: dict[str, Any]
+) -> None:
+    [began] = place.state.events(sign_off_stream("support"))
+    refuse(place, **{**began.payload, "verdict": "NO-GO", **other})
+    serve(place)
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
+def test_harm_is_rolled_back_beside_a_newer_no_go(place: Place, rollouts: Rollouts) -> None:
+    [began] = place.state.events(sign_off_stream("support"))
+    refuse(place, **{**began.payload, "verdict": "NO-GO"})
+    serve(place, errors=0.3)
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, RollBack)
+
+
+def refuse(place: Place, **payload: Any) -> None:
+    """Write a verdict that is not GO, as the asset `sign_off` does."""
+    stream = sign_off_stream("support")
+    key = f"refused-{len(place.state.events(stream))}"
+    place.state.append(stream=stream, kind=REFUSED, key=key, payload=payload, now=NOW)
