@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
     from anven_pipelines.spec_rollout import Metric
     from anven_pipelines.stats.interval import Interval
+
+_ENDLESS: Final = 1e11  # a request that failed is endlessly late (`rollout_reading.NEVER_MS`), and so is its bound
+_WHOLE: Final = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,7 @@ class Comparison:
 
     Attributes:
         metric: Its name.
-        unit: Of the numbers, such as `points` or `ms`.
+        unit: Of the numbers, such as `ms`; with `points` they are shares, of which words tell hundredths.
         harm: Bounds at the error rate of a roll back; the lower one decides. The widest proof of several windows.
         harm_limit: What the lower bound of `harm` has to exceed.
         proof: Bounds at the error rate of an advance; the upper one decides.
@@ -80,10 +84,17 @@ class Comparison:
         """The finding in words."""
         if self.unknown is not None or self.proof is None:
             return f"{self.metric} unknown: {self.unknown}"
-        worse = f"{_signed(self.proof.estimate)} {self.unit} worse"
-        bounds = f"[{_signed(self.proof.lower)}, {_signed(self.proof.upper)}]"
-        doubt = f"; {self.doubt}" if self.doubt else ""
-        return f"{self.metric} {worse} {bounds}, allowed {self.proof_limit:.3g} {self.unit}{doubt}"
+        bounds, doubt = _between(self.proof, self.unit), f"; {self.doubt}" if self.doubt else ""
+        allowed = f"{_size(self.proof_limit, self.unit)} worse allowed"
+        return f"{self.metric} {_worse(self.proof.estimate, self.unit, named=True)} ({bounds}), {allowed}{doubt}"
+
+    @property
+    def harm_words(self) -> str:
+        """What is proven to be wrong, in words; only where `is_harm`."""
+        limit, least = (
+            _size(value, self.unit) for value in (self.harm_limit, self.harm.lower if self.harm else math.nan)
+        )
+        return f"{self.metric} is proven to be more than {limit} {self.unit} worse: at least {least}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,5 +159,28 @@ class Evidence:
         return Comparison(metric=metric, unit="", unknown="it was not measured")
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3g}"
+def _worse(value: float, unit: str, *, named: bool = False) -> str:
+    """Write how much worse something is, or better where it is below 0."""
+    return f"{_size(abs(value), unit)}{f' {unit}' if named else ''} {'better' if value < 0 else 'worse'}"
+
+
+def _between(bounds: Interval, unit: str) -> str:
+    """Write the bounds; one that is infinite is none yet, as too little was seen."""
+    is_low, is_high = (abs(value) < _ENDLESS for value in (bounds.lower, bounds.upper))
+    if is_low and is_high:
+        return f"between {_worse(bounds.lower, unit)} and {_worse(bounds.upper, unit)}"
+    if is_low:
+        end = "at most" if bounds.lower < 0 else "at least"
+        return f"{end} {_worse(bounds.lower, unit)}, how much worse is not bounded yet"
+    if is_high:
+        return f"{'at least' if bounds.upper < 0 else 'at most'} {_worse(bounds.upper, unit)}"
+    return "nothing bounds it yet"
+
+
+def _size(value: float, unit: str) -> str:
+    """Write a number to three digits and never with an exponent; points are hundredths, as of a share."""
+    if abs(value) >= _ENDLESS:
+        return "endlessly many"
+    shown = value * 100 if unit == "points" else value
+    rounded = Decimal(f"{shown:.3g}") if abs(shown) < _WHOLE else Decimal(f"{shown:.0f}")
+    return f"{rounded + 0:,f}"

@@ -50,9 +50,9 @@ class AsymptoticSequence(ConfidenceSequence):
             TooFewPairs: fewer than MIN_ASYMPTOTIC values, or all are equal.
         """
         if self.n < MIN_ASYMPTOTIC or not self.squares:
+            found = f"{self.n} values" if self.squares else f"{self.n} values, all equal"
             message = (
-                f"{self.n} values with a variance of {self.squares / max(self.n, 1):g}; at least {MIN_ASYMPTOTIC}, not "
-                "all equal, are needed for asymptotic bounds: wait for traffic"
+                f"{found}; at least {MIN_ASYMPTOTIC}, not all equal, are needed for asymptotic bounds: wait for traffic"
             )
             raise TooFewPairs(message)
         deviation = math.sqrt(self.squares / self.n)

@@ -153,7 +153,7 @@ LATER = START + 2 * HOLD_EVERY
     ("before", "after", "is_new"),
     [
         (WAITING, gap("wait", "59.0 min of 24.0 h in this stage"), False),
-        (WAITING, gap("wait", "not proven: errors +0.1 points worse [-0.1, +0.3]"), False),
+        (WAITING, gap("wait", "not proven: errors 10 points worse (between 10 better and 30 worse)"), False),
         (WAITING, gap("unknown", "no event has come yet"), True),
         (
             gap("unknown", "the newest evidence is 59 s old"),

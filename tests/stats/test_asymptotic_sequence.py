@@ -37,7 +37,7 @@ def test_how_a_stream_is_cut_changes_neither_mean_nor_spread(values: list[float]
 def test_no_bounds_before_the_limit_is_near() -> None:
     state = AsymptoticMean().update(COSTS[: MIN_ASYMPTOTIC - 1])
     assert (state.running_lower, state.running_upper) == (None, None)
-    with pytest.raises(TooFewPairs, match=f"{MIN_ASYMPTOTIC - 1} values .* at least {MIN_ASYMPTOTIC}"):
+    with pytest.raises(TooFewPairs, match=f"{MIN_ASYMPTOTIC - 1} values; at least {MIN_ASYMPTOTIC}"):
         state.current()
     assert state.update(COSTS[:1]).current().lower > 0
 
