@@ -98,9 +98,9 @@ def show_rollout(report: dict[str, Any], console: Console) -> None:
     if units := report["units"]:
         console.print(f"{units['target']:,} units of the target, {units['legacy']:,} of legacy", highlight=False)
     if report["units"]:
-        table = Table("found", "harm", "proven", box=None, pad_edge=False)
+        table = Table("state", "found", box=None, pad_edge=False)
         for found in report["evidence"]:
-            table.add_row(found["found"], "yes" if found["harm"] else "no", "yes" if found["proven"] else "no")
+            table.add_row(f"{found['state']}{' (waived)' if found['waived'] else ''}", found["found"])
         console.print(table)
     for flag in report["flags"]:
         told = f"flag {flag['id']} of {flag['who']}, open since {flag['at'][:16]} UTC: {flag['reason']}"

@@ -32,6 +32,8 @@ drill_job = dg.define_asset_job(
     cron_schedule="0 5 * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Rehearses the roll back of each signed-off workload with a section gateway, at 05:00 UTC, in a run of "
+    "its own. No stage is left without a passed drill that is fresh enough.",
 )
 def daily_drill(
     context: dg.ScheduleEvaluationContext, migrations: Migrations, state: StateStore
@@ -51,7 +53,13 @@ def daily_drill(
         yield dg.SkipReason("no signed-off workload has a section `gateway` and does not waive the drill")
 
 
-@dg.schedule(job=drift_job, cron_schedule="0 6 * * *", execution_timezone="UTC")
+@dg.schedule(
+    job=drift_job,
+    cron_schedule="0 6 * * *",
+    execution_timezone="UTC",
+    description="Compares each judged workload's newest calls with its golden dataset, at 06:00 UTC. Turn it on once "
+    "logs keep arriving.",
+)
 def daily_drift(
     context: dg.ScheduleEvaluationContext, migrations: Migrations, state: StateStore
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
@@ -64,7 +72,13 @@ def daily_drift(
         yield dg.SkipReason("no workload has a verdict yet")
 
 
-@dg.schedule(job=nightly_regression_job, cron_schedule="0 2 * * *", execution_timezone="UTC")
+@dg.schedule(
+    job=nightly_regression_job,
+    cron_schedule="0 2 * * *",
+    execution_timezone="UTC",
+    description="Asks what serves production for the golden set of each signed-off workload, at 02:00 UTC, and "
+    "compares with the scores frozen at sign-off. Turn it on once something serves production.",
+)
 def nightly_regression(
     context: dg.ScheduleEvaluationContext, migrations: Migrations, state: StateStore
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:

@@ -129,18 +129,20 @@ def _made_from(manifest: Manifest) -> dict[str, str]:
     return {"made_from": named} if named else {}
 
 
-def markdown_table(frame: pl.DataFrame, *, rows: int = 50) -> dg.MarkdownMetadataValue:
-    """Show the first rows of a frame as a Markdown table."""
+def markdown_table(frame: pl.DataFrame, *, rows: int = 50, longest: int = 120) -> dg.MarkdownMetadataValue:
+    """Show the first rows of a frame as a Markdown table; texts are cut after so many characters."""
     with pl.Config(
         tbl_formatting="ASCII_MARKDOWN",
         tbl_hide_column_data_types=True,
         tbl_hide_dataframe_shape=True,
         tbl_rows=rows,
         tbl_cols=-1,
-        fmt_str_lengths=120,
+        fmt_str_lengths=longest,
         tbl_width_chars=10_000,
     ):
-        return dg.MetadataValue.md(str(frame.head(rows)))
+        # A bar, or a line's end, of what somebody wrote would end the cell.
+        cells = pl.col(pl.String).str.replace_all("|", "\\|", literal=True).str.replace_all("\n", " ", literal=True)
+        return dg.MetadataValue.md(str(frame.head(rows).with_columns(cells)))
 
 
 def _step_record(

@@ -1,6 +1,8 @@
 """Where a workload's rollout stands, and its next step: decided anew on fresh evidence whenever it is materialised."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 import polars as pl
@@ -17,12 +19,15 @@ from anven_pipelines.assets.materialization import (
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.events import Event
 from anven_pipelines.domain.manifest import Manifest
+from anven_pipelines.domain.notice import notices_of
 from anven_pipelines.domain.rollout import RollBack
-from anven_pipelines.domain.rollout_report import report_of
+from anven_pipelines.domain.rollout_report import history_of, report_of
+from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
-from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.rollouts import Look, Rollouts
 from anven_pipelines.resources.uptime import uptime
 
 _NO_HARM = Check(
@@ -49,6 +54,7 @@ def rollout_status(
     """The canary's stage and what was decided now: roll back on proven harm, hold on missing proof, advance on proof.
 
     It acts on what it decides, so whoever materialises it asks for the next step, and gets it only where it is proven.
+    The sensor `rollout` does where a change is due; while a rollout holds, the sensor's ticks say what is missing.
     """
     found = rollouts.step(context.partition_key, now=datetime.now(UTC), uptime=uptime())
     report = report_of(found.plan, found.before, found.evidence, found.decision, found.status)
@@ -57,13 +63,7 @@ def rollout_status(
         context,
         publish_document(artifacts, document, inputs={"plan": found.plan.digest}),
         tracking=tracking,
-        metadata={
-            "decision": report["decision"],
-            "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in report["reasons"])),
-            "phase": report["phase"],
-            "share": report["share"],
-            "evidence": markdown_table(pl.DataFrame(report["evidence"], schema=_EVIDENCE_SHOWN)),
-        },
+        metadata=_shown(found, report, rollouts.state.events(stream_of(context.partition_key))),
         params={"attempt": report["attempt"], "generation": report["generation"]},
         metrics={"share": report["share"], "stage": report["stage"]},
         documents={"rollout.json": document},
@@ -75,4 +75,50 @@ def rollout_status(
     )
 
 
-_EVIDENCE_SHOWN = {"metric": pl.String, "found": pl.String, "harm": pl.Boolean, "proven": pl.Boolean}
+def _shown(found: Look, report: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:
+    """Return what the UI shows: what was decided and why, where the rollout stands, and how it came there."""
+    held, has = found.before.share(found.plan), report["share"]
+    stage = "none" if report["stage"] is None else f"{report['stage'] + 1} of {len(report['stages'])}"
+    evidence = [
+        {
+            "metric": each["metric"],
+            "state": f"{each['state']}{' (waived)' if each['waived'] else ''}",
+            "found": each["found"].removeprefix(f"{each['metric']} "),
+        }
+        for each in report["evidence"]
+    ]
+    flags = "; ".join(flag.words for flag in found.status.flags)
+    units = report["units"]
+    told = {
+        "units": units and f"{units['target']:,} of the target, {units['legacy']:,} of legacy",
+        "evidence_of": report["as_of"],
+        "problem": report["problem"],
+        "flags": flags,
+    }
+    return {
+        "decision": report["decision"],
+        "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in report["reasons"])),
+        "traffic": f"{has:.0%} at the target" if has == held else f"{has:.0%} at the target, {held:.0%} before",
+        "stage": stage,
+        "phase": report["phase"].replace("_", " "),
+        "attempt": report["attempt"],
+        "generation": report["generation"],
+        "share": has,
+        **{name: value for name, value in told.items() if value},
+        "evidence": markdown_table(pl.DataFrame(evidence, schema=_EVIDENCE_SHOWN), longest=_LONGEST),
+        "history": markdown_table(
+            pl.DataFrame(history_of(notices_of(found.plan.workload, events, after=0)), schema=_HISTORY_SHOWN),
+            longest=_LONGEST,
+        ),
+    }
+
+
+_EVIDENCE_SHOWN = {"metric": pl.String, "state": pl.String, "found": pl.String}
+_HISTORY_SHOWN = {
+    "UTC": pl.String,
+    "change": pl.String,
+    "generation": pl.Int64,
+    "at the target": pl.String,
+    "why": pl.String,
+}
+_LONGEST = 1000  # characters of a cell

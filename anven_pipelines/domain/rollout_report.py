@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from anven_pipelines.domain.rollout import drill_gaps
 from anven_pipelines.domain.signature import shared_accounts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
+    from anven_pipelines.domain.notice import Notice
     from anven_pipelines.domain.rollout import Decision
-    from anven_pipelines.domain.rollout_evidence import Evidence
+    from anven_pipelines.domain.rollout_evidence import Comparison, Evidence
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.rollout_status import RolloutStatus
 
+HISTORY: Final = 20
+"""Newest changes that are shown of a rollout."""
 _WORDS = {"Advance": "advance", "Hold": "hold", "RollBack": "roll back", "Complete": "complete"}
 
 
@@ -72,7 +76,36 @@ def report_of(
                 "found": found.words,
                 "harm": found.is_harm,
                 "proven": found.is_proven(widened=widened),
+                "state": _state(found, widened=widened),
+                "waived": found.metric in plan.rollout.waive,
             }
             for found in map(evidence.of, plan.metrics)
         ],
     }
+
+
+def history_of(changes: Sequence[Notice]) -> list[dict[str, Any]]:
+    """Return the newest changes as rows for people, newest first: when, what, the generation and share since, and why.
+
+    Args:
+        changes: Of one workload, oldest first, as `notice.notices_of` tells them.
+    """
+    return [
+        {
+            "UTC": f"{change.at:%Y-%m-%d %H:%M:%S}",
+            "change": change.title.removeprefix(f"{change.workload}: "),
+            "generation": change.generation,
+            "at the target": "unknown" if change.share is None else f"{change.share:.0%}",
+            "why": "; ".join(change.reasons),
+        }
+        for change in reversed(changes[-HISTORY:])
+    ]
+
+
+def _state(found: Comparison, *, widened: float) -> str:
+    """Say in a word what is known of a metric."""
+    if found.is_harm:
+        return "harm"
+    if found.unknown is not None:
+        return "unknown"
+    return "proven" if found.is_proven(widened=widened) else "not proven"

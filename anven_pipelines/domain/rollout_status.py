@@ -201,10 +201,14 @@ def refusal(status: RolloutStatus, kind: str) -> str | None:
         "overridden": ("running", "paused"),
     }
     if kind in phases and status.phase not in phases[kind]:
-        return f"the rollout is {status.phase}; {' or '.join(phases[kind])} is needed"
+        return f"the rollout is {_named(status.phase)}; one that is {_named(*phases[kind])} is needed"
     if kind in ("advanced", "completed") and status.flags:
         return "; ".join(flag.words for flag in status.flags)
     return None
+
+
+def _named(*phases: Phase) -> str:
+    return " or ".join(phase.replace("_", " ") for phase in phases)
 
 
 def _changed(status: RolloutStatus, payload: Mapping[str, Any], at: datetime, **fields: Any) -> RolloutStatus:  # noqa: ANN401 - fields of the status

@@ -24,7 +24,12 @@ class DeclaredKeys(NamedTuple):
     problems: list[str]
 
 
-@dg.sensor(minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Adds a partition for each workload that a migration file declares and for each day of its logs. It "
+    "launches nothing and removes none; a file that cannot be read is named in the tick.",
+)
 def declared_partitions(migrations: Migrations) -> dg.SensorResult:
     """Add the partitions that the migration files declare; it removes none and launches nothing."""
     keys = declared_keys(migrations)
@@ -38,7 +43,12 @@ def declared_partitions(migrations: Migrations) -> dg.SensorResult:
     )
 
 
-@dg.sensor(job=request_log_job, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED)
+@dg.sensor(
+    job=request_log_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Reads a log day whenever one of its files is new or has changed. Turn it on where logs keep arriving.",
+)
 def log_arrival(context: dg.SensorEvaluationContext, migrations: Migrations) -> dg.SensorResult:
     """Read a log day whenever one of its files is new or has changed; what cannot be read is told and left alone."""
     catalogue = migrations.catalogue()

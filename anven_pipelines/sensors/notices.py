@@ -36,7 +36,14 @@ def rollout_notices_job() -> None:
     deliver_notices()
 
 
-@dg.sensor(job=rollout_notices_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    job=rollout_notices_job,
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Has the receivers under rollout.notify (webhook, Slack, e-mail) told of every change of a rollout and "
+    "of what holds it, in a run of its own, and again where one does not answer. Turned off, what "
+    "happens waits to be told.",
+)
 def rollout_notices(context: dg.SensorEvaluationContext, rollouts: Rollouts, notices: Notices) -> dg.SensorResult:
     """Ask for a delivery for each workload that has something to tell to a receiver that may be tried."""
     requests, problems, now = [], [], datetime.now(UTC)

@@ -49,7 +49,14 @@ class _Glance(NamedTuple):
     error: Exception | None = None
 
 
-@dg.sensor(job=rollout_step_job, minimum_interval_seconds=15, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    job=rollout_step_job,
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Looks at every open rollout each 15 s and asks for a run of rollout_step where one is to advance, "
+    "roll back or complete. A tick without a run says what holds each workload. Turned off, no stage is entered and "
+    "the controller rolls nothing back; the gateway's breaker still does.",
+)
 def rollout(context: dg.SensorEvaluationContext, rollouts: Rollouts) -> dg.SensorResult:
     """Ask for a step of each rollout that has one to take.
 
@@ -108,8 +115,14 @@ def _looked_at(rollouts: Rollouts, workload: str) -> _Glance:
         return _Glance(workload, told, status)
     found = rollouts.look(workload, now=datetime.now(UTC), uptime=uptime())
     is_due = not isinstance(found.decision, Hold) or rollouts.is_behind(workload, found.before)
-    told = f"{workload}: {'; '.join(found.decision.reasons)}"
+    told = f"{_place(found)}: {'; '.join(found.decision.reasons)}"
     return _Glance(workload, told, found.before if is_due else None, found)
+
+
+def _place(found: Look) -> str:
+    """Say which rollout it is and where it stood, with the generation that an approval names."""
+    before = found.before
+    return f"{found.plan.workload} ({before.share(found.plan):.0%} at the target, generation {before.generation})"
 
 
 def _is_behind(rollouts: Rollouts, workload: str, status: RolloutStatus) -> bool:

@@ -45,7 +45,13 @@ def rollout_tracking_job() -> None:
 
 
 # A process that loads mlflow takes seconds of a core, which is why one run tells of all, and none is in a hurry.
-@dg.sensor(job=rollout_tracking_job, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    job=rollout_tracking_job,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Has MLflow show each attempt of a rollout as a run of the workload's experiment, as the audit log has "
+    "it; while MLflow is down it is tried again later.",
+)
 def rollout_tracking(
     context: dg.SensorEvaluationContext, rollouts: Rollouts, rollout_tracking: RolloutTracking
 ) -> dg.SensorResult:

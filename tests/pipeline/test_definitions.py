@@ -13,6 +13,7 @@ import dagster as dg
 import pytest
 import yaml
 
+from anven_pipelines.definitions import definitions
 from anven_pipelines.resources.deployments import (
     DAGSTER_SETTINGS,
     adopt_home,
@@ -117,3 +118,11 @@ def test_variables_that_are_empty_count_as_unset(tmp_path: Path, monkeypatch: py
     assert adopt_home() == tmp_path / ".anven"
     assert [path.name for path in tmp_path.iterdir()] == [".anven"]
     assert os.environ["DAGSTER_HOME"] == str(tmp_path / ".anven" / "dagster")
+
+
+def test_everything_that_the_ui_lists_as_automation_says_what_it_does() -> None:
+    repository = definitions().get_repository_def()
+    told = {each.name: each.description for each in (*repository.sensor_defs, *repository.schedule_defs)}
+
+    assert {"rollout", "rollout_notices", "rollout_tracking", "daily_drill"} <= set(told)
+    assert [name for name, description in told.items() if not description] == []

@@ -256,6 +256,16 @@ def test_materialised_in_the_ui_it_tells_what_it_found_and_did(place: Place, rol
     (materialised,) = done.asset_materializations_for_node("rollout_status")
     assert materialised.metadata["decision"].value == "roll back"
     assert "errors is proven to be more than 5 points worse" in str(materialised.metadata["reasons"].value)
+    shown = {name: entry.value for name, entry in materialised.metadata.items()}
+    assert (shown["traffic"], shown["stage"], shown["phase"]) == ("0% at the target, 50% before", "none", "rolled back")
+    assert (shown["attempt"], shown["generation"]) == (1, 2)
+    assert re.search(r"\| errors +\| harm +\| [\d.]+ points worse \(between", str(shown["evidence"]))
+    history = str(shown["history"]).splitlines()
+    assert [row.split("|")[2].strip().split(":")[0] for row in history[2:]] == [
+        "ROLLED BACK, all traffic goes to legacy",
+        "rollout started by ada",
+    ]
+    assert "errors is proven" in history[2]
     (check,) = done.get_asset_check_evaluations()
     assert (check.check_name, check.passed) == ("no_proven_harm", False)
     assert share_in_force(rollouts) == 0.0

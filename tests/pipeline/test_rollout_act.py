@@ -138,7 +138,10 @@ def test_each_act_is_done_by_the_job_and_stands_in_the_log_with_who_why_and_the_
         ({"act": "approve", "generation": 3}, f"{CONFIG}: generation is 3, and the rollout of support is at 1 by now"),
         ({"act": "pause", "reason": "x" * 2001}, f"{CONFIG}.reason is 2,001 characters long; at most 2,000"),
         ({"act": "pause", "workload": "suport"}, f"{CONFIG}: workload 'suport' is declared by no readable file"),
-        ({"act": "resume"}, f"{CONFIG}: support: resumed is not possible: the rollout is running; paused is needed"),
+        (
+            {"act": "resume"},
+            f"{CONFIG}: support: resumed is not possible: the rollout is running; one that is paused is needed",
+        ),
         ({"act": "start"}, f"{CONFIG}: the rollout of support cannot start: attempt 1 is running: abort it first"),
     ],
 )
