@@ -102,6 +102,14 @@ class Chain:
         self._materialize(LOAD_ASSETS, workload, workload=workload)
         return LoadReport.model_validate(self._made("load_benchmark", workload).facts["load"])
 
+    def show_rollout(self, workload: str) -> None:
+        """Materialise where a workload's rollout stands, so that the UI shows what became of it.
+
+        Raises:
+            AnvenError: the step failed; the error is the step's own.
+        """
+        self._materialize(("rollout_status",), workload, workload=workload)
+
     def _read_logs(self, declared: Declared) -> None:
         workload = declared.migration.workload
         self._close_killed_runs(workload)

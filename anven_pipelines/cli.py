@@ -153,7 +153,9 @@ def dev(
 
         def announce(urls: dict[str, str]) -> None:
             if not output.tell(json.dumps(urls)):
-                stderr.print("\n".join(f"[bold]{name}[/bold]  {url}" for name, url in urls.items()))
+                hints = {"MLflow": "   (its runs: choose Model training at the top left)"}
+                lines = [f"[bold]{name}[/bold]  {url}{hints.get(name, '')}" for name, url in urls.items()]
+                stderr.print("\n".join(lines), soft_wrap=True)
                 stderr.print("Ctrl-C stops both.")
 
         home = home_folder()

@@ -166,10 +166,12 @@ def _declare(folder: Path, urls: Mapping[str, str], *, adapted: bool, breakage: 
 def show_demonstration(shown: Demonstration, console: Console) -> None:
     """Print the last verdict whole, and where to go from here."""
     show(shown.verdict, console)
+    if shown.canary is not None:
+        console.print(f"\n{ending(shown.canary)}", highlight=False, soft_wrap=True)
     anven = _anven()
     console.print(
         f"""
-[bold]Look at it[/bold]       {anven} dev   opens the Dagster UI and MLflow: assets, checks, charts, answers
+[bold]Look at it[/bold]       {anven} dev   opens the Dagster UI and MLflow: assets, checks, charts, answers, rollout
 [bold]What it read[/bold]     {escape(str(shown.folder))}: the log, both migration files, the servers' output
 [bold]The prompts[/bold]      {anven} prompt {escape(str(shown.folder / "adapted.yaml"))}   what changed and why
 [bold]See it refuse[/bold]    {anven} demo --break regress         (or slow, errors, cost)
@@ -261,6 +263,20 @@ def _in_sum(canary: Canary) -> list[str]:
             f"{found.last_dealt_s:.1f} s; {found.bad} bad calls, {found.rescued} of them answered by legacy instead"
         )
     return lines
+
+
+def ending(canary: Canary) -> str:
+    """Say last what became of the users: above stands a verdict that may be GO all the same."""
+    last = escape("; ".join(canary.steps[-1]["reasons"])) if canary.steps else "nothing was decided"
+    match canary.phase:
+        case "completed":
+            return "[bold green]the canary completed[/bold green]: all users are the target's, each stage on proof"
+        case "rolled_back":
+            return f"[bold red]the canary was rolled back[/bold red], and all users are legacy's again: {last}"
+        case _:
+            return (
+                f"[bold yellow]the canary did not end[/bold yellow]: {canary.share:.0%} of the users are the target's"
+            )
 
 
 def _in_short(verdict: Verdict) -> str:

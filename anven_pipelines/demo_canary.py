@@ -26,9 +26,10 @@ from anven_pipelines.domain.rollout import Advance, Complete, Hold, RollBack
 from anven_pipelines.gateway.settings import KEY_ENV
 from anven_pipelines.gateway_run import GatewayPlan, running
 from anven_pipelines.ingest.gateway_events import read_batch
-from anven_pipelines.migrate import of_kind, prepared
+from anven_pipelines.migrate import chain_of, of_kind, prepared
 from anven_pipelines.nano.production import Place, crowd_traffic, use
 from anven_pipelines.nano.traffic import Pace
+from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _LOOK_S: Final = 2.0
 _TOLD_EVERY_S: Final = 8.0  # while it holds
 _SHOWN_GAPS: Final = 3
 _WHO: Final = "anven demo"
+_ENDED: Final = ("completed", "rolled_back")
 
 
 class Shift(NamedTuple):
@@ -133,7 +135,12 @@ def roll_out(shift: Shift, *, home: Path, console: Console) -> Canary:
             place = Place(started.url, key, shift.workload)
             live = _Live(shift, rollouts, place, console)
             asyncio.run(live.go_on())
-        return live.ended(read_batch(events, {}).events)  # the gateway has written its last ones by now
+        ended = live.ended(read_batch(events, {}).events)  # the gateway has written its last ones by now
+        if ended.phase in _ENDED:
+            declared = of_kind(definitions, "migrations", Migrations).of(shift.workload)
+            with chain_of(declared, definitions, home=home, steps=1, console=console) as chain:
+                chain.show_rollout(shift.workload)
+        return ended
 
 
 def _end_earlier(rollouts: Rollouts, workload: str) -> None:
@@ -207,7 +214,7 @@ class _Live:
             while time.monotonic() < deadline:
                 found = await asyncio.to_thread(self.rollouts.step, self.shift.workload, now=datetime.now(UTC))
                 self._tell(found)
-                if found.status.phase in ("completed", "rolled_back"):
+                if found.status.phase in _ENDED:
                     return
                 await asyncio.sleep(_LOOK_S)
         finally:

@@ -22,6 +22,7 @@ _PASSED = Check(
     "rollout_drill",
     "rolls_back_in_time",
     "Every gateway worker gave all synthetic traffic back to legacy in time, and no request failed.",
+    partitions_def=workloads,
 )
 
 

@@ -19,11 +19,10 @@ from anven_pipelines.assets.materialization import (
 )
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import canonical_json
-from anven_pipelines.domain.events import Event
 from anven_pipelines.domain.manifest import Manifest
-from anven_pipelines.domain.notice import notices_of
+from anven_pipelines.domain.notice import Notice, notices_of
 from anven_pipelines.domain.rollout import RollBack
-from anven_pipelines.domain.rollout_report import history_of, report_of
+from anven_pipelines.domain.rollout_report import harm_of, history_of, report_of
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -33,7 +32,8 @@ from anven_pipelines.resources.uptime import uptime
 _NO_HARM = Check(
     "rollout_status",
     "no_proven_harm",
-    "Nothing about the target is proven to be worse than its limit, and the gateway's breaker did not trip.",
+    "Nothing about this attempt's target is proven to be worse than its limit, and the gateway's breaker did not trip.",
+    partitions_def=workloads,
 )
 
 
@@ -57,25 +57,23 @@ def rollout_status(
     The sensor `rollout` does where a change is due; while a rollout holds, the sensor's ticks say what is missing.
     """
     found = rollouts.step(context.partition_key, now=datetime.now(UTC), uptime=uptime())
+    changes = notices_of(found.plan.workload, rollouts.state.events(stream_of(found.plan.workload)), after=0)
+    harm = found.decision.reasons if isinstance(found.decision, RollBack) else harm_of(changes)
     report = report_of(found.plan, found.before, found.evidence, found.decision, found.status)
     document = canonical_json(report)
     return result(
         context,
         publish_document(artifacts, document, inputs={"plan": found.plan.digest}),
         tracking=tracking,
-        metadata=_shown(found, report, rollouts.state.events(stream_of(context.partition_key))),
+        metadata=_shown(found, report, changes),
         params={"attempt": report["attempt"], "generation": report["generation"]},
         metrics={"share": report["share"], "stage": report["stage"]},
         documents={"rollout.json": document},
-        checks=[
-            _NO_HARM.result(
-                passed=not isinstance(found.decision, RollBack), found="; ".join(found.decision.reasons) or "none found"
-            )
-        ],
+        checks=[_NO_HARM.result(passed=not harm, found="; ".join(harm) or "none is proven")],
     )
 
 
-def _shown(found: Look, report: Mapping[str, Any], events: Sequence[Event]) -> dict[str, Any]:
+def _shown(found: Look, report: Mapping[str, Any], changes: Sequence[Notice]) -> dict[str, Any]:
     """Return what the UI shows: what was decided and why, where the rollout stands, and how it came there."""
     held, has = found.before.share(found.plan), report["share"]
     stage = "none" if report["stage"] is None else f"{report['stage'] + 1} of {len(report['stages'])}"
@@ -107,7 +105,7 @@ def _shown(found: Look, report: Mapping[str, Any], events: Sequence[Event]) -> d
         **{name: value for name, value in told.items() if value},
         "evidence": markdown_table(pl.DataFrame(evidence, schema=_EVIDENCE_SHOWN), longest=_LONGEST),
         "history": markdown_table(
-            pl.DataFrame(history_of(notices_of(found.plan.workload, events, after=0)), schema=_HISTORY_SHOWN),
+            pl.DataFrame(history_of(changes), schema=_HISTORY_SHOWN),
             longest=_LONGEST,
         ),
     }

@@ -91,10 +91,11 @@ class Comparison:
     @property
     def harm_words(self) -> str:
         """What is proven to be wrong, in words; only where `is_harm`."""
-        limit, least = (
-            _size(value, self.unit) for value in (self.harm_limit, self.harm.lower if self.harm else math.nan)
+        least = self.harm.lower if self.harm else math.nan
+        told = (
+            "endlessly, as requests that failed count" if least >= _ENDLESS else f"at least {_size(least, self.unit)}"
         )
-        return f"{self.metric} is proven to be more than {limit} {self.unit} worse: at least {least}"
+        return f"{self.metric} is proven to be more than {_size(self.harm_limit, self.unit)} {self.unit} worse: {told}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,8 @@ class Evidence:
 
 def _worse(value: float, unit: str, *, named: bool = False) -> str:
     """Write how much worse something is, or better where it is below 0."""
-    return f"{_size(abs(value), unit)}{f' {unit}' if named else ''} {'better' if value < 0 else 'worse'}"
+    size = f"{_size(abs(value), unit)}{f' {unit}' if named else ''}" if abs(value) < _ENDLESS else "endlessly"
+    return f"{size} {'better' if value < 0 else 'worse'}"
 
 
 def _between(bounds: Interval, unit: str) -> str:
@@ -179,8 +181,6 @@ def _between(bounds: Interval, unit: str) -> str:
 
 def _size(value: float, unit: str) -> str:
     """Write a number to three digits and never with an exponent; points are hundredths, as of a share."""
-    if abs(value) >= _ENDLESS:
-        return "endlessly many"
     shown = value * 100 if unit == "points" else value
     rounded = Decimal(f"{shown:.3g}") if abs(shown) < _WHOLE else Decimal(f"{shown:.0f}")
     return f"{rounded + 0:,f}"

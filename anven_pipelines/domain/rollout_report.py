@@ -102,6 +102,12 @@ def history_of(changes: Sequence[Notice]) -> list[dict[str, Any]]:
     ]
 
 
+def harm_of(changes: Sequence[Notice]) -> tuple[str, ...]:
+    """Return what rolled the newest attempt back; nothing where it was not, or another one has begun since."""
+    told = [change for change in changes if change.change in ("start", "roll_back")]
+    return told[-1].reasons if told and told[-1].change == "roll_back" else ()
+
+
 def _state(found: Comparison, *, widened: float) -> str:
     """Say in a word what is known of a metric."""
     if found.is_harm:

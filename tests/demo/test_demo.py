@@ -154,6 +154,8 @@ def test_a_target_that_turns_bad_once_it_has_users_is_accepted_and_then_rolled_b
 ) -> None:
     canary = rolled_back(demo(tmp_path, "--break", breakage, "--calls", "400"), reason)
     assert canary["exposure"]["rescued"] == 0
+    shown = ArtifactStore(url=str(tmp_path / ".anven" / "artifacts")).load_manifest("rollout_status", "demo-adapted")
+    assert shown is not None, "the Dagster UI has nothing to show of the rollout"
 
 
 def rolled_back(shown: tuple[int, dict[str, Any], str], reason: str) -> dict[str, Any]:

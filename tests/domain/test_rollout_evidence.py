@@ -34,6 +34,10 @@ def compared(unit: str, estimate: float, lower: float, upper: float, limit: floa
         (compared("ms", 0.0, -inf, inf, 1500.0), "ttft 0 ms worse (nothing bounds it yet), 1,500 worse allowed"),
         (compared("ms", 5.0, -NEVER_MS, 9.0, 200.0), "ttft 5 ms worse (at most 9 worse), 200 worse allowed"),
         (
+            compared("ms", NEVER_MS, -5.0, NEVER_MS, 200.0),
+            "ttft endlessly worse (at most 5 better, how much worse is not bounded yet), 200 worse allowed",
+        ),
+        (
             compared("USD", -0.0005124, -0.00056, 0.00000002, 0.0),
             "ttft 0.000512 USD better (between 0.00056 better and 0.00000002 worse), 0 worse allowed",
         ),
@@ -48,3 +52,11 @@ def test_proven_harm_is_told_in_the_points_of_the_limit() -> None:
 
     assert harmed.is_harm
     assert harmed.harm_words == "ttft is proven to be more than 10 points worse: at least 20.5"
+
+
+def test_harm_by_requests_that_were_never_answered_is_told_as_such() -> None:
+    harmed = compared("ms", NEVER_MS, NEVER_MS, inf, 200.0)
+
+    assert harmed.harm_words == (
+        "ttft is proven to be more than 200 ms worse: endlessly, as requests that failed count"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from datetime import timedelta
@@ -242,21 +243,24 @@ def test_nothing_starts_while_a_flag_is_open(place: Place, rollouts: Rollouts) -
         rollouts.start("support", who="ada", now=NOW)
 
 
+def looked_at_in_the_ui(place: Place) -> dg.ExecuteInProcessResult:
+    """Materialise where `support` stands."""
+    place.instance.add_dynamic_partitions(str(workloads.name), ["support"])
+    resources = place.definitions.resources
+    done = dg.materialize([rollout_status], partition_key="support", instance=place.instance, resources=resources)
+    assert done.success
+    return done
+
+
 def test_materialised_in_the_ui_it_tells_what_it_found_and_did(place: Place, rollouts: Rollouts) -> None:
     serve(place, errors=0.3)
-    place.instance.add_dynamic_partitions(str(workloads.name), ["support"])
-    done = dg.materialize(
-        [rollout_status],
-        partition_key="support",
-        instance=place.instance,
-        resources=place.definitions.resources,
-    )
 
-    assert done.success
-    (materialised,) = done.asset_materializations_for_node("rollout_status")
-    assert materialised.metadata["decision"].value == "roll back"
-    assert "errors is proven to be more than 5 points worse" in str(materialised.metadata["reasons"].value)
-    shown = {name: entry.value for name, entry in materialised.metadata.items()}
+    done = looked_at_in_the_ui(place)
+
+    (shown_there,) = done.asset_materializations_for_node("rollout_status")
+    shown = {name: entry.value for name, entry in shown_there.metadata.items()}
+    assert shown["decision"] == "roll back"
+    assert "errors is proven to be more than 5 points worse" in str(shown["reasons"])
     assert (shown["traffic"], shown["stage"], shown["phase"]) == ("0% at the target, 50% before", "none", "rolled back")
     assert (shown["attempt"], shown["generation"]) == (1, 2)
     assert re.search(r"\| errors +\| harm +\| [\d.]+ points worse \(between", str(shown["evidence"]))
@@ -269,3 +273,14 @@ def test_materialised_in_the_ui_it_tells_what_it_found_and_did(place: Place, rol
     (check,) = done.get_asset_check_evaluations()
     assert (check.check_name, check.passed) == ("no_proven_harm", False)
     assert share_in_force(rollouts) == 0.0
+
+
+def test_a_rollout_that_was_rolled_back_does_not_look_sound_at_the_next_look(place: Place, rollouts: Rollouts) -> None:
+    """The check of the step that rolled back must not turn green because nothing is left to be judged."""
+    serve(place, errors=0.3)
+    assert rollouts.step("support", now=NOW).status.phase == "rolled_back"
+
+    (check,) = looked_at_in_the_ui(place).get_asset_check_evaluations()
+
+    assert (check.passed, check.partition) == (False, "support")
+    assert "errors is proven to be more than 5 points worse" in str(check.description)
