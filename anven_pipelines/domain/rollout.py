@@ -189,7 +189,8 @@ def missing_proof(
     for metric in plan.gating:
         found = evidence.of(metric)
         if not found.is_proven(widened=stage.widened):
-            gaps.append(Gap("unknown" if found.unknown else "wait", _unproven(found.words, stage)))
+            told = f"not proven: {found.words}{'' if found.unknown else _widened(stage)}"
+            gaps.append(Gap("unknown" if found.unknown else "wait", told))
     return tuple(gaps)
 
 
@@ -276,10 +277,6 @@ def _blind(plan: RolloutPlan) -> str:
         f"legacy has no traffic beside the target in any stage, so {', '.join(plan.gating)} cannot be proven: waive "
         "them in the migration file, or have two people sign `anven rollout override`; `blue_green` proves them"
     )
-
-
-def _unproven(words: str, stage: Stage) -> str:
-    return f"not proven: {words}{_widened(stage)}"
 
 
 def _widened(stage: Stage) -> str:

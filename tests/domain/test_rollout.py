@@ -67,6 +67,14 @@ def test_where_all_is_proven_it_advances_and_says_what_was_proven() -> None:
     )
 
 
+def test_what_is_unknown_is_told_without_a_limit_that_is_widened() -> None:
+    unknown = Comparison(metric="cost", unit="USD", unknown="wait for traffic")
+
+    assert decided(replace(ALL_GOOD, **with_comparison(unknown))).reasons == (
+        "not proven: cost unknown: wait for traffic",
+    )
+
+
 def test_after_the_last_stage_it_is_complete_and_still_rolls_back() -> None:
     last = replace(STATUS, stage=3, entered_at=NOW - timedelta(days=8))
     harmed = replace(ALL_GOOD, **with_comparison(found("errors", 0.02, 0.05)))
