@@ -10,7 +10,7 @@ from rich.table import Table
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.rollout_act import Act, Verb
-from anven_pipelines.domain.rollout_report import drill_report, report_of
+from anven_pipelines.domain.rollout_report import drill_report, percent, report_of
 from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.drills import Drills
 from anven_pipelines.resources.notices import Notices
@@ -92,7 +92,11 @@ def _asked(
 
 def show_rollout(report: dict[str, Any], console: Console) -> None:
     """Print where a rollout stands, what was found, and what follows."""
-    place = "legacy has all traffic" if report["share"] == 0 else f"the target has {report['share']:.0%} of the traffic"
+    place = (
+        "legacy has all traffic"
+        if report["share"] == 0
+        else f"the target has {percent(report['share'])} of the traffic"
+    )
     attempt = f", attempt {report['attempt']}, generation {report['generation']}" if report["generation"] else ""
     console.print(f"[bold]{report['workload']}[/bold]  {report['phase'].replace('_', ' ')}: {place}{attempt}")
     if units := report["units"]:

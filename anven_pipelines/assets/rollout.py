@@ -22,7 +22,7 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.notice import Notice, notices_of
 from anven_pipelines.domain.rollout import RollBack
-from anven_pipelines.domain.rollout_report import harm_of, history_of, report_of
+from anven_pipelines.domain.rollout_report import harm_of, history_of, percent, report_of
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -75,13 +75,13 @@ def rollout_status(
 
 def _shown(found: Look, report: Mapping[str, Any], changes: Sequence[Notice]) -> dict[str, Any]:
     """Return what the UI shows: what was decided and why, where the rollout stands, and how it came there."""
-    held, has = found.before.share(found.plan), report["share"]
+    held, has = percent(found.before.share(found.plan)), percent(report["share"])
     stage = "none" if report["stage"] is None else f"{report['stage'] + 1} of {len(report['stages'])}"
     evidence = [
         {
             "metric": each["metric"],
             "state": f"{each['state']}{' (waived)' if each['waived'] else ''}",
-            "found": each["found"].removeprefix(f"{each['metric']} "),
+            "found": each["found"].removeprefix(f"{each['metric']} ").removeprefix("unknown: "),
         }
         for each in report["evidence"]
     ]
@@ -92,22 +92,20 @@ def _shown(found: Look, report: Mapping[str, Any], changes: Sequence[Notice]) ->
         "evidence_of": report["as_of"],
         "problem": report["problem"],
         "flags": flags,
+        "evidence": found.evidence.comparisons
+        and markdown_table(pl.DataFrame(evidence, schema=_EVIDENCE_SHOWN), longest=_LONGEST),
     }
     return {
         "decision": report["decision"],
         "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in report["reasons"])),
-        "traffic": f"{has:.0%} at the target" if has == held else f"{has:.0%} at the target, {held:.0%} before",
+        "traffic": f"{has} at the target" if has == held else f"{has} at the target, {held} before",
         "stage": stage,
         "phase": report["phase"].replace("_", " "),
         "attempt": report["attempt"],
         "generation": report["generation"],
-        "share": has,
+        "share": report["share"],
         **{name: value for name, value in told.items() if value},
-        "evidence": markdown_table(pl.DataFrame(evidence, schema=_EVIDENCE_SHOWN), longest=_LONGEST),
-        "history": markdown_table(
-            pl.DataFrame(history_of(changes), schema=_HISTORY_SHOWN),
-            longest=_LONGEST,
-        ),
+        "history": markdown_table(pl.DataFrame(history_of(changes), schema=_HISTORY_SHOWN), longest=_LONGEST),
     }
 
 

@@ -191,7 +191,7 @@ class _Told(NamedTuple):
         if self.plan is None or self.status.stage is None:
             return "a stage of a plan that this release cannot read"
         share, stages = self.plan.stages[self.status.stage].share, len(self.plan.stages)
-        return f"stage {self.status.stage + 1} of {stages}, {share:.3g} of the traffic at the target"
+        return f"stage {self.status.stage + 1} of {stages}, {share * 100:.3g} % of the traffic at the target"
 
     @property
     def ahead(self) -> str:

@@ -95,11 +95,16 @@ def history_of(changes: Sequence[Notice]) -> list[dict[str, Any]]:
             "UTC": f"{change.at:%Y-%m-%d %H:%M:%S}",
             "change": change.title.removeprefix(f"{change.workload}: "),
             "generation": change.generation,
-            "at the target": "unknown" if change.share is None else f"{change.share:.0%}",
+            "at the target": "unknown" if change.share is None else percent(change.share),
             "why": "; ".join(change.reasons),
         }
         for change in reversed(changes[-HISTORY:])
     ]
+
+
+def percent(share: float) -> str:
+    """Write a share, to three digits: a stage may have less than a hundredth of the traffic."""
+    return f"{share * 100:.3g} %"
 
 
 def harm_of(changes: Sequence[Notice]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import dagster as dg
 from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.errors import AnvenError, InvalidInput
 from anven_pipelines.domain.rollout import Hold
+from anven_pipelines.domain.rollout_report import percent
 from anven_pipelines.domain.rollout_status import RolloutStatus
 from anven_pipelines.resources.rollouts import Look, Rollouts
 from anven_pipelines.resources.uptime import uptime
@@ -80,11 +81,12 @@ def rollout(context: dg.SensorEvaluationContext, rollouts: Rollouts) -> dg.Senso
     notes.take(held, lambda workload: _note_hold(rollouts, held[workload]), wait_s=NOTES_S)
     # Dagster refuses all requests of a tick where one names a partition that is not there.
     partitions = workloads.build_add_request([str(request.partition_key) for request in requests])
+    # The UI runs lines together, so a sign of its own stands before each workload but the first.
     told = [glance.told for glance in glances if glance.told]
     told += [f"{workload}: the look at it is still under way, and is taken up by the next tick" for workload in late]
     return dg.SensorResult(
         run_requests=requests,
-        skip_reason=None if requests else dg.SkipReason("\n".join(told) or "no rollout is open"),
+        skip_reason=None if requests else dg.SkipReason("\n• ".join(told) or "no rollout is open"),
         dynamic_partitions_requests=[partitions] if requests else None,
     )
 
@@ -122,7 +124,7 @@ def _looked_at(rollouts: Rollouts, workload: str) -> _Glance:
 def _place(found: Look) -> str:
     """Say which rollout it is and where it stood, with the generation that an approval names."""
     before = found.before
-    return f"{found.plan.workload} ({before.share(found.plan):.0%} at the target, generation {before.generation})"
+    return f"{found.plan.workload} ({percent(before.share(found.plan))} at the target, generation {before.generation})"
 
 
 def _is_behind(rollouts: Rollouts, workload: str, status: RolloutStatus) -> bool:

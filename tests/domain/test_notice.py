@@ -73,7 +73,7 @@ def test_a_change_is_told_in_words_with_what_is_expected_next(
 ) -> None:
     events = log(STARTED, event)
     started, notice = notices_of("support", events, after=0)
-    assert started.title == "support: rollout started by ada: stage 1 of 2, 0.05 of the traffic at the target"
+    assert started.title == "support: rollout started by ada: stage 1 of 2, 5 % of the traffic at the target"
     assert "enter the next stage at 2026-11-21 12:00 UTC at the earliest, and 2 people have to" in started.resolution
     assert (notice.change, notice.share, notice.id) == (change, share, events[1].hash[:32])
     assert title in notice.title

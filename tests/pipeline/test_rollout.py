@@ -261,7 +261,11 @@ def test_materialised_in_the_ui_it_tells_what_it_found_and_did(place: Place, rol
     shown = {name: entry.value for name, entry in shown_there.metadata.items()}
     assert shown["decision"] == "roll back"
     assert "errors is proven to be more than 5 points worse" in str(shown["reasons"])
-    assert (shown["traffic"], shown["stage"], shown["phase"]) == ("0% at the target, 50% before", "none", "rolled back")
+    assert (shown["traffic"], shown["stage"], shown["phase"]) == (
+        "0 % at the target, 50 % before",
+        "none",
+        "rolled back",
+    )
     assert (shown["attempt"], shown["generation"]) == (1, 2)
     assert re.search(r"\| errors +\| harm +\| [\d.]+ points worse \(between", str(shown["evidence"]))
     history = str(shown["history"]).splitlines()

@@ -109,6 +109,18 @@ def test_a_look_that_hangs_keeps_no_other_workload_from_its_roll_back(
     assert not hangs.waited_in_vain
 
 
+def test_a_tick_says_of_each_workload_where_it_is_and_what_holds_it_though_the_ui_runs_lines_together(
+    place: Place, rollouts: Rollouts
+) -> None:
+    begin(place, rollouts, "a-first", "support")
+
+    (told,) = [each.skip_message or "" for each in [tick(place, rollouts).skip_reason] if each]
+
+    first, second = " ".join(told.split()).split(" • ")
+    assert first.startswith("a-first (5 % at the target, generation 1): ")
+    assert second.startswith("support (5 % at the target, generation 1): ")
+
+
 def test_a_look_that_was_not_waited_for_is_told_goes_on_and_its_finding_is_not_lost(
     place: Place, rollouts: Rollouts, stuck: Callable[[str], Stuck]
 ) -> None:
