@@ -40,7 +40,13 @@ OVERRIDDEN = {"generation": 1, "until": "2026-11-20T18:00:00+00:00", "reason": "
 @pytest.mark.parametrize(
     ("event", "change", "title", "resolution", "share"),
     [
-        (("advanced", {"stage": 1, "reasons": ["proven"]}), "advance", "advanced to stage 2 of 2, 100 % of", "complete", 1),
+        (
+            ("advanced", {"stage": 1, "reasons": ["proven"]}),
+            "advance",
+            "advanced to stage 2 of 2, 100 % of",
+            "complete",
+            1,
+        ),
         (ROLLED_BACK, "roll_back", "ROLLED BACK, all traffic goes to legacy", "anven rollout start support", 0),
         (("completed", {"reasons": []}), "complete", "rollout completed", "legacy may be decommissioned", 0.05),
         (
