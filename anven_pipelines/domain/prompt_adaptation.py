@@ -270,7 +270,7 @@ class Search:
         ]
         self._spending.require(len(requests))
         answers = self.ask(requests)
-        self._spending.add(answers)
+        self._spending.add(requests, answers)
         return [
             Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, candidate))
             for probe, output in zip(tried, answers["output"], strict=True)
