@@ -177,8 +177,7 @@ class Search:
         """Hold the best entries against the unchanged prompts on the validation items."""
         declared = self.migration.prompt
         if not best:
-            reasons = (*notes, "nothing looked better than the unchanged prompts on the search items")
-            return self._end(carry_over(), heats, reasons=reasons)
+            return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
         tried = found_prompt([each.part for _, each in best], profile=self.profile, description="")
         level = level_of_look(declared.level, earlier=self.look(tried.version))
         try:
@@ -206,6 +205,13 @@ class Search:
             description=f"Adapted for {names}, with a gain that is proven on items that no search has seen.",
         )
         return self._end(prompt, heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons, won=won)
+
+    def _nothing_found(self, heats: Sequence[Heat]) -> str:
+        """Say why there is nothing to prove; of what was never asked nobody knows how it looks."""
+        if heats:
+            return "nothing looked better than the unchanged prompts on the search items"
+        fit_none = f"; {self.split.uncovered} open items fit no template" if self.split.uncovered else ""
+        return f"no prompt was searched, and the legacy prompts stand as they are{fit_none}"
 
     def _end(
         self,

@@ -38,6 +38,8 @@ DESK = PromptTemplate(
 )
 ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
 ITEMS = 150
+NOT_SEARCHED = "no prompt was searched, and the legacy prompts stand as they are"
+TOO_FEW_TO_MEET = "desk: 0 calls are spent, 72 more are wanted, and 0 are allowed by here; unchanged"
 NOISE_RUNS = 60
 
 
@@ -247,6 +249,38 @@ def test_where_nothing_looks_better_nothing_is_looked_at() -> None:
     assert (adaptation.gains, adaptation.guard, adaptation.safety, world.looks) == ((), None, None, [])
     assert adaptation.reasons == ("nothing looked better than the unchanged prompts on the search items",)
     assert adaptation.prompt.version == adapt(World(lambda *_: True)).prompt.version
+
+
+@pytest.mark.parametrize(
+    ("items", "templates", "budget", "reasons"),
+    [
+        (12, (DESK,), {}, ("desk: 7 search items, at least 10 are needed; unchanged", NOT_SEARCHED)),
+        (
+            12,
+            (ROUTER,),
+            {},
+            (
+                "router: 0 search items, at least 10 are needed; unchanged",
+                f"{NOT_SEARCHED}; 12 open items fit no template",
+            ),
+        ),
+        (12, (), {}, (f"{NOT_SEARCHED}; 12 open items fit no template",)),
+        (ITEMS, (DESK,), {"calls": 0}, (TOO_FEW_TO_MEET, NOT_SEARCHED)),
+    ],
+    ids=["few items", "another template", "no template", "no calls"],
+)
+def test_what_was_not_searched_is_not_said_to_be_no_better(
+    items: int, templates: Sequence[PromptTemplate], budget: dict[str, int], reasons: tuple[str, ...]
+) -> None:
+    adaptation = adapt(
+        World(half_and("Good", 9)),
+        finds(GOOD) if not budget else {},
+        rows=golden(items),
+        templates=templates,
+        budget=budget,
+    )
+    assert (adaptation.adapted, adaptation.cost.calls) == (False, 0)
+    assert adaptation.reasons == reasons
 
 
 def test_a_gain_that_breaks_the_guard_is_refused() -> None:
