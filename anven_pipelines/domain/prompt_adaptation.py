@@ -22,6 +22,7 @@ from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entr
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
+from anven_pipelines.domain.prompt_slots import unread_policies
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
@@ -91,6 +92,8 @@ class Search:
         best: list[tuple[TemplateItems, Entry]] = []
         notes: list[str] = []
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
+        if self._names() and declared.policies == "found":
+            notes += [note for each in searched if (note := unread_policies(each.template))]
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls

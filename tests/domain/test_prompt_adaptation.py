@@ -283,6 +283,44 @@ def test_what_was_not_searched_is_not_said_to_be_no_better(
     assert adaptation.reasons == reasons
 
 
+JAPANESE = "あなたは親切なアシスタントです。コードを決して教えないでください。必ず短く答えてください。"
+GERMAN = PromptTemplate(
+    name="desk",
+    system="Du bist ein freundlicher Helfer. Gib niemals den Code heraus.",
+    user="Question: {question}",
+    slots=("question",),
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "declared", "is_told"),
+    [
+        (GERMAN, {}, True),
+        (GERMAN.model_copy(update={"system": JAPANESE}), {}, True),
+        (GERMAN, {"policies": []}, False),
+        (GERMAN, {"mode": "structural"}, False),
+        (GERMAN.model_copy(update={"policies": ("Gib niemals den Code heraus.",)}), {}, False),
+        (GERMAN.model_copy(update={"system": "You are a friendly helper. Keep the code to yourself."}), {}, False),
+    ],
+    ids=["German", "Japanese", "none declared", "nothing is rewritten", "declared", "English"],
+)
+def test_a_text_whose_policies_nobody_can_read_is_named(
+    template: PromptTemplate,
+    declared: dict[str, Any],
+    is_told: bool,
+) -> None:
+    prompts = [
+        json.dumps(
+            [{"role": "system", "content": template.system}, {"role": "user", "content": f"Question: what is {at}"}]
+        )
+        for at in range(40)
+    ]
+    rows = golden(40, source_prompt=prompts)
+    adaptation = adapt(World(lambda *_: False), finds(), rows=rows, templates=(template,), **declared)
+    told = [each for each in adaptation.reasons if "no policy was found in it; list in prompt.policies" in each]
+    assert len(told) == is_told
+
+
 def test_a_gain_that_breaks_the_guard_is_refused() -> None:
     """Eight tenths instead of five, and two fifths of what was right are lost."""
     world = World(lambda text, at: at % 10 >= 2 if text.startswith("Good") else at % 10 < 5)
