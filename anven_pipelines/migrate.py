@@ -22,6 +22,7 @@ from anven_pipelines.resources.deployments import deployment_name, missing_setti
 from anven_pipelines.resources.environment import api_key
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import Filled, MlflowTracking
+from anven_pipelines.resources.prompt_search import PromptSearch
 from anven_pipelines.resources.rollout_tracking import RolloutTracking
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.run_view import RunView
@@ -57,6 +58,7 @@ def migrate_file(file: Path, *, home: Path, epoch: str, console: Console) -> Ver
     with prepared(home) as definitions:
         declared = of_kind(definitions, "migrations", Migrations).register(file)
         _require_inputs(declared, of_kind(definitions, "batch_inference", BatchInference))
+        of_kind(definitions, "prompt_search", PromptSearch).require_runnable(declared.migration)
         of_kind(definitions, "state", StateStore).require_intact()  # the last step must not find it down or changed
         with chain_of(declared, definitions, home=home, steps=CHAIN_STEPS, console=console) as chain:
             return chain.run(declared, epoch=epoch)

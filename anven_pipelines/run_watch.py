@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +59,9 @@ class RunWatch:
 
     def _follow(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
-            self._tell_new()
+            # Not readable now, as the disk is full or the file locked: read at the next look, and the last one raises.
+            with suppress(OSError, SQLAlchemyError):
+                self._tell_new()
 
     def _tell_new(self) -> None:
         connection = self._instance.get_records_for_run(self.run_id, cursor=self._cursor)

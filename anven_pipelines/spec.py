@@ -259,4 +259,10 @@ class Migration(Section):
                 "prompt on, such as golden.holdout: 0.5"
             )
             raise ValueError(message)
+        if self.prompt.budget.usd is not None and self.target.price is None:
+            message = (
+                f"prompt.budget.usd is {self.prompt.budget.usd:g} and target.price is not declared, so the limit could "
+                "not be held; declare target.price, or set prompt.budget in calls or tokens"
+            )
+            raise ValueError(message)
         return self

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from io import StringIO
+from typing import Any
 
 import dagster as dg
 import pytest
 from rich.console import Console
+from sqlalchemy.exc import OperationalError
 
 from anven_pipelines.chain import (
     CHAIN_ASSETS,
@@ -115,3 +119,32 @@ def test_dagsters_own_words_on_a_worker_are_kept_from_the_terminal() -> None:
         "loading the model m",
         "the worker ended with status 3",
     ]
+
+
+def test_a_log_that_cannot_be_read_for_a_moment_is_read_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that dies says so in a stack trace, and nothing of the rest of the run."""
+
+    @dg.asset
+    def step(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - Dagster reads annotations
+        is_read.wait(30)
+        context.log.info("loading the model m")
+
+    looks, is_read, told = [0], threading.Event(), list[Told]()
+    with dg.DagsterInstance.ephemeral() as instance:
+        read = instance.get_records_for_run
+
+        failure = OperationalError("SELECT", {}, sqlite3.OperationalError("disk I/O error"))
+
+        def fails_once(*arguments: Any, **options: Any) -> Any:
+            looks[0] += 1
+            if looks[0] == 1:
+                raise failure
+            is_read.set()
+            return read(*arguments, **options)
+
+        monkeypatch.setattr(instance, "get_records_for_run", fails_once)
+        with RunWatch(instance, told.append) as watch:
+            dg.Definitions(assets=[step]).resolve_implicit_global_asset_job_def().execute_in_process(
+                instance=instance, run_id=watch.run_id
+            )
+    assert [each.text for each in told if each.step == "step"] == [STARTED, "loading the model m", DONE]

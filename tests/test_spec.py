@@ -118,6 +118,10 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ({"golden": {"size": 0}}, "golden.size is 0; needed is 'auto', 'all' or a whole number of at least 1"),
         ({"golden": {"holdout": 0}}, "golden.holdout is 0"),
         ({"golden": {"holdout": 1.5}}, "golden.holdout is 1.5"),
+        (
+            {"target": ASKED, "golden": {"holdout": 0.5}, "prompt": {"mode": "full", "budget": {"usd": 5}}},
+            "prompt.budget.usd is 5 and target.price is not declared, so the limit could not be held",
+        ),
         ({"golden": {"strata": ["colour"]}}, "golden.strata[0] is 'colour'"),
         (
             {"sign_off": {"quality_margin": 3}},

@@ -104,6 +104,18 @@ def require_sealed(rows: pl.DataFrame, migration: Migration) -> None:
         raise BurntHoldout(message)
 
 
+class Attempt(NamedTuple):
+    """Which attempt of its workload a verdict is.
+
+    Attributes:
+        number: 1, and one for each other measurement of sealed items before it.
+        judged_before: Whether one of those judged some of the same items; a GO leaves them sealed.
+    """
+
+    number: int = 1
+    judged_before: bool = False
+
+
 class Seen(NamedTuple):
     """Names of items that somebody may have learnt from: their ids and their clusters.
 
@@ -220,13 +232,15 @@ class Ledger:
         shown = self._open_in(golden for golden in self._shown_before(first) if golden != look.golden)
         return Seen(self._burnt_by(self.looks(before=first)) & sealed, shown & sealed)
 
-    def attempt(self, event: Event) -> int:
+    def attempt(self, event: Event) -> Attempt:
         """Return which attempt of its workload a look is: 1, and one for each measurement first made before its own."""
-        look, firsts = _look(event), dict[str, int]()
+        look, firsts = _look(event), dict[str, Look]()
         for each in self.looks(before=event.seq):
             if each.workload == look.workload and each.measurement not in _NO_SIGN_OFF:
-                firsts.setdefault(each.measurement, each.seq)
-        return 1 + sum(seq < firsts.get(look.measurement, look.seq) for seq in firsts.values())
+                firsts.setdefault(each.measurement, each)
+        began, sealed = firsts.get(look.measurement, look).seq, self.sealed_of(look.golden)
+        earlier = [each for each in firsts.values() if each.seq < began]
+        return Attempt(1 + len(earlier), any(sealed & self.sealed_of(each.golden) for each in earlier))
 
     def _refusal(self, look: Look, earlier: Sequence[Look]) -> str | None:
         """Say why a look is not admitted after the earlier ones; None where it is."""

@@ -77,7 +77,7 @@ class Outage:
         if last.kind in ("refused", "bad_request"):
             message = (
                 f"{self.endpoint} refused {alike} requests in a row, the last with {last.reason!r}; "
-                "check the key, the model, the URL and the params of the target"
+                "check the key, the model, the URL and the params that are declared for it"
             )
             return InvalidInput(message)
         message = (

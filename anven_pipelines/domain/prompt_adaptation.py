@@ -22,6 +22,7 @@ from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entr
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
+from anven_pipelines.domain.prompt_slots import unread_policies
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
@@ -91,6 +92,8 @@ class Search:
         best: list[tuple[TemplateItems, Entry]] = []
         notes: list[str] = []
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
+        if self._names() and declared.policies == "found":
+            notes += [note for each in searched if (note := unread_policies(each.template))]
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
@@ -177,8 +180,7 @@ class Search:
         """Hold the best entries against the unchanged prompts on the validation items."""
         declared = self.migration.prompt
         if not best:
-            reasons = (*notes, "nothing looked better than the unchanged prompts on the search items")
-            return self._end(carry_over(), heats, reasons=reasons)
+            return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
         tried = found_prompt([each.part for _, each in best], profile=self.profile, description="")
         level = level_of_look(declared.level, earlier=self.look(tried.version))
         try:
@@ -206,6 +208,13 @@ class Search:
             description=f"Adapted for {names}, with a gain that is proven on items that no search has seen.",
         )
         return self._end(prompt, heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons, won=won)
+
+    def _nothing_found(self, heats: Sequence[Heat]) -> str:
+        """Say why there is nothing to prove; of what was never asked nobody knows how it looks."""
+        if heats:
+            return "nothing looked better than the unchanged prompts on the search items"
+        fit_none = f"; {self.split.uncovered} open items fit no template" if self.split.uncovered else ""
+        return f"no prompt was searched, and the legacy prompts stand as they are{fit_none}"
 
     def _end(
         self,
@@ -270,7 +279,7 @@ class Search:
         ]
         self._spending.require(len(requests))
         answers = self.ask(requests)
-        self._spending.add(answers)
+        self._spending.add(requests, answers)
         return [
             Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, candidate))
             for probe, output in zip(tried, answers["output"], strict=True)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Final
 import regex  # type: ignore[import-untyped] # for letters of every script
 
 from anven_pipelines.domain.prompt_anchors import ROBUST_SHARE, shared_text
+from anven_pipelines.domain.prompt_template import unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
+
+    from anven_pipelines.domain.prompt_template import PromptTemplate
 
 SPLIT_SHARE: Final = 0.2  # of the prompts that a template of its own must have
 LEAST_SPLIT: Final = 5
@@ -34,6 +37,29 @@ _POLICY: Final = regex.compile(
     r"(?i)\b(?:must|never|always|do not|don't|may not|cannot|not allowed|under no circumstances|forbidden|prohibited"
     r"|refuse|confidential|comply|complies|policy|policies|private data|personal data)\b"
 )
+_ENGLISH: Final = frozenset(
+    (
+        "the",
+        "a",
+        "an",
+        "of",
+        "to",
+        "is",
+        "are",
+        "you",
+        "your",
+        "with",
+        "what",
+        "not",
+        "from",
+        "this",
+        "that",
+        "for",
+        "by",
+    )
+)
+_ENGLISH_SHARE: Final = 0.1  # of the words; English instructions have a third and more, German ones hardly any
+_TOLD_LETTERS: Final = 40  # fewer show no language
 NAME_WORDS: Final = 3
 
 
@@ -130,3 +156,18 @@ def policy_sentences(system: str) -> tuple[str, ...]:
     """Return the sentences that sound like policy or safety, each once, in their order, word for word."""
     sentences = (each.strip() for each in _SENTENCE.split(system))
     return tuple(dict.fromkeys(each for each in sentences if _POLICY.search(each)))
+
+
+def unread_policies(template: PromptTemplate) -> str | None:
+    """Say that a text is in a language that the rules for policies do not read; None where it reads them.
+
+    Whoever rewrites it could drop a sentence of which nobody knows that it binds.
+    """
+    words = _WORD.findall("\n".join(message.content for message in unchanged(template).messages).lower())
+    is_short = sum(len(word) for word in words) < _TOLD_LETTERS
+    if template.policies or is_short or sum(word in _ENGLISH for word in words) >= _ENGLISH_SHARE * len(words):
+        return None
+    return (
+        f"{template.name}: its text does not read like English, so no policy was found in it; list in prompt.policies "
+        "what must stay word for word, or [] where nothing must"
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import polars as pl
 
-from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.canonical import canonical_json, digest_of
 from anven_pipelines.domain.inference import ANSWERS, request_for
 from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
 from anven_pipelines.domain.prompts import Call
@@ -45,7 +45,7 @@ class Cost(NamedTuple):
 
     Attributes:
         calls: Answers of the target.
-        tokens: Their prompt and answer tokens.
+        tokens: Their prompt and answer tokens; where the server counts none, bytes.
         usd: Their price; None where none is declared.
         seconds: Time of the search; what was kept from an earlier run took none.
         rewriting_calls: Answers of a model that writes prompts.
@@ -137,9 +137,9 @@ class Spending:
             message = f"{self.clock() - self.began:.0f} s have passed of {budget.time.total_seconds() * share:.0f}"
             raise BudgetSpent(message)
 
-    def add(self, answers: pl.DataFrame) -> None:
-        """Count answers."""
-        sent, written = (int(answers[name].fill_null(0).sum()) for name in ("input_tokens", "output_tokens"))
+    def add(self, requests: Sequence[CompletionRequest], answers: pl.DataFrame) -> None:
+        """Count answers, ANSWERS in the order of what was asked."""
+        sent, written = tokens_of(requests, answers)
         self.calls += answers.height
         self.tokens += sent + written
         self.usd += self.price(sent, written) if self.price else 0.0
@@ -158,6 +158,25 @@ class Spending:
         return Cost(
             self.calls, self.tokens, usd, self.clock() - self.began, rewriting.calls, rewriting.tokens, rewriting_usd
         )
+
+
+def tokens_of(requests: Sequence[CompletionRequest], answers: pl.DataFrame) -> tuple[int, int]:
+    """Return the prompt and the answer tokens of answers, ANSWERS in the order of what was asked.
+
+    Where a server counts none, each byte counts as one, as in a `Reflector`: there are never more, and zeros would hold
+    no limit on tokens or money.
+    """
+    sent = written = 0
+    counted = answers.select("status", "output", "tool_calls", "input_tokens", "output_tokens").iter_rows()
+    for request, (status, output, calls, prompt_tokens, answer_tokens) in zip(requests, counted, strict=True):
+        if status == "answered":
+            sent += _bytes(canonical_json(request.messages)) if prompt_tokens is None else prompt_tokens
+            written += _bytes((output or "") + (calls or "")) if answer_tokens is None else answer_tokens
+    return sent, written
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
 
 
 Way = Callable[[int], Call]
@@ -237,7 +256,7 @@ class TargetTrial:
         """Ask, grade and remember; an answer that is missing or cannot be graded scores 0."""
         requests = [request for _, request in missing]
         answers = self.ask(requests)
-        self.spending.add(answers)
+        self.spending.add(requests, answers)
         golden = self.rows[[item for item, _ in missing]].with_columns(
             pl.Series("id", [request.item_id for request in requests])
         )

@@ -6,7 +6,7 @@ what each error rate is the error rate of.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import polars as pl
 
@@ -20,6 +20,7 @@ from anven_pipelines.domain.evaluation import (
     compare_missingness,
     report_contract,
 )
+from anven_pipelines.domain.holdout import Attempt
 from anven_pipelines.domain.quality import Quality, compare_quality
 from anven_pipelines.domain.quality_report import explain_quality
 from anven_pipelines.domain.segments import Segment, compare_segments, judge_segments
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from anven_pipelines.spec import Migration
+
+_FIRST: Final = Attempt()
 
 SIGNED_OFF, REFUSED = "signed_off", "refused"
 
@@ -82,7 +85,7 @@ def decide(
     digests: Mapping[str, str],
     burnt: Collection[str] = (),
     shown: Collection[str] = (),
-    attempt: int = 1,
+    attempt: Attempt = _FIRST,
     noise_floor: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Decide on the sealed items.
@@ -94,7 +97,7 @@ def decide(
         digests: What the verdict rests on, by name.
         burnt: Ids and clusters that a failed sign-off has looked at before.
         shown: Ids and clusters that stood open in an earlier version.
-        attempt: Which attempt of the workload this is: each other measurement of sealed items before it was one.
+        attempt: Which attempt of the workload this is.
         noise_floor: JSON of how often the legacy model disagrees with itself; stands beside the quality.
     """
     sealed = scores.filter(pl.col("split") == "sealed").sort("item_id")
@@ -129,14 +132,14 @@ def decide(
         safety=safety,
         contract=report_contract(sealed, declared=migration.contract.json_object),
         seed=migration.golden.seed,
-        attempt=attempt,
-        families=_families(criteria, segments, level, attempt=attempt),
+        attempt=attempt.number,
+        families=_families(criteria, segments, level, attempts=_attempts(attempt, level)),
         digests=dict(digests),
     )
 
 
 def _families(
-    criteria: Sequence[Criterion], segments: Sequence[Segment], level: float, *, attempt: int
+    criteria: Sequence[Criterion], segments: Sequence[Segment], level: float, *, attempts: str
 ) -> dict[str, str]:
     """State what each error rate is the error rate of.
 
@@ -147,18 +150,23 @@ def _families(
     return {
         "GO": f"all {gating} gating criteria must be met, each at a one-sided level of {level:g}: an intersection-"
         f"union test, so that a GO is false with at most {level:g} without correction",
-        "attempts": _attempts(attempt, level),
+        "attempts": attempts,
         "NO-GO": f"any of {gating} gating criteria that is proven not met; each proof errs with at most {level:g}",
         "segments": f"{len(segments)} segments in one family under Holm, at {level:g} for each of both claims",
     }
 
 
-def _attempts(attempt: int, level: float) -> str:
-    if attempt == 1:
+def _attempts(attempt: Attempt, level: float) -> str:
+    """Say how often luck would have passed by now; on the same items only the sum of the chances bounds it."""
+    number = attempt.number
+    if number == 1:
         return f"first attempt of this workload: a GO is false with a chance of at most {level:g}"
+    chance, items = 1 - (1 - level) ** number, "each on items that no other has judged"
+    if attempt.judged_before:
+        chance, items = min(1.0, number * level), "with items that an earlier one has judged too"
     return (
-        f"attempt {attempt} of this workload, each on items that no other has judged: that any of {attempt} gives a "
-        f"false GO has a chance of at most {1 - (1 - level) ** attempt:.3g}"
+        f"attempt {number} of this workload, {items}: that any of {number} gives a false GO has a chance of at most "
+        f"{chance:.3g}"
     )
 
 

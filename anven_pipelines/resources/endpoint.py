@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from anven_pipelines.domain.completion import Answer, AnswerInProgress, wait_s, without_secrets
+from anven_pipelines.domain.completion import Answer, AnswerInProgress, Failure, wait_s, without_secrets
 from anven_pipelines.resources.answer_batch import AnswerBatch, Asked, Checkpoint, Progress
 from anven_pipelines.resources.endpoint_failure import failure_of
 from anven_pipelines.resources.environment import NO_KEY, api_key, keep_private
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
     from openai import AsyncOpenAI
 
-    from anven_pipelines.domain.completion import Failure, Outcome
+    from anven_pipelines.domain.completion import Outcome
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.spec_target import EndpointTarget
 
@@ -160,8 +160,18 @@ class Endpoint:
     async def _read(self, stream: Any, started: float) -> Outcome:  # noqa: ANN401 - openai.AsyncStream, imported lazily
         """Read the server's own chunks, or its one JSON answer where it does not stream."""
         answer = AnswerInProgress()
-        if "json" in stream.response.headers.get("content-type", ""):
-            answer.add(json.loads(await stream.response.aread()), elapsed_ms=None)
+        kind = stream.response.headers.get("content-type", "")
+        if "html" in kind:  # a portal or a proxy; read as a stream it would be an answer that never came
+            return Failure(
+                "broken_answer",
+                f"the server answered with a page ({kind}) and no completion; the base URL of an OpenAI-compatible API "
+                "is needed, which mostly ends in /v1",
+            )
+        if "json" in kind:
+            body = await stream.response.aread()
+            if not isinstance(whole := _json_of(body), dict):
+                return Failure("broken_answer", f"the server answered with {len(body)} bytes that are no JSON object")
+            answer.add(whole, elapsed_ms=None)
         else:
             async for chunk in stream:
                 elapsed_ms = (self._pace.clock() - started) * 1e3
@@ -244,6 +254,13 @@ class Endpoint:
                     wrapper = await self._send(client, [{"role": "user", "content": ""}], {}, _FORMS[0])
                     async with wrapper.completion_stream as stream:
                         await self._read(stream, self._pace.clock())
+
+
+def _json_of(body: bytes) -> object:
+    """Read JSON; None where it is none."""
+    with suppress(ValueError):
+        return json.loads(body)
+    return None
 
 
 class DirectEndpoint(Endpoint):

@@ -84,7 +84,7 @@ class GepaStrategy:
         """
         if not trial.items:
             return unchanged(trial.template)
-        gepa = _load_gepa()
+        gepa = load_gepa()
         seed = int(rng.integers(2**32))
         reflector = self.reflector()
         reflector.account = trial.rewriting
@@ -253,7 +253,7 @@ class _Quiet:
         """Drop it; the search tells of its steps itself."""
 
 
-def _load_gepa() -> ModuleType:
+def load_gepa() -> ModuleType:
     """Import GEPA, 0.5 s.
 
     Raises:

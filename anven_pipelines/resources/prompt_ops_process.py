@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 PYTHON: Final = "ANVEN_PROMPT_OPS_PYTHON"
 
+_INSTALL: Final = "(python3 -m venv DIR, DIR/bin/pip install llama-prompt-ops==0.0.8) and export"
+_LOOK: Final = "import importlib.util as u, sys; sys.exit(u.find_spec('llama_prompt_ops') is None)"
+_LOOK_SECONDS: Final = 60.0  # 0.05 are usual; an interpreter on a slow network disk takes longer
+
 _GRACE_SECONDS: Final = 5.0
 _SHOWN_LINES: Final = 8
 
@@ -32,11 +36,37 @@ def command_of(environ: Mapping[str, str]) -> list[str]:
         found = f"is {python!r}, which does not run" if python else "is not set"
         message = (
             f"the strategy prompt-ops needs the Python of an environment with llama-prompt-ops, and {PYTHON} {found}; "
-            f"make one (python3 -m venv DIR, DIR/bin/pip install llama-prompt-ops==0.0.8) and export "
-            f"{PYTHON}=DIR/bin/python"
+            f"make one {_INSTALL} {PYTHON}=DIR/bin/python"
         )
         raise InvalidInput(message)
     return [python, "-I", "-m", "llama_prompt_ops.interfaces.cli"]
+
+
+def require_installed(command: Sequence[str]) -> None:
+    """Look for the program in its environment, without importing it: a search would find out when others have paid.
+
+    Raises:
+        InvalidInput: the environment lacks it, or what is named is no Python.
+    """
+    python = command[0]
+    try:
+        looked = subprocess.run(  # noqa: S603 - what the operator named
+            [python, "-I", "-c", _LOOK],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_LOOK_SECONDS,
+            check=False,
+        )
+        is_there, said = looked.returncode == 0, looked.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        is_there, said = False, [str(error)]
+    if not is_there:
+        reason = f" ({said[0]})" if said else ""
+        message = (
+            f"{PYTHON} is {python!r}, whose environment has no llama-prompt-ops{reason}; make one that has {_INSTALL} "
+            f"{PYTHON}=DIR/bin/python"
+        )
+        raise InvalidInput(message)
 
 
 @contextmanager

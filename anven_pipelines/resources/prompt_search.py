@@ -24,10 +24,11 @@ from anven_pipelines.domain.prompt_template import PromptTemplate
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.batch_inference import BatchInference
 from anven_pipelines.resources.checkpoint import Remembered
-from anven_pipelines.resources.gepa_strategy import GepaStrategy
+from anven_pipelines.resources.environment import api_key
+from anven_pipelines.resources.gepa_strategy import GepaStrategy, load_gepa
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.prompt_ops import PromptOpsStrategy
-from anven_pipelines.resources.prompt_ops_process import command_of
+from anven_pipelines.resources.prompt_ops_process import command_of, require_installed
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector, reflection_key
 from anven_pipelines.spec import Migration
 from anven_pipelines.spec_prompt import StrategyName  # noqa: TC001 - no quoted annotations in this file
@@ -48,6 +49,14 @@ class PromptSearch(dg.ConfigurableResource[None]):
     artifacts: dg.ResourceDependency[ArtifactStore]
     batch_inference: dg.ResourceDependency[BatchInference]
     judge: dg.ResourceDependency[Judge]
+
+    def require_runnable(self, migration: Migration) -> None:
+        """Find what the declared strategies lack before anything is spent.
+
+        Raises:
+            InvalidInput: a key, a package or an environment is missing, or the target cannot be asked that way.
+        """
+        self._strategies(migration)
 
     def search(
         self,
@@ -92,7 +101,11 @@ class PromptSearch(dg.ConfigurableResource[None]):
         ).run()
 
     def _strategies(self, migration: Migration) -> Mapping[str, Strategy]:
-        """Return who searches, in the declared order."""
+        """Return who searches, in the declared order.
+
+        Raises:
+            InvalidInput: one of them cannot run; none has asked anything.
+        """
         adaptation = migration.prompt
         mode = adaptation.mode_for(migration.risk)
         if mode not in {"minimal", "full"}:
@@ -108,6 +121,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
 
     def _gepa(self, migration: Migration) -> Strategy:
         budget = migration.prompt.budget.calls // max(1, len(migration.prompt.strategies))
+        load_gepa()
         return GepaStrategy(reflector=self._reflector(migration), metric_calls=budget)
 
     def _prompt_ops(self, migration: Migration) -> Strategy:
@@ -117,10 +131,12 @@ class PromptSearch(dg.ConfigurableResource[None]):
                 f"the strategy prompt_ops asks the target by itself and needs `engine: endpoint`, found {target.engine}"
             )
             raise InvalidInput(message)
+        command = command_of(os.environ)
+        require_installed(command)
         # What it may really ask is the trial's to say, which counts its calls with all others.
         budget = ReflectionBudget(calls=migration.prompt.budget.calls)
         return PromptOpsStrategy(
-            command=command_of(os.environ),
+            command=command,
             target=lambda: self._client(target, budget, asks_anew=False),
             proposer=self._reflector(migration),
             timeout_s=(migration.prompt.budget.time or PROMPT_OPS_TIME).total_seconds(),
@@ -140,6 +156,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
             timeout=reflection.timeout,
             price=reflection.price,
         )
+        api_key(endpoint.api_key_env, of=f"the reflection model {endpoint.model!r}")
         return lambda: self._client(endpoint, ReflectionBudget(calls=reflection.calls))
 
     def _client(self, endpoint: EndpointTarget, budget: ReflectionBudget, *, asks_anew: bool = True) -> Reflector:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+SEARCHED = (
+    "workload: x\nlegacy: {model: m, logs: m.yaml}\ntarget: {engine: endpoint, model: m, url: 'http://127.0.0.1:9/v1'}\n"
+    "grading: [{kind: exact}]\ngolden: {holdout: 0.5}\n"
+)
+
+
 def anven(*words: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder of its own."""
     return subprocess.run(
@@ -83,13 +89,27 @@ def test_every_command_explains_itself_without_making_anything(command: list[str
             ),
             "export NO_SUCH_KEY=...",
         ),
+        (
+            (
+                f"{SEARCHED}prompt: {{mode: full, strategies: [racing, gepa], "
+                "reflection: {model: large, url: 'http://127.0.0.1:9/v1', api_key_env: NO_SUCH_KEY}}\n"
+            ),
+            "the key of the reflection model 'large' is needed in it: export NO_SUCH_KEY=...",
+        ),
+        (
+            (
+                f"{SEARCHED}prompt: {{mode: full, strategies: [racing, prompt_ops], "
+                "reflection: {model: large, url: 'http://127.0.0.1:9/v1'}}\n"
+            ),
+            "ANVEN_PROMPT_OPS_PYTHON is not set",
+        ),
     ],
 )
 def test_bad_input_exits_with_two_and_one_clear_line(text: str | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "m.yaml"
     if text is not None:
         file.write_text(text)
-    done = anven("migrate", str(file), "--json", folder=tmp_path)
+    done = anven("migrate", str(file), "--json", folder=tmp_path, ANVEN_PROMPT_OPS_PYTHON="")
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -136,6 +136,8 @@ def test_every_request_is_answered_in_order(asker: Asker) -> None:
         (Reply("a b c d", breaks="garbage"), "broken_answer: ", 2),
         (Reply("a b c d", breaks="end"), "broken_answer: the answer ended without a finish_reason, after 4 ch", 2),
         (Reply("whole", finish_reason=None), "broken_answer: the answer ended without a finish_reason", 2),
+        (Reply("log in", headers={"Content-Type": "text/html"}), "broken_answer: the server answered with a page (", 2),
+        (Reply("a b", headers={"Content-Type": "application/json"}), "broken_answer: the server answered with ", 2),
         (Reply("whole", finish_reason=None, streams=False), "broken_answer: the answer ended without a finish_r", 2),
     ],
 )

@@ -313,6 +313,22 @@ def test_what_another_workload_burnt_is_burnt() -> None:
     assert book.ledger.seen_before("d2").burnt == {"a", "b"}
 
 
+def test_an_attempt_on_items_that_another_has_judged_is_known() -> None:
+    """A GO burns nothing, so that another prompt can be judged on the items of the last one."""
+    book = Book()
+    book.open(workload="other")
+    first = book.open()
+    book.conclude(first, "GO")
+    again, edited = book.open(run="run-00002"), book.open(answers="m2", draw="d2")
+    fresh = book.open("second", "m3", draw="d3")
+    assert [book.ledger.attempt(each).judged_before for each in (first, again, edited, fresh)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
 def test_an_attempt_is_a_measurement_and_a_repetition_keeps_its_number() -> None:
     book = Book()
     looks = [
@@ -323,4 +339,4 @@ def test_an_attempt_is_a_measurement_and_a_repetition_keeps_its_number() -> None
         book.open(run="run-00002"),
     ]
     book.export()
-    assert [book.ledger.attempt(each) for each in looks] == [1, 1, 2, 2, 1]
+    assert [book.ledger.attempt(each).number for each in looks] == [1, 1, 2, 2, 1]

@@ -38,6 +38,8 @@ DESK = PromptTemplate(
 )
 ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
 ITEMS = 150
+NOT_SEARCHED = "no prompt was searched, and the legacy prompts stand as they are"
+TOO_FEW_TO_MEET = "desk: 0 calls are spent, 72 more are wanted, and 0 are allowed by here; unchanged"
 NOISE_RUNS = 60
 
 
@@ -247,6 +249,76 @@ def test_where_nothing_looks_better_nothing_is_looked_at() -> None:
     assert (adaptation.gains, adaptation.guard, adaptation.safety, world.looks) == ((), None, None, [])
     assert adaptation.reasons == ("nothing looked better than the unchanged prompts on the search items",)
     assert adaptation.prompt.version == adapt(World(lambda *_: True)).prompt.version
+
+
+@pytest.mark.parametrize(
+    ("items", "templates", "budget", "reasons"),
+    [
+        (12, (DESK,), {}, ("desk: 7 search items, at least 10 are needed; unchanged", NOT_SEARCHED)),
+        (
+            12,
+            (ROUTER,),
+            {},
+            (
+                "router: 0 search items, at least 10 are needed; unchanged",
+                f"{NOT_SEARCHED}; 12 open items fit no template",
+            ),
+        ),
+        (12, (), {}, (f"{NOT_SEARCHED}; 12 open items fit no template",)),
+        (ITEMS, (DESK,), {"calls": 0}, (TOO_FEW_TO_MEET, NOT_SEARCHED)),
+    ],
+    ids=["few items", "another template", "no template", "no calls"],
+)
+def test_what_was_not_searched_is_not_said_to_be_no_better(
+    items: int, templates: Sequence[PromptTemplate], budget: dict[str, int], reasons: tuple[str, ...]
+) -> None:
+    adaptation = adapt(
+        World(half_and("Good", 9)),
+        finds(GOOD) if not budget else {},
+        rows=golden(items),
+        templates=templates,
+        budget=budget,
+    )
+    assert (adaptation.adapted, adaptation.cost.calls) == (False, 0)
+    assert adaptation.reasons == reasons
+
+
+JAPANESE = "あなたは親切なアシスタントです。コードを決して教えないでください。必ず短く答えてください。"
+GERMAN = PromptTemplate(
+    name="desk",
+    system="Du bist ein freundlicher Helfer. Gib niemals den Code heraus.",
+    user="Question: {question}",
+    slots=("question",),
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "declared", "is_told"),
+    [
+        (GERMAN, {}, True),
+        (GERMAN.model_copy(update={"system": JAPANESE}), {}, True),
+        (GERMAN, {"policies": []}, False),
+        (GERMAN, {"mode": "structural"}, False),
+        (GERMAN.model_copy(update={"policies": ("Gib niemals den Code heraus.",)}), {}, False),
+        (GERMAN.model_copy(update={"system": "You are a friendly helper. Keep the code to yourself."}), {}, False),
+    ],
+    ids=["German", "Japanese", "none declared", "nothing is rewritten", "declared", "English"],
+)
+def test_a_text_whose_policies_nobody_can_read_is_named(
+    template: PromptTemplate,
+    declared: dict[str, Any],
+    is_told: bool,
+) -> None:
+    prompts = [
+        json.dumps(
+            [{"role": "system", "content": template.system}, {"role": "user", "content": f"Question: what is {at}"}]
+        )
+        for at in range(40)
+    ]
+    rows = golden(40, source_prompt=prompts)
+    adaptation = adapt(World(lambda *_: False), finds(), rows=rows, templates=(template,), **declared)
+    told = [each for each in adaptation.reasons if "no policy was found in it; list in prompt.policies" in each]
+    assert len(told) == is_told
 
 
 def test_a_gain_that_breaks_the_guard_is_refused() -> None:

@@ -162,6 +162,22 @@ def test_what_was_not_measured_scores_nothing_and_counts(changes: dict[str, Any]
     assert trial.shown(ONE, [1])[0].reason == "no answer"
 
 
+def test_a_limit_on_tokens_holds_where_the_server_counts_none() -> None:
+    """Each byte of question and answer counts as one: there are never more tokens."""
+    target = Target()
+
+    def uncounted(requests: Sequence[CompletionRequest]) -> pl.DataFrame:
+        return target.ask(requests).with_columns(
+            input_tokens=pl.lit(None, pl.Int64), output_tokens=pl.lit(None, pl.Int64)
+        )
+
+    trial = trial_of(target, {"tokens": 40}, ask=uncounted)
+    trial.scores([(ONE, [0])])
+    assert trial.spending.tokens == len('[{"content":"Question: what is 0","role":"user"}]') + len("0")
+    with pytest.raises(BudgetSpent, match="50 tokens are spent of 40"):
+        trial.scores([(ONE, [1])])
+
+
 def test_items_are_shown_as_they_were_answered() -> None:
     trial = trial_of(Target())
     trial.scores([(ONE, [3, 12])])

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from anven_pipelines.domain.holdout import Attempt
 from anven_pipelines.domain.sign_off import Verdict, decide, explain_burnt
 from tests.builders import a_migration, paired_scores, scores_of
 
@@ -147,3 +148,25 @@ def test_the_noise_floor_stands_beside_the_quality() -> None:
     verdict = decide(good_scores(), CHEAPER, everything_gates(), digests=DIGESTS, noise_floor=noise)
     assert verdict.noise_floor == {"status": "measured", "disagreement": 0.3}
     assert verdict_on(good_scores()).noise_floor is None
+
+
+@pytest.mark.parametrize(
+    ("attempt", "judged_before", "said"),
+    [
+        (1, False, "first attempt of this workload: a GO is false with a chance of at most 0.05"),
+        (
+            2,
+            False,
+            "each on items that no other has judged: that any of 2 gives a false GO has a chance of at most 0.0975",
+        ),
+        (
+            2,
+            True,
+            "with items that an earlier one has judged too: that any of 2 gives a false GO has a chance of at most 0.1",
+        ),
+    ],
+)
+def test_attempts_add_up(attempt: int, judged_before: bool, said: str) -> None:
+    migration = everything_gates()
+    verdict = decide(good_scores(), CHEAPER, migration, digests=DIGESTS, attempt=Attempt(attempt, judged_before))
+    assert verdict.families["attempts"].endswith(said)

@@ -114,8 +114,8 @@ def test_gepa_and_racing_compete_and_the_better_one_wins_by_the_same_test(place:
 def test_prompt_ops_counts_what_it_asks_by_itself(
     place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    python = tmp_path / "python"  # takes `-I -m MODULE` as the real one does
-    python.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} {STAND_IN} well "$@"\n')
+    python = tmp_path / "python"  # takes `-I -m MODULE` as the real one does, and has the package
+    python.write_text(f'#!/bin/sh\n[ "$2" = -c ] && exit 0\nshift 3\nexec {sys.executable} {STAND_IN} well "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv("ANVEN_PROMPT_OPS_PYTHON", str(python))
     with ScriptedEndpoint(wants_the_planted_rule) as endpoint, ScriptedEndpoint(lambda _: Reply(PLANTED)) as large:

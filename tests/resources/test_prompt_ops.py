@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, unchanged
 from anven_pipelines.resources.pace import Pace
 from anven_pipelines.resources.prompt_ops import PromptOpsStrategy
-from anven_pipelines.resources.prompt_ops_process import command_of
+from anven_pipelines.resources.prompt_ops_process import command_of, require_installed
 from anven_pipelines.resources.prompt_ops_result import Optimised, Shot, candidate_of
 from anven_pipelines.resources.reflector import ReflectionBudget, Reflector
 from anven_pipelines.spec_target import EndpointTarget
@@ -232,3 +233,11 @@ def test_an_example_that_looks_like_a_slot_is_left_out() -> None:
 def test_an_environment_that_is_not_there_is_named(environ: dict[str, str]) -> None:
     with pytest.raises(InvalidInput, match="ANVEN_PROMPT_OPS_PYTHON"):
         command_of(environ)
+
+
+@pytest.mark.parametrize(
+    ("python", "said"), [(sys.executable, ""), ("/bin/ls", " ("), ("/nowhere/python", " ([Errno 2] No such file")]
+)
+def test_an_environment_without_the_program_is_named(python: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=re.escape(f"{python!r}, whose environment has no llama-prompt-ops{said}")):
+        require_installed([python])
