@@ -133,12 +133,7 @@ def proven_breaches(plan: RolloutPlan, status: RolloutStatus, evidence: Evidence
         return ()
     breaches = [f"the gateway's breaker tripped: {evidence.breaker}"] if evidence.breaker else []
     if evidence.problem is None:
-        breaches += [
-            f"{found.metric} is proven to be more than {found.harm_limit:.3g} {found.unit} worse: at least "
-            f"{found.harm.lower:.3g}"
-            for found in map(evidence.of, plan.metrics)
-            if found.is_harm and found.harm is not None
-        ]
+        breaches += [found.harm_words for found in map(evidence.of, plan.metrics) if found.is_harm]
     return tuple(breaches)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
     from anven_pipelines.spec_rollout import Metric
     from anven_pipelines.stats.interval import Interval
+
+
+POINTS: Final = "points"
+"""Hundredths of a score, or of a share of requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +27,7 @@ class Comparison:
 
     Attributes:
         metric: Its name.
-        unit: Of the numbers, such as `points` or `ms`.
+        unit: Of the numbers, such as `ms`. With POINTS they are shares, and the words say a hundred times as much.
         harm: Bounds at the error rate of a roll back; the lower one decides. The widest proof of several windows.
         harm_limit: What the lower bound of `harm` has to exceed.
         proof: Bounds at the error rate of an advance; the upper one decides.
@@ -80,10 +84,21 @@ class Comparison:
         """The finding in words."""
         if self.unknown is not None or self.proof is None:
             return f"{self.metric} unknown: {self.unknown}"
-        worse = f"{_signed(self.proof.estimate)} {self.unit} worse"
-        bounds = f"[{_signed(self.proof.lower)}, {_signed(self.proof.upper)}]"
+        worse = f"{self._shown(self.proof.estimate):+.3g} {self.unit} worse"
+        bounds = f"[{self._shown(self.proof.lower):+.3g}, {self._shown(self.proof.upper):+.3g}]"
         doubt = f"; {self.doubt}" if self.doubt else ""
-        return f"{self.metric} {worse} {bounds}, allowed {self.proof_limit:.3g} {self.unit}{doubt}"
+        return f"{self.metric} {worse} {bounds}, allowed {self._shown(self.proof_limit):.3g} {self.unit}{doubt}"
+
+    @property
+    def harm_words(self) -> str:
+        """What harm is proven, in words."""
+        bound = math.nan if self.harm is None else self.harm.lower
+        more = f"more than {self._shown(self.harm_limit):.3g} {self.unit} worse"
+        return f"{self.metric} is proven to be {more}: at least {self._shown(bound):.3g}"
+
+    def _shown(self, value: float) -> float:
+        """Return a number as people say it: a share of 0.01 is one point."""
+        return value * 100 if self.unit == POINTS else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +161,3 @@ class Evidence:
             if comparison.metric == metric:
                 return comparison
         return Comparison(metric=metric, unit="", unknown="it was not measured")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3g}"

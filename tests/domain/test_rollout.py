@@ -62,7 +62,7 @@ def test_where_all_is_proven_it_advances_and_says_what_was_proven() -> None:
 
     assert isinstance(decision, Advance)
     assert decision.stage == 1
-    assert decision.reasons[0] == "quality -0.004 points worse [-0.01, +0.002], allowed 0.01 points x 4 in this stage"
+    assert decision.reasons[0] == "quality -0.4 points worse [-1, +0.2], allowed 1 points x 4 in this stage"
 
 
 def test_after_the_last_stage_it_is_complete_and_still_rolls_back() -> None:
@@ -77,7 +77,7 @@ def test_after_the_last_stage_it_is_complete_and_still_rolls_back() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (with_comparison(found("quality", -0.05, 0.05)), "not proven: quality +0 points worse [-0.05, +0.05]"),
+        (with_comparison(found("quality", -0.05, 0.05)), "not proven: quality +0 points worse [-5, +5]"),
         (
             with_comparison(Comparison(metric="cost", unit="USD", unknown="3 of 600 units of target were measured")),
             "cost unknown: 3 of 600 units of target were measured",
@@ -137,7 +137,7 @@ def test_proven_harm_rolls_back_whatever_else_is_missing(metric: Metric) -> None
     for status in (STATUS, replace(STATUS, phase="paused"), missing):
         decision = decided(harmed, status)
         assert isinstance(decision, RollBack)
-        assert decision.reasons == (f"{metric} is proven to be more than 0.01 points worse: at least 0.011",)
+        assert decision.reasons == (f"{metric} is proven to be more than 1 points worse: at least 1.1",)
 
 
 def test_harm_at_the_limit_itself_is_not_proven() -> None:

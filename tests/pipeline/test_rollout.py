@@ -65,7 +65,7 @@ def test_a_failing_target_is_rolled_back_before_the_soak_is_over(place: Place, r
     found = rollouts.step("support", now=START + timedelta(hours=6))
 
     assert isinstance(found.decision, RollBack)
-    assert "errors is proven to be more than 0.05 points worse" in found.decision.reasons[0]
+    assert "errors is proven to be more than 5 points worse" in found.decision.reasons[0]
     assert (found.status.phase, share_in_force(rollouts)) == ("rolled_back", 0.0)
 
 
@@ -255,7 +255,7 @@ def test_materialised_in_the_ui_it_tells_what_it_found_and_did(place: Place, rol
     assert done.success
     (materialised,) = done.asset_materializations_for_node("rollout_status")
     assert materialised.metadata["decision"].value == "roll back"
-    assert "errors is proven to be more than 0.05 points worse" in str(materialised.metadata["reasons"].value)
+    assert "errors is proven to be more than 5 points worse" in str(materialised.metadata["reasons"].value)
     (check,) = done.get_asset_check_evaluations()
     assert (check.check_name, check.passed) == ("no_proven_harm", False)
     assert share_in_force(rollouts) == 0.0

@@ -282,7 +282,7 @@ def test_a_neighbours_loss_hides_harm_in_its_own_window_only(production: Product
     assert isinstance(spoilt, Hold)
     found = production.decision(now=START + 20 * HOUR)
     assert isinstance(found, RollBack)
-    assert "errors is proven to be more than 0.05 points worse" in found.reasons[0]
+    assert "errors is proven to be more than 5 points worse" in found.reasons[0]
 
 
 def seen_until(production: Production, now: datetime) -> Evidence:
