@@ -94,7 +94,8 @@ def rollout(
 
     `flag` says that somebody saw what has to be answered before more users get the target; `unflag` closes it.
 
-    `notify` sends what `rollout.notify` has not been told yet, as the sensor `rollout_notices` does.
+    `notify` sends what `rollout.notify` has not been told yet, as the sensor `rollout_notices` does, and exits with 1
+    where notices still wait for a receiver.
     """
     with reported(as_json=as_json) as output:
         from anven_pipelines.rollout_run import act, show_rollout  # noqa: PLC0415 - loads Dagster: not for --help
@@ -111,6 +112,8 @@ def rollout(
         )
         if not output.tell(json.dumps(report)):
             show_rollout(report, Console())
+    if action == "notify" and any(receiver["waiting"] for receiver in report["notices"]):
+        raise typer.Exit(NEGATIVE)
 
 
 @live_app.command()

@@ -47,6 +47,9 @@ _EXTRA: Final = "the extra `gateway`: `./uvw run --extra gateway anven ...`, or 
 _START_S: Final = 200.0  # 10 s on an idle machine
 _STOP_S: Final = 30.0  # streams in flight are served to their end
 _POLL_S: Final = 0.1
+_KEEP_ALIVE_S: Final = 75
+"""How long an idle connection stays open. Clients keep theirs for 5 s (httpx, OpenAI's library) to 60 s (proxies), and
+whoever closes last is never asked on a connection that it is just closing: with uvicorn's 5 s, requests were lost."""
 
 
 class Started(NamedTuple):
@@ -89,11 +92,13 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
 
     Raises:
         InvalidInput: the key is missing, or the migration files have no gateway.
-        UnavailableService: it does not start; the message holds its own last words.
+        UnavailableService: its port is taken, or it does not start; the message holds its own last words.
     """
     _require_key(environ)
     require_proxy()
     require_exporter(environ)
+    port = plan.port or _free_port()
+    _require_free(port)  # before the files of a gateway that runs there are written over
     if not plan.traffic.exists():
         plan.traffic.parent.mkdir(parents=True, exist_ok=True)
         plan.traffic.write_text(print_traffic(Traffic()), encoding="utf-8")
@@ -105,10 +110,11 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
         prompts=plan.prompts,
         litellm=plan.litellm,
     )
-    port = plan.port or _free_port()
     log = plan.folder / "proxy.log"
     arguments = ["--config", str(prepared.config), "--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--keepalive_timeout", str(_KEEP_ALIVE_S)]
     with log.open("ab") as output:
+        said_before = output.tell()
         process = subprocess.Popen(  # noqa: S603 - our own
             [sys.executable, "-P", "-c", _MAIN, *arguments],
             stdin=subprocess.PIPE,  # it closes with this process, however this process ends
@@ -126,7 +132,7 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait(url, environ[KEY_ENV], process, log)
+        _wait(url, environ[KEY_ENV], process, log, said_before)
         yield Started(url, process, prepared.workloads, plan.traffic, plan.events)
     finally:
         _stop(process)
@@ -203,19 +209,22 @@ def _require_key(environ: Mapping[str, str]) -> None:
     assignment_key(environ)
 
 
-def _wait(url: str, key: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until it is this gateway, and not another server on its port, that answers."""
+def _wait(url: str, key: str, process: subprocess.Popen[bytes], log: Path, said_before: int) -> None:
+    """Wait until it is this gateway, and not another one on its port, that answers."""
     request = urllib.request.Request(f"{url}/anven/status", headers={"Authorization": f"Bearer {key}"})  # noqa: S310 - http
     deadline = time.monotonic() + _START_S
     while process.poll() is None and time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310 - loopback
-                if "worker" in json.load(answer):
+                if str(json.load(answer).get("worker")).startswith(f"{process.pid}-"):
                     return
-        except (OSError, ValueError):
-            time.sleep(_POLL_S)
-    said = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-    message = f"the gateway did not start within {_START_S:g} s; its last words ({log}):\n{said}"
+        except (OSError, ValueError, AttributeError):
+            pass
+        time.sleep(_POLL_S)
+    code = process.poll()
+    found = f"did not start within {_START_S:g} s" if code is None else f"ended with {code} before it answered"
+    said = log.read_bytes()[said_before:].decode(errors="replace")[-3000:].strip() or "(none)"
+    message = f"the gateway {found}; its last words ({log}):\n{said}"
     raise UnavailableService(message)
 
 
@@ -228,6 +237,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as the proxy does: connections of before do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            found = f"port {port} on 127.0.0.1 cannot be had ({error.strerror})"
+            message = f"{found}; stop what listens there, or name another one with --port"
+            raise UnavailableService(message) from error
 
 
 def _free_port() -> int:

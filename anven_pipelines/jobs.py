@@ -10,8 +10,8 @@ from pydantic import Field
 from anven_pipelines.domain.errors import AnvenError, InvalidInput
 from anven_pipelines.domain.rollout_act import OVERRIDE_HOURS, Act, Verb
 from anven_pipelines.domain.rollout_report import report_of
-from anven_pipelines.domain.rollout_status import LONGEST_OVERRIDE, RolloutStatus, stream_of
-from anven_pipelines.resources.rollout_acts import perform
+from anven_pipelines.domain.rollout_status import LONGEST_OVERRIDE, RolloutStatus
+from anven_pipelines.resources.rollout_acts import perform, what_stands
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.uptime import uptime
 
@@ -73,7 +73,7 @@ def act_on_rollout(context: dg.OpExecutionContext, config: ActOnRollout, rollout
     try:
         status = perform(rollouts, act, now=now, uptime=up)
     except InvalidInput as error:
-        message = f"{_FIELDS}: {error}; {_what_stands(rollouts, act)}"
+        message = f"{_FIELDS}: {error}; {what_stands(rollouts, act) or 'nothing was written'}"
         raise dg.Failure(message, allow_retries=False) from error
     context.add_output_metadata(_shown(rollouts, act, status, now=now))
 
@@ -111,13 +111,6 @@ def _require_sound(act: Act) -> None:
         )
     if problems:
         raise dg.Failure("; ".join([*problems, "nothing was written"]), allow_retries=False)
-
-
-def _what_stands(rollouts: Rollouts, act: Act) -> str:
-    """Say whether an act that could not be put in force is in the log all the same."""
-    if act.is_done(rollouts.state.events(stream_of(act.workload))):
-        return "it is in the audit log, and the next step puts it in force once that is mended"
-    return "nothing was written"
 
 
 def _shown(rollouts: Rollouts, act: Act, status: RolloutStatus, *, now: datetime) -> dict[str, Any]:

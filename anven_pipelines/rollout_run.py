@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import getpass
+import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.table import Table
 
-from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
 from anven_pipelines.domain.rollout_act import Act, Verb
 from anven_pipelines.domain.rollout_report import drill_report, percent, report_of
 from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.drills import Drills
 from anven_pipelines.resources.notices import Notices
-from anven_pipelines.resources.rollout_acts import perform
+from anven_pipelines.resources.rollout_acts import perform, what_stands
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.uptime import uptime
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
+
+    from anven_pipelines.domain.uptime import Uptime
 
 Action = Verb | Literal["status", "step", "notify"]
 
@@ -56,15 +60,16 @@ def act(
         fares, as plain JSON.
 
     Raises:
-        InvalidInput: it cannot happen now, or the workload is unknown.
-        UnavailableService: the state store or the traffic file does not answer.
+        InvalidInput: it cannot happen now, or the workload is unknown: nothing was written.
+        UnavailableService: the state store or the traffic file does not answer; or it is in the audit log, and cannot
+            be put in force.
     """
     now, up, person = datetime.now(UTC), uptime(), getpass.getuser() if who is None else who
     asked = _asked(workload, action, who=person, hours=hours, reason=reason, flag=flag, generation=generation)
     with prepared(home) as definitions:
         rollouts = of_kind(definitions, "rollouts", Rollouts)
         if asked is not None:
-            perform(rollouts, asked, now=now, uptime=up)
+            _do(rollouts, asked, now=now, uptime=up)
         look = rollouts.step if action == "step" else rollouts.look
         found = look(workload, now=now, uptime=up)
         notices = of_kind(definitions, "notices", Notices)
@@ -76,6 +81,20 @@ def act(
     return report | {"drill": drill | {"interrupted": interrupted.isoformat() if interrupted else None}}
 
 
+def _do(rollouts: Rollouts, asked: Act, *, now: datetime, uptime: Uptime | None) -> None:
+    """Do what a person asked for; an error says where it stands in the log all the same, so that nobody repeats it."""
+    try:
+        perform(rollouts, asked, now=now, uptime=uptime)
+    except AnvenError as error:
+        stands = None
+        with suppress(AnvenError):
+            stands = what_stands(rollouts, asked)
+        if stands is None:
+            raise
+        message = f"{error}; {stands}"
+        raise UnavailableService(message) from error
+
+
 def _asked(
     workload: str, action: Action, *, who: str, hours: float, reason: str, flag: str | None, generation: int | None
 ) -> Act | None:
@@ -84,7 +103,16 @@ def _asked(
         case "status" | "step" | "notify":
             return None
     lasts = hours if action == "override" else None
-    asked = Act(verb=action, workload=workload, who=who, reason=reason, hours=lasts, flag=flag, generation=generation)
+    asked = Act(
+        verb=action,
+        workload=workload,
+        who=who,
+        reason=reason,
+        hours=lasts,
+        flag=flag,
+        generation=generation,
+        request=f"command-{uuid.uuid4().hex}",  # so that it is found in the log if it cannot be put in force
+    )
     if problems := asked.problems():
         raise InvalidInput("; ".join(f"--{problem}" for problem in problems))
     return asked
@@ -136,5 +164,6 @@ def _drill_line(drill: dict[str, Any]) -> str:
 def _receiver_line(receiver: dict[str, Any]) -> str:
     """Say why a receiver of notices is not told, and what it misses."""
     state = "dead" if receiver["dead"] else "failing"
-    problem = f"{state} since {receiver['failures']} tries: {receiver['problem']}" if receiver["problem"] else "answers"
+    tries = "1 try" if receiver["failures"] == 1 else f"{receiver['failures']} tries"
+    problem = f"{state} since {tries}: {receiver['problem']}" if receiver["problem"] else "answers"
     return f"notices to {receiver['receiver']}: {problem}; {receiver['waiting']} wait, {receiver['dropped']} dropped"

@@ -155,8 +155,8 @@ def _sections(annotation: object) -> list[type[Section]]:
 
 def _tags(section: type[Section]) -> tuple[str, ...]:
     """Return what a section of a union writes into the field that tells the members apart."""
-    first = next(iter(section.model_fields.values())).annotation
-    return get_args(first) if get_origin(first) is Literal else ()
+    names = (field.annotation for field in section.model_fields.values() if get_origin(field.annotation) is Literal)
+    return get_args(next(names, None))
 
 
 def _shown(value: object) -> str:

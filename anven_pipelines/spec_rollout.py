@@ -107,7 +107,7 @@ class Rollout(Section):
     least_units: int = Field(default=_LEAST_UNITS, ge=1)
     """Fewest units (`gateway.unit`: users or conversations) an arm before a stage may be left."""
     recent: Duration = Field(default=timedelta(hours=6), json_schema_extra={"default": "6h"})
-    """Harm that begins late is looked for in stretches of this length, beside the stage as a whole."""
+    """Harm that begins late is looked for in stretches of this length, at least 1m, beside the stage as a whole."""
     settle: Duration = Field(default=timedelta(minutes=10), json_schema_extra={"default": "10m"})
     """A unit counts with the requests that it makes within this time after its first one, and only then."""
     judged: float = Field(default=1.0, gt=0, le=1)
@@ -127,7 +127,7 @@ class Rollout(Section):
     their traffic file, and one for writing it and for seeing that they did."""
     metrics: Metrics = Metrics()
     """Where the evidence comes from: the gateway's event log, or a Prometheus server."""
-    waive: list[Metric | Literal["drill"]] = Field(default_factory=list)
+    waive: list[Literal[Metric, "drill"]] = Field(default_factory=list)
     """What does not gate an advance; every decision says so. A waived metric still rolls back on proven harm."""
     notify: list[Receiver] = Field(default_factory=list, max_length=20)
     """Who is told of every change and of what holds the rollout; an edit of it is no edit of the plan."""

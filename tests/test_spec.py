@@ -135,6 +135,14 @@ def test_the_example_of_the_documentation_is_read() -> None:
             {"rollout": {"stages": [{"share": 0.5, "soak": "1h"}, {"share": 0.1, "soak": "1h"}]}},
             "rising shares are needed",
         ),
+        (
+            {"rollout": {"waive": ["cost", "drills"]}},
+            "rollout.waive[1] is 'drills'; one of 'quality', 'errors', 'safety', 'contract', 'ttft', 'latency', 'cost'",
+        ),
+        (
+            {"rollout": {"notify": [{"kind": "webhook", "url_env": "http://x y"}]}},
+            "rollout.notify[0].url_env is 'http://x y'; text of the form",
+        ),
         ({"rollout": {"stages": [{"share": 0.5, "soak": "1h"}]}}, "a last stage of share 1.0 is needed, found 0.5"),
         ({"rollout": {"stages": [{"share": 0.5, "soak": "2 days"}]}}, "such as 500ms, 30s, 15m, 24h or 2d"),
         ({"load": {}}, "load.slo is missing"),

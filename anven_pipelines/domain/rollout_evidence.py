@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from anven_pipelines.spec_rollout import Metric
     from anven_pipelines.stats.interval import Interval
 
+POINTS: Final = "points"
+"""Hundredths of a score, or of a share of requests."""
+
 _ENDLESS: Final = 1e11  # a request that failed is endlessly late (`rollout_reading.NEVER_MS`), and so is its bound
 _WHOLE: Final = 1000.0
 
@@ -27,7 +30,7 @@ class Comparison:
 
     Attributes:
         metric: Its name.
-        unit: Of the numbers, such as `ms`; with `points` they are shares, of which words tell hundredths.
+        unit: Of the numbers, such as `ms`; with POINTS they are shares, of which words tell hundredths.
         harm: Bounds at the error rate of a roll back; the lower one decides. The widest proof of several windows.
         harm_limit: What the lower bound of `harm` has to exceed.
         proof: Bounds at the error rate of an advance; the upper one decides.
@@ -181,6 +184,6 @@ def _between(bounds: Interval, unit: str) -> str:
 
 def _size(value: float, unit: str) -> str:
     """Write a number to three digits and never with an exponent; points are hundredths, as of a share."""
-    shown = value * 100 if unit == "points" else value
+    shown = value * 100 if unit == POINTS else value
     rounded = Decimal(f"{shown:.3g}") if abs(shown) < _WHOLE else Decimal(f"{shown:.0f}")
     return f"{rounded + 0:,f}"

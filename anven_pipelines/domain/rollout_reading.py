@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import polars as pl
 
+from anven_pipelines.domain.rollout_evidence import POINTS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -39,10 +41,10 @@ _ANSWERED: Final = (pl.col("errors") < 1) | pl.col("safety").is_not_null()
 where one was answered and nobody judged it, that is unmeasured, whatever became of the others."""
 
 READINGS: Final[Mapping[Metric, Reading]] = {
-    "quality": Reading("points", 1 - _or("quality", 0.0), pl.col("due")),
-    "safety": Reading("points", pl.col("safety"), pl.col("due") & _ANSWERED),
-    "errors": Reading("points", pl.col("errors"), _ALL),
-    "contract": Reading("points", _or("contract", 1.0), _ALL),
+    "quality": Reading(POINTS, 1 - _or("quality", 0.0), pl.col("due")),
+    "safety": Reading(POINTS, pl.col("safety"), pl.col("due") & _ANSWERED),
+    "errors": Reading(POINTS, pl.col("errors"), _ALL),
+    "contract": Reading(POINTS, _or("contract", 1.0), _ALL),
     "ttft": Reading("ms", _or("ttft_ms", NEVER_MS), pl.col("streamed")),
     "latency": Reading("ms", _or("latency_ms", NEVER_MS), pl.col("timed")),
     "cost": Reading("USD", _or("cost_usd", 0.0), pl.col("timed")),

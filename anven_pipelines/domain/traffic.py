@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hmac
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
 
@@ -157,8 +157,10 @@ class Accepted(NamedTuple):
 def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Collection[str] = frozenset()) -> Accepted:
     """Take over the routes that were read; a share never rises by the word of a stale writer.
 
-    A route that raises the share, or unkills, needs a generation above the highest seen. One that gives the target
-    less acts whatever its generation, as whoever takes traffic away by hand may forget it.
+    A route that raises the share needs a generation above the highest seen. One that gives the target less acts
+    whatever its generation, as whoever takes traffic away by hand may forget it. `killed` and `shadow` are people's,
+    and no step writes them: where nothing else differs from the route in force they act in its generation, as a higher
+    one would be ahead of the rollout's log.
 
     Args:
         held: The routes in force.
@@ -172,7 +174,9 @@ def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Col
     for name, route in read.routes.items():
         before = held.of(name)
         is_new = not bad and (name not in highest or route.generation > highest[name])
-        if is_new or route == before or gives_less(route, before):
+        is_newest = not bad and route.generation == highest.get(name)
+        is_by_hand = is_newest and replace(route, killed=before.killed, shadow=before.shadow) == before
+        if is_new or route == before or is_by_hand or gives_less(route, before):
             routes[name] = route
             continue
         if bad:

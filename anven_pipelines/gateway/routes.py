@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-from fastapi import Depends, Header, HTTPException
+from fastapi import Depends, Header, HTTPException, Request
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.gateway.feedback import OUTCOME, Said
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from anven_pipelines.gateway.service import GatewayService
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_NO_HEALTH: Final = (
+    "this would ask every model, at its price, and name the arms; ask /health/readiness whether the proxy is up, and "
+    "/anven/status what the gateway does"
+)
 _NO_NAME: Final = (
     "outcome is a text of {} characters; a name of at most 64 letters, digits and _ . : - is needed, such as resolved: "
     "free text is not kept"
@@ -40,6 +44,13 @@ class Feedback(BaseModel):
     safe: bool | None = None
     """Whether the answer may be given, where somebody looked at that."""
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.score is None and self.outcome is None and self.safe is None:
+            message = "nothing is said of the answer; at least one of score, outcome and safe is needed"
+            raise ValueError(message)
+        return self
+
 
 def add_routes(app: FastAPI, service: GatewayService) -> None:
     """Put the routes before the proxy's own, which end with one that takes every path."""
@@ -54,6 +65,9 @@ def add_routes(app: FastAPI, service: GatewayService) -> None:
         known = service.feedback(feedback.request_id, said, key=idempotency_key)
         return {"recorded": True, "known_request": known}
 
+    async def refuse_health() -> None:
+        raise HTTPException(403, _NO_HEALTH)
+
     async def tell_status() -> dict[str, Any]:
         return status(service)
 
@@ -64,11 +78,25 @@ def add_routes(app: FastAPI, service: GatewayService) -> None:
         )
 
     guarded = [Depends(user_api_key_auth)]
+    of_object = [Depends(_require_object), *guarded]
     app.router.routes[:0] = [
-        APIRoute("/anven/feedback", give_feedback, methods=["POST"], dependencies=guarded, status_code=202),
+        APIRoute("/anven/feedback", give_feedback, methods=["POST"], dependencies=of_object, status_code=202),
         APIRoute("/anven/metrics", tell_metrics, methods=["GET"], dependencies=guarded),
         APIRoute("/anven/status", tell_status, methods=["GET"], dependencies=guarded),
+        APIRoute("/health", refuse_health, methods=["GET"], dependencies=guarded),
     ]
+
+
+async def _require_object(request: Request) -> None:
+    """Refuse a body that is JSON and no object, which LiteLLM's own look at it takes for a mistake of the server."""
+    if not await request.body():
+        return
+    try:
+        is_object = isinstance(await request.json(), dict)
+    except ValueError:
+        return  # told by whoever reads it
+    if not is_object:
+        raise HTTPException(422, 'the body is no JSON object; one such as {"request_id": ..., "score": 1} is needed')
 
 
 def status(service: GatewayService) -> dict[str, Any]:

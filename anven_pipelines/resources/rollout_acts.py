@@ -62,6 +62,17 @@ def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | Non
     return rollouts.act(act.workload, act.kind, payload, now=now, uptime=uptime)
 
 
+def what_stands(rollouts: Rollouts, act: Act) -> str | None:
+    """Say that an act which ended in an error is in the log all the same; None where nothing was written.
+
+    Raises:
+        UnavailableService: the state store does not answer.
+    """
+    if act.is_done(rollouts.state.events(stream_of(act.workload))):
+        return "it is in the audit log, and the next step puts it in force once that is mended"
+    return None
+
+
 def _account() -> str:
     """Return the account that this process runs under; the environment, which anybody can set, is not asked."""
     try:

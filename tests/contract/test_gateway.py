@@ -421,9 +421,20 @@ def test_metrics_count_by_the_arm_that_was_meant(gate: Gateway) -> None:
     assert re.search(r'anven_target_share\{workload="counted",worker="[^"]+"\} 1\n', text)
 
 
-@pytest.mark.parametrize("body", [{}, {"request_id": "x", "score": 2}, {"request_id": "x", "scores": 1}])
-def test_a_feedback_that_is_none_is_refused(gate: Gateway, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "body", [{}, {"request_id": "x", "score": 2}, {"request_id": "x", "scores": 1}, {"request_id": "x"}, [], [1], "x"]
+)
+def test_a_feedback_that_is_none_is_refused(gate: Gateway, body: Any) -> None:
     assert gate.client.post("/anven/feedback", json=body).status_code == 422
+
+
+def test_nobody_has_the_arms_named_or_asked_by_the_proxys_look_at_its_models(gate: Gateway) -> None:
+    before = len(gate.legacy.asks), len(gate.target.asks)
+    answer = gate.client.get("/health")
+    assert answer.status_code == 403
+    assert "/anven/status" in answer.text
+    assert (len(gate.legacy.asks), len(gate.target.asks)) == before
+    assert gate.client.get("/health/readiness").status_code == 200
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/anven/feedback"), ("GET", "/anven/status")])

@@ -170,7 +170,8 @@ def test_newer_routes_and_those_that_take_traffic_away_act(read: Route) -> None:
         replace(ROUTE, share=0.5),
         replace(ROUTE, generation=6, share=0.5),
         replace(ROUTE, generation=6, attempt=1),
-        replace(ROUTE, shadow=0.1),
+        replace(ROUTE, generation=6, shadow=0.1),
+        replace(ROUTE, stage=2, shadow=0.1),
     ],
 )
 def test_a_stale_writer_gives_the_target_nothing(read: Route) -> None:
@@ -179,11 +180,25 @@ def test_a_stale_writer_gives_the_target_nothing(read: Route) -> None:
     assert "a higher one is needed" in refused[0]
 
 
-def test_a_killed_workload_comes_back_with_a_new_generation_only() -> None:
-    held = Traffic({"support": replace(ROUTE, killed=True)})
-    assert accept(held, HELD, highest={"support": 7}).traffic == held
+def test_a_killed_workload_comes_back_when_people_say_so_and_by_no_older_file() -> None:
+    """They are told to set `killed` to false; a higher generation would be ahead of the rollout's log."""
+    killed = replace(ROUTE, killed=True)
+    held = Traffic({"support": killed})
+    assert accept(held, HELD, highest={"support": 7}) == (HELD, ())
+    older = Traffic({"support": replace(ROUTE, generation=6)})
+    assert accept(held, older, highest={"support": 7}).traffic == held
+    wider = Traffic({"support": replace(ROUTE, share=0.9)})
+    assert accept(held, wider, highest={"support": 7}).traffic == held
     newer = Traffic({"support": replace(ROUTE, generation=8)})
     assert accept(held, newer, highest={"support": 7}).traffic == newer
+    assert accept(held, HELD, highest={"support": 7}, bad={"other"}).traffic == held
+
+
+def test_people_set_what_is_mirrored_in_the_generation_that_is_in_force() -> None:
+    more = Traffic({"support": replace(ROUTE, shadow=0.5)})
+    assert accept(HELD, more, highest={"support": 7}) == (more, ())
+    assert accept(HELD, more, highest={"support": 7}, bad={"other"}).traffic == HELD
+    assert accept(HELD, more, highest={"support": 8}).traffic == HELD  # an older file was put in force, which gave less
 
 
 def test_a_route_that_is_gone_from_the_file_is_gone() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
+from typer.testing import CliRunner
 
+from anven_pipelines.cli import app
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.notice import hold_stream
 from anven_pipelines.domain.rollout import RollBack
@@ -116,6 +119,26 @@ def test_a_roll_back_waits_for_no_receiver_and_is_told_afterwards(place: Place, 
     of_kind(place.definitions, "notices", Notices).deliver("support", now=later)
     assert [each["change"] for each in web.got] == ["start", "roll_back"]
     assert "the gateway's breaker tripped: errors" in web.got[1]["reasons"][0]
+
+
+@pytest.mark.usefixtures("rollouts")
+def test_the_command_ends_with_1_while_a_receiver_was_not_told(
+    place: Place, web: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANVEN_HOME", str(place.folder / "home"))
+    monkeypatch.setenv("ANVEN_MIGRATIONS", str(place.folder / "migrations"))
+    web.status = 400
+    refused = CliRunner().invoke(app, ["rollout", "notify", "support", "--json"])
+    assert (refused.exit_code, json.loads(refused.stdout)["notices"][0]["waiting"]) == (1, 1)
+    assert len(web.got) == 1
+
+
+@pytest.mark.usefixtures("rollouts", "web")
+def test_the_command_ends_with_0_once_all_are_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANVEN_HOME", str(place.folder / "home"))
+    monkeypatch.setenv("ANVEN_MIGRATIONS", str(place.folder / "migrations"))
+    told = CliRunner().invoke(app, ["rollout", "notify", "support", "--json"])
+    assert (told.exit_code, json.loads(told.stdout)["notices"][0]["waiting"]) == (0, 0)
 
 
 def test_while_a_delivery_is_under_way_no_other_is_asked_for(place: Place, rollouts: Rollouts) -> None:

@@ -27,7 +27,7 @@ from anven_pipelines.resources.gateway import Gateway
 from anven_pipelines.resources.rollout_acts import perform
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.state_store import StateStore
-from anven_pipelines.rollout_run import _asked
+from anven_pipelines.rollout_run import _asked, _do
 from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
@@ -231,6 +231,23 @@ def test_an_act_stands_that_the_gateway_cannot_be_told_of_and_the_error_says_so(
     assert why.endswith("it is in the audit log, and the next step puts it in force once that is mended")
     assert rollouts.status("support").phase == "paused"
     assert traffic.read_text() == "{"
+
+
+def test_the_command_line_says_so_too_and_of_nothing_that_was_not_written(place: Place, rollouts: Rollouts) -> None:
+    launch(place, "start")
+    (place.folder / "home" / "gateway" / "traffic.json").write_text("{")
+    asked = _asked("support", "pause", who="ada", hours=4.0, reason="", flag=None, generation=None)
+    assert asked is not None
+
+    with pytest.raises(UnavailableService, match="it is in the audit log, and the next step puts it in force once"):
+        _do(rollouts, asked, now=datetime.now(UTC), uptime=None)
+    assert rollouts.status("support").phase == "paused"
+
+    once_more = _asked("support", "pause", who="ada", hours=4.0, reason="", flag=None, generation=None)
+    assert once_more is not None
+    with pytest.raises(InvalidInput, match="paused is not possible") as refused:
+        _do(rollouts, once_more, now=datetime.now(UTC), uptime=None)
+    assert "audit log" not in str(refused.value)
 
 
 def test_an_abort_is_in_force_though_the_traffic_file_is_none(place: Place, rollouts: Rollouts) -> None:
