@@ -122,7 +122,8 @@ def test_variables_that_are_empty_count_as_unset(tmp_path: Path, monkeypatch: py
 
 def test_everything_that_the_ui_lists_as_automation_says_what_it_does() -> None:
     repository = definitions().get_repository_def()
-    told = {each.name: each.description for each in (*repository.sensor_defs, *repository.schedule_defs)}
+    told = {each.name: each.description for each in repository.sensor_defs}
+    told |= {each.name: each.description for each in repository.schedule_defs}
 
     assert {"rollout", "rollout_notices", "rollout_tracking", "daily_drill"} <= set(told)
     assert [name for name, description in told.items() if not description] == []
