@@ -80,10 +80,11 @@ class Outage:
                 "check the key, the model, the URL and the params that are declared for it"
             )
             return InvalidInput(message)
+        many = len(self._streak)
+        did = "did not answer the only request" if many == 1 else f"answered none of the last {many} requests"
         message = (
-            f"{self.endpoint} answered none of the last {len(self._streak)} requests, the last failed with "
-            f"{last.reason!r}; {kept} answers are kept, and the next run asks only what is missing: "
-            "see that the endpoint is up, then run again"
+            f"{self.endpoint} {did}; the last failed with {last.reason!r}; {kept} answers are kept, and the next run "
+            "asks only what is missing: see that the endpoint is up, then run again"
         )
         return UnavailableService(message)
 
