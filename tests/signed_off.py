@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from anven_pipelines.assets.materialization import publish_document
 from anven_pipelines.domain.prompts import declared_prompt
 from anven_pipelines.domain.sign_off import SIGNED_OFF, sign_off_stream
-from anven_pipelines.domain.signed_target import TARGET, declared_target
+from anven_pipelines.domain.signed_target import PROMPT, TARGET, declared_target
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -35,6 +35,7 @@ def sign_off(
         "verdict_digest": "d" * 64,
         "adapted_prompt": manifest.digest,
         TARGET: declared_target(migration),
+        PROMPT: found.version,
     }
     stream = sign_off_stream(migration.workload)
     state.append(stream=stream, kind=SIGNED_OFF, key=f"verdict-{len(state.events(stream))}", payload=payload, now=now)

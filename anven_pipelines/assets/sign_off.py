@@ -28,11 +28,12 @@ from anven_pipelines.domain.evaluation import SCORES
 from anven_pipelines.domain.holdout import OPENED, Ledger, holdout_stream, limits_digest
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.sign_off import JUDGED, REFUSED, SIGNED_OFF, Verdict, decide, explain_burnt, sign_off_stream
-from anven_pipelines.domain.signed_target import TARGET, declared_target
+from anven_pipelines.domain.signed_target import PROMPT, TARGET, declared_target
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
+from anven_pipelines.resources.signed_verdict import prompt_version
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.spec import Migration
 
@@ -117,6 +118,7 @@ def sign_off(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and 
         "statuses": {each.name: each.status for each in verdict.criteria},
         JUDGED: judged.digest,
         TARGET: declared_target(migration),
+        PROMPT: prompt_version(artifacts, workload, digests["adapted_prompt"]),
         **digests,
     }
     state.append(

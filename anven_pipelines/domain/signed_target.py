@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 TARGET: Final = "target"
 """Where a verdict's event holds what `declared_target` returns."""
+PROMPT: Final = "prompt"
+"""Where it holds the version of the prompt; events of older releases hold none."""
 _SHOWN: Final = 12
 """Digits of a digest that tell it from others."""
 
@@ -63,7 +65,7 @@ def refuted(verdicts: Sequence[Event], began: str | None) -> str | None:
     """Say that what a rollout began with was judged anew since, and is NO-GO; None where it was not.
 
     A verdict on another target or another prompt says nothing of the one that is served, and one that is INCONCLUSIVE
-    disproves nothing.
+    neither disproves it nor takes back what did.
 
     Args:
         verdicts: The events of the workload's sign-offs, oldest first.
@@ -72,9 +74,10 @@ def refuted(verdicts: Sequence[Event], began: str | None) -> str | None:
     at = next((place for place, each in enumerate(verdicts) if each.hash == began), None)
     if at is None:
         return None
-    judged = _judged(verdicts[at])
-    newest = [each for each in verdicts[at + 1 :] if _judged(each) == judged][-1:]
-    if not newest or newest[0].payload.get("verdict") != "NO-GO":
+    first = verdicts[at].payload
+    later = [each for each in verdicts[at + 1 :] if each.payload.get("verdict") in ("GO", "NO-GO")]
+    newest = [each for each in later if _is_on_the_same(each.payload, first)][-1:]
+    if not newest or newest[0].payload["verdict"] == "GO":
         return None
     return (
         f"a newer verdict on this target and prompt, of {newest[0].ts:%Y-%m-%d %H:%M} UTC, is NO-GO: "
@@ -82,8 +85,16 @@ def refuted(verdicts: Sequence[Event], began: str | None) -> str | None:
     )
 
 
-def _judged(verdict: Event) -> tuple[object, object]:
-    return verdict.payload.get(TARGET), verdict.payload.get("adapted_prompt")
+def _is_on_the_same(verdict: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two verdicts judged one target with one prompt."""
+    one, two = verdict.get(TARGET), other.get(TARGET)
+    if one is None or two is None or one["digest"] != two["digest"]:
+        return False
+    if None not in (one["upstream"], two["upstream"]) and one["upstream"] != two["upstream"]:
+        return False
+    # The digest of the asset is another one with every search, though the prompt that was found be the same.
+    by = PROMPT if verdict.get(PROMPT) and other.get(PROMPT) else "adapted_prompt"
+    return verdict.get(by) is not None and verdict.get(by) == other.get(by)
 
 
 def _words(target: Mapping[str, str | None]) -> str:

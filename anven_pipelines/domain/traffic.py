@@ -158,9 +158,10 @@ def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Col
     """Take over the routes that were read; a share never rises by the word of a stale writer.
 
     A route that raises the share needs a generation above the highest seen. One that gives the target less acts
-    whatever its generation, as whoever takes traffic away by hand may forget it. `killed` and `shadow` are people's,
-    and no step writes them: where nothing else differs from the route in force they act in its generation, as a higher
-    one would be ahead of the rollout's log.
+    whatever its generation, as whoever takes traffic away by hand may forget it. What is mirrored people set in the
+    generation in force, as a higher one would be ahead of the rollout's log; there they lift a kill only where the
+    share is 0. Else a file that was opened before the kill and is saved after it would lift it, and legacy's answers
+    under the kill would stand for the target's in the generation that goes on.
 
     Args:
         held: The routes in force.
@@ -175,7 +176,8 @@ def accept(held: Traffic, read: Traffic, *, highest: Mapping[str, int], bad: Col
         before = held.of(name)
         is_new = not bad and (name not in highest or route.generation > highest[name])
         is_newest = not bad and route.generation == highest.get(name)
-        is_by_hand = is_newest and replace(route, killed=before.killed, shadow=before.shadow) == before
+        is_same = replace(route, killed=before.killed, shadow=before.shadow) == before
+        is_by_hand = is_newest and is_same and (route.killed == before.killed or not route.share)
         if is_new or route == before or is_by_hand or gives_less(route, before):
             routes[name] = route
             continue

@@ -306,7 +306,12 @@ class Rollouts(dg.ConfigurableResource[None]):
             killed = self.gateway.read().of(workload).killed
         except AnvenError as error:
             return f"whether the kill switch is on cannot be read: {error}"
-        return f"the kill switch is on: set `killed` to false in {self.gateway.traffic}" if killed else None
+        if not killed:
+            return None
+        return (
+            "the kill switch is on: legacy answers, and nothing is learnt of the target. Abort the attempt, set "
+            f"`killed` to false in {self.gateway.traffic}, and start anew"
+        )
 
     def require_known(self, workload: str) -> None:
         """Refuse a traffic file that is ahead of the log: what the gateway does was decided by nobody who is known.

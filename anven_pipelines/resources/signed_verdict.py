@@ -28,16 +28,26 @@ def signed_for(artifacts: ArtifactStore, workload: str, verdict: Event | None) -
     if verdict is None:
         return {"verdict": None, "verdict_digest": None, "prompt": None}
     payload = verdict.payload
-    prompt = _version(artifacts, workload, payload["adapted_prompt"]) if "adapted_prompt" in payload else None
+    prompt = None
+    if digest := payload.get("adapted_prompt"):
+        prompt = prompt_version(artifacts, workload, digest)
+        if prompt is None:
+            message = (
+                f"the rollout of {workload} cannot start: the prompt that its verdict was given for, adapted_prompt "
+                f"{digest[:12]}, is not in the artifact store; restore it, or reach a new verdict with `anven migrate`"
+            )
+            raise InvalidInput(message)
     return {"verdict": verdict.hash, "verdict_digest": payload.get("verdict_digest"), "prompt": prompt}
 
 
-def _version(artifacts: ArtifactStore, workload: str, digest: str) -> str:
+def prompt_version(artifacts: ArtifactStore, workload: str, digest: str) -> str | None:
+    """Return the version of the prompt that an `adapted_prompt` of this digest holds; None where it is not there.
+
+    Raises:
+        CorruptArtifact: it cannot be read.
+        UnavailableService: the artifact store does not answer.
+    """
     manifest = artifacts.load_manifest("adapted_prompt", workload, digest=digest)
     if manifest is None:
-        message = (
-            f"the rollout of {workload} cannot start: the prompt that its verdict was given for, adapted_prompt "
-            f"{digest[:12]}, is not in the artifact store; restore it, or reach a new verdict with `anven migrate`"
-        )
-        raise InvalidInput(message)
+        return None
     return AdaptedPrompt.model_validate_json(artifacts.read(manifest)["json"].item()).version

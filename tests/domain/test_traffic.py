@@ -180,18 +180,15 @@ def test_a_stale_writer_gives_the_target_nothing(read: Route) -> None:
     assert "a higher one is needed" in refused[0]
 
 
-def test_a_killed_workload_comes_back_when_people_say_so_and_by_no_older_file() -> None:
-    """They are told to set `killed` to false; a higher generation would be ahead of the rollout's log."""
-    killed = replace(ROUTE, killed=True)
-    held = Traffic({"support": killed})
-    assert accept(held, HELD, highest={"support": 7}) == (HELD, ())
-    older = Traffic({"support": replace(ROUTE, generation=6)})
-    assert accept(held, older, highest={"support": 7}).traffic == held
-    wider = Traffic({"support": replace(ROUTE, share=0.9)})
-    assert accept(held, wider, highest={"support": 7}).traffic == held
+def test_a_kill_is_lifted_by_a_new_generation_or_where_the_target_has_no_share() -> None:
+    held = Traffic({"support": replace(ROUTE, killed=True)})
+    assert accept(held, HELD, highest={"support": 7}).traffic == held
     newer = Traffic({"support": replace(ROUTE, generation=8)})
     assert accept(held, newer, highest={"support": 7}).traffic == newer
-    assert accept(held, HELD, highest={"support": 7}, bad={"other"}).traffic == held
+    aborted, lifted = (Traffic({"support": replace(ROUTE, share=0.0, killed=killed)}) for killed in (True, False))
+    assert accept(aborted, lifted, highest={"support": 7}) == (lifted, ())
+    assert accept(aborted, lifted, highest={"support": 7}, bad={"other"}).traffic == aborted
+    assert accept(aborted, lifted, highest={"support": 8}).traffic == aborted  # an older file is in force
 
 
 def test_people_set_what_is_mirrored_in_the_generation_that_is_in_force() -> None:

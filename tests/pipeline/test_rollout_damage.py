@@ -15,7 +15,7 @@ from anven_pipelines.domain.errors import InvalidInput, TamperedLog, Unavailable
 from anven_pipelines.domain.rollout import Hold
 from anven_pipelines.domain.rollout_act import Act
 from anven_pipelines.domain.rollout_status import stream_of
-from anven_pipelines.domain.traffic import Route, Traffic, drill_of
+from anven_pipelines.domain.traffic import Route, Traffic, accept, drill_of
 from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.resources import event_database
 from anven_pipelines.resources.rollout_acts import perform
@@ -204,13 +204,21 @@ def test_no_step_lifts_the_kill_switch_or_ends_the_shadow(place: Place, rollouts
 
     decision = rollouts.step("support", now=NOW).decision
     assert isinstance(decision, Hold)
-    assert decision.reasons[0].startswith("the kill switch is on: set `killed` to false in ")
+    assert decision.reasons[0].startswith(
+        "the kill switch is on: legacy answers, and nothing is learnt of the target. Abort "
+    )
     in_force = rollouts.gateway.read().of("support")
     assert (in_force.generation, in_force.killed, in_force.shadow) == (1, True, 0.25)
 
     rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
     with pytest.raises(InvalidInput, match="its kill switch is on: set `killed` to false"):
         rollouts.start("support", who="ada", now=NOW)
+    given_back = rollouts.gateway.read()
+    lifted = Traffic({"support": replace(given_back.of("support"), killed=False)})
+    file.write_text(print_traffic(lifted))
+    assert accept(given_back, lifted, highest={"support": 2}).traffic == lifted
+    rollouts.start("support", who="ada", now=NOW)
+    assert accept(lifted, rollouts.gateway.read(), highest={"support": 2}).traffic.of("support").share == 0.5
 
 
 def test_a_log_that_was_set_back_is_told(place: Place, rollouts: Rollouts) -> None:

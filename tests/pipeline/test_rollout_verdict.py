@@ -11,7 +11,7 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
 from anven_pipelines.domain.sign_off import REFUSED, SIGNED_OFF, sign_off_stream
-from anven_pipelines.domain.signed_target import TARGET, declared_target
+from anven_pipelines.domain.signed_target import PROMPT, TARGET, declared_target
 from tests.running_rollout import NOW, ROLLOUT, START, begun, serve, share_in_force
 from tests.signed_off import sign_off
 
@@ -163,7 +163,9 @@ def test_a_newer_no_go_on_what_is_served_holds_the_ramp_until_a_newer_go(place: 
     refuse(place, **{**began.payload, "verdict": "INCONCLUSIVE"})
     serve(place)
     assert isinstance(rollouts.look("support", now=NOW).decision, Advance)
-    refuse(place, **{**began.payload, "verdict": "NO-GO"})
+    # The same prompt, found by another search.
+    refuse(place, **{**began.payload, "verdict": "NO-GO", "adapted_prompt": "e" * 64})
+    refuse(place, **{**began.payload, "verdict": "INCONCLUSIVE"})
 
     found = rollouts.step("support", now=NOW).decision
 
@@ -177,7 +179,14 @@ def test_a_newer_no_go_on_what_is_served_holds_the_ramp_until_a_newer_go(place: 
     assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
 
 
-@pytest.mark.parametrize("other", [{"adapted_prompt": "e" * 64}, {TARGET: {"model": "another"}}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {PROMPT: "e" * 64},
+        {PROMPT: None, "adapted_prompt": "e" * 64},  # of an older release
+        {TARGET: {"model": "another", "digest": "e" * 64, "upstream": None}},
+    ],
+)
 def test_a_no_go_on_another_target_or_prompt_holds_nothing(
     place: Place, rollouts: Rollouts, other: dict[str, Any]
 ) -> None:
@@ -186,6 +195,17 @@ def test_a_no_go_on_another_target_or_prompt_holds_nothing(
     serve(place)
 
     assert isinstance(rollouts.step("support", now=NOW).decision, Advance)
+
+
+def test_a_no_go_behind_a_gateway_that_was_declared_after_the_go_holds_the_ramp(
+    place: Place, rollouts: Rollouts
+) -> None:
+    [began] = place.state.events(sign_off_stream("support"))
+    assert began.payload[TARGET]["upstream"] is None
+    refuse(place, **{**began.payload, "verdict": "NO-GO", TARGET: {**began.payload[TARGET], "upstream": "openai/a"}})
+    serve(place)
+
+    assert isinstance(rollouts.step("support", now=NOW).decision, Hold)
 
 
 def test_harm_is_rolled_back_beside_a_newer_no_go(place: Place, rollouts: Rollouts) -> None:
