@@ -109,11 +109,12 @@ class Attempt(NamedTuple):
 
     Attributes:
         number: 1, and one for each other measurement of sealed items before it.
-        judged_before: Whether one of those judged some of the same items; a GO leaves them sealed.
+        items_overlap: Whether any two attempts up to this one judged some of the same items, as a GO leaves them
+            sealed. Such a pair errs together, so that the attempts' chances do not multiply.
     """
 
     number: int = 1
-    judged_before: bool = False
+    items_overlap: bool = False
 
 
 class Seen(NamedTuple):
@@ -238,9 +239,14 @@ class Ledger:
         for each in self.looks(before=event.seq):
             if each.workload == look.workload and each.measurement not in _NO_SIGN_OFF:
                 firsts.setdefault(each.measurement, each)
-        began, sealed = firsts.get(look.measurement, look).seq, self.sealed_of(look.golden)
+        began = firsts.get(look.measurement, look).seq
         earlier = [each for each in firsts.values() if each.seq < began]
-        return Attempt(1 + len(earlier), any(sealed & self.sealed_of(each.golden) for each in earlier))
+        judged, overlap = set[str](), False
+        for each in [*earlier, look]:
+            sealed = self.sealed_of(each.golden)
+            overlap |= not judged.isdisjoint(sealed)
+            judged |= sealed
+        return Attempt(1 + len(earlier), overlap)
 
     def _refusal(self, look: Look, earlier: Sequence[Look]) -> str | None:
         """Say why a look is not admitted after the earlier ones; None where it is."""

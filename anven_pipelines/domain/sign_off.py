@@ -162,8 +162,8 @@ def _attempts(attempt: Attempt, level: float) -> str:
     if number == 1:
         return f"first attempt of this workload: a GO is false with a chance of at most {level:g}"
     chance, items = 1 - (1 - level) ** number, "each on items that no other has judged"
-    if attempt.judged_before:
-        chance, items = min(1.0, number * level), "with items that an earlier one has judged too"
+    if attempt.items_overlap:
+        chance, items = min(1.0, number * level), "with items that more than one has judged"
     return (
         f"attempt {number} of this workload, {items}: that any of {number} gives a false GO has a chance of at most "
         f"{chance:.3g}"

@@ -18,6 +18,7 @@ from anven_pipelines.domain.holdout import (
     EXPORTED,
     OPENED,
     SHOWN,
+    Attempt,
     Ledger,
     Seen,
     draw_key,
@@ -314,19 +315,30 @@ def test_what_another_workload_burnt_is_burnt() -> None:
 
 
 def test_an_attempt_on_items_that_another_has_judged_is_known() -> None:
-    """A GO burns nothing, so that another prompt can be judged on the items of the last one."""
+    """A GO burns nothing, so that another prompt can be judged on the items of the last one.
+
+    An attempt on fresh items after those two tells of them too: its error rate is that of all attempts.
+    """
     book = Book()
     book.open(workload="other")
     first = book.open()
     book.conclude(first, "GO")
-    again, edited = book.open(run="run-00002"), book.open(answers="m2", draw="d2")
+    again = book.open(run="run-00002")
+    book.conclude(again, "GO")
+    edited = book.open(answers="m2", draw="d2")
     fresh = book.open("second", "m3", draw="d3")
-    assert [book.ledger.attempt(each).judged_before for each in (first, again, edited, fresh)] == [
-        False,
-        False,
-        True,
-        False,
+    assert [book.ledger.attempt(each) for each in (first, again, edited, fresh)] == [
+        Attempt(1, items_overlap=False),
+        Attempt(1, items_overlap=False),
+        Attempt(2, items_overlap=True),
+        Attempt(3, items_overlap=True),
     ]
+
+
+def test_attempts_each_on_items_of_its_own_are_known_as_such() -> None:
+    book = Book()
+    looks = [book.open(), book.open("second", "m2", draw="d2")]
+    assert [book.ledger.attempt(each).items_overlap for each in looks] == [False, False]
 
 
 def test_an_attempt_is_a_measurement_and_a_repetition_keeps_its_number() -> None:

@@ -151,7 +151,7 @@ def test_the_noise_floor_stands_beside_the_quality() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attempt", "judged_before", "said"),
+    ("attempt", "items_overlap", "said"),
     [
         (1, False, "first attempt of this workload: a GO is false with a chance of at most 0.05"),
         (
@@ -162,11 +162,11 @@ def test_the_noise_floor_stands_beside_the_quality() -> None:
         (
             2,
             True,
-            "with items that an earlier one has judged too: that any of 2 gives a false GO has a chance of at most 0.1",
+            "with items that more than one has judged: that any of 2 gives a false GO has a chance of at most 0.1",
         ),
     ],
 )
-def test_attempts_add_up(attempt: int, judged_before: bool, said: str) -> None:
+def test_attempts_add_up(attempt: int, items_overlap: bool, said: str) -> None:
     migration = everything_gates()
-    verdict = decide(good_scores(), CHEAPER, migration, digests=DIGESTS, attempt=Attempt(attempt, judged_before))
+    verdict = decide(good_scores(), CHEAPER, migration, digests=DIGESTS, attempt=Attempt(attempt, items_overlap))
     assert verdict.families["attempts"].endswith(said)
