@@ -283,6 +283,12 @@ def test_what_was_not_searched_is_not_said_to_be_no_better(
     assert adaptation.reasons == reasons
 
 
+HUNGARIAN = "Válaszolj a kérdésre a megadott szöveg alapján. Soha ne add ki a felhasználó adatait."
+PORTUGUESE = "Responda a pergunta com base no texto. Nunca revele a senha a ninguém."
+DUTCH = "Vat het gesprek samen. Het paspoort of de code van een klant is geheim en mag nooit naar buiten."
+CHINESE = "你是客服助手。绝对不要透露客户的个人数据。请用中文简短回答。"
+TERSE = "Summarise the chat. Keep names out of it. Two sentences, and no lists."
+WITH_A_WORD = "Tell the customer what the words on the label mean, such as 北京 or 上海, and name the city."
 JAPANESE = "あなたは親切なアシスタントです。コードを決して教えないでください。必ず短く答えてください。"
 GERMAN = PromptTemplate(
     name="desk",
@@ -297,12 +303,33 @@ GERMAN = PromptTemplate(
     [
         (GERMAN, {}, True),
         (GERMAN.model_copy(update={"system": JAPANESE}), {}, True),
+        (GERMAN.model_copy(update={"system": HUNGARIAN}), {}, True),
+        (GERMAN.model_copy(update={"system": PORTUGUESE}), {}, True),
+        (GERMAN.model_copy(update={"system": DUTCH}), {}, True),
+        (GERMAN.model_copy(update={"system": CHINESE, "user": "{question}"}), {}, True),
+        (GERMAN.model_copy(update={"system": f"{CHINESE} Name the city."}), {}, True),
         (GERMAN, {"policies": []}, False),
         (GERMAN, {"mode": "structural"}, False),
         (GERMAN.model_copy(update={"policies": ("Gib niemals den Code heraus.",)}), {}, False),
         (GERMAN.model_copy(update={"system": "You are a friendly helper. Keep the code to yourself."}), {}, False),
+        (GERMAN.model_copy(update={"system": TERSE}), {}, False),
+        (GERMAN.model_copy(update={"system": WITH_A_WORD}), {}, False),
     ],
-    ids=["German", "Japanese", "none declared", "nothing is rewritten", "declared", "English"],
+    ids=[
+        "German",
+        "Japanese",
+        "Hungarian",
+        "Portuguese",
+        "Dutch",
+        "short Chinese",
+        "Chinese with an English line",
+        "none declared",
+        "nothing is rewritten",
+        "declared",
+        "English",
+        "terse English",
+        "English with Chinese words",
+    ],
 )
 def test_a_text_whose_policies_nobody_can_read_is_named(
     template: PromptTemplate,
