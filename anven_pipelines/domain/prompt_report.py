@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from anven_pipelines.domain.token_count import spent_words
 from anven_pipelines.domain.tracking import RegisteredPrompt
 
 if TYPE_CHECKING:
@@ -87,15 +88,17 @@ class Adaptation:
         }
 
     def metrics(self) -> dict[str, float | None]:
-        """Return what MLflow draws over time."""
+        """Return what MLflow draws over time; tokens and money that were computed have a name that says so."""
         proven = [gain for gain in self.gains if gain.proven and gain.interval]
+        origin = "_computed" if self.cost.computed else ""
+        rewriting_origin = "_computed" if self.cost.rewriting_computed else ""
         return {
             "search_calls": float(self.cost.calls),
-            "search_tokens": float(self.cost.tokens),
-            "search_usd": self.cost.usd,
+            f"search_tokens{origin}": float(self.cost.tokens),
+            f"search_usd{origin}": self.cost.usd,
             "search_seconds": self.cost.seconds,
             "rewriting_calls": float(self.cost.rewriting_calls),
-            "rewriting_usd": self.cost.rewriting_usd,
+            f"rewriting_usd{rewriting_origin}": self.cost.rewriting_usd,
             **{f"gain.{gain.template}": gain.interval.estimate for gain in proven if gain.interval},
         }
 
@@ -128,13 +131,13 @@ class Adaptation:
 
 
 def spent_in_words(cost: Mapping[str, Any]) -> str:
-    """Return what a search spent, as `Adaptation.to_json` tells it, in words."""
-    usd = "" if cost["usd"] is None else f", {cost['usd']:.4f} USD"
-    told = f"{cost['calls']:,} answers of the target, {cost['tokens']:,} tokens{usd}"
+    """Return what a search spent, as `Adaptation.to_json` tells it, in words; earlier versions told no origin."""
+    spent = spent_words(cost["tokens"], cost["usd"], computed=cost.get("computed", False))
+    told = f"{cost['calls']:,} answers of the target, {spent}"
     if not cost.get("rewriting_calls"):
         return told
-    usd = "" if cost["rewriting_usd"] is None else f", {cost['rewriting_usd']:.4f} USD"
-    return f"{told}; {cost['rewriting_calls']:,} of the model that rewrites, {cost['rewriting_tokens']:,} tokens{usd}"
+    spent = spent_words(cost["rewriting_tokens"], cost["rewriting_usd"], computed=cost.get("rewriting_computed", False))
+    return f"{told}; {cost['rewriting_calls']:,} of the model that rewrites, {spent}"
 
 
 def _score(mean: float | None) -> str:

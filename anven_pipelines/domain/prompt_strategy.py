@@ -52,8 +52,14 @@ class Account(Protocol):
             BudgetSpent: so many more calls are too many.
         """
 
-    def count(self, *, tokens: int, usd: float) -> None:
-        """Count one answer, its prompt and answer tokens, and its price (0 where none is declared)."""
+    def count(self, *, tokens: int, usd: float, computed: bool) -> None:
+        """Count one answer, its prompt and answer tokens, and its price (0 where none is declared).
+
+        Args:
+            tokens: Of prompt and answer.
+            usd: Their price.
+            computed: Whether any of those tokens are not the server's count.
+        """
 
 
 class Trial(Protocol):

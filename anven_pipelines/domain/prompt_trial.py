@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import polars as pl
 
-from anven_pipelines.domain.canonical import canonical_json, digest_of
+from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import ANSWERS, request_for
 from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
 from anven_pipelines.domain.prompts import Call
+from anven_pipelines.domain.token_count import count_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,12 +46,14 @@ class Cost(NamedTuple):
 
     Attributes:
         calls: Answers of the target.
-        tokens: Their prompt and answer tokens; where the server counts none, bytes.
+        tokens: Their prompt and answer tokens.
         usd: Their price; None where none is declared.
         seconds: Time of the search; what was kept from an earlier run took none.
         rewriting_calls: Answers of a model that writes prompts.
         rewriting_tokens: Their prompt and answer tokens.
         rewriting_usd: Their price; None where none is declared.
+        computed: Whether tokens and price of the target's answers hold bytes, which stand for what is not counted.
+        rewriting_computed: The same of the models that write prompts.
     """
 
     calls: int
@@ -60,6 +63,8 @@ class Cost(NamedTuple):
     rewriting_calls: int = 0
     rewriting_tokens: int = 0
     rewriting_usd: float | None = None
+    computed: bool = False
+    rewriting_computed: bool = False
 
 
 @dataclass
@@ -69,15 +74,17 @@ class Rewriting:
     calls: int = 0
     tokens: int = 0
     usd: float = 0.0
+    computed: bool = False
 
     def require(self, calls: int) -> None:
         """Allow everything."""
 
-    def count(self, *, tokens: int, usd: float) -> None:
+    def count(self, *, tokens: int, usd: float, computed: bool) -> None:
         """Count one answer."""
         self.calls += 1
         self.tokens += tokens
         self.usd += usd
+        self.computed |= computed
 
 
 @dataclass
@@ -94,6 +101,7 @@ class Spending:
         calls: Answers so far.
         tokens: Their tokens.
         usd: Their price.
+        computed: Whether any of those tokens were computed.
         rewriting: What models that write prompts have answered.
         rewriting_priced: Whether their price is declared.
         until: Calls that may be spent by the end of what goes on now: a share of the budget. The other limits are
@@ -107,6 +115,7 @@ class Spending:
     calls: int = 0
     tokens: int = 0
     usd: float = 0.0
+    computed: bool = False
     rewriting: Rewriting = field(default_factory=Rewriting)
     rewriting_priced: bool = False
     until: int = 0
@@ -128,10 +137,10 @@ class Spending:
             message = f"{self.calls} calls are spent, {calls} more are wanted, and {self.until} are allowed by here"
             raise BudgetSpent(message)
         if budget.tokens is not None and self.tokens >= budget.tokens * share:
-            message = f"{self.tokens} tokens are spent of {budget.tokens * share:.0f}"
+            message = f"{self._most}{self.tokens} tokens are spent of {budget.tokens * share:.0f}"
             raise BudgetSpent(message)
         if budget.usd is not None and self.usd >= budget.usd * share:
-            message = f"{self.usd:.4f} USD are spent of {budget.usd * share:g}"
+            message = f"{self._most}{self.usd:.4f} USD are spent of {budget.usd * share:g}"
             raise BudgetSpent(message)
         if budget.time is not None and self.clock() - self.began >= budget.time.total_seconds() * share:
             message = f"{self.clock() - self.began:.0f} s have passed of {budget.time.total_seconds() * share:.0f}"
@@ -139,16 +148,23 @@ class Spending:
 
     def add(self, requests: Sequence[CompletionRequest], answers: pl.DataFrame) -> None:
         """Count answers, ANSWERS in the order of what was asked."""
-        sent, written = tokens_of(requests, answers)
+        counted = [
+            count_tokens(request.messages, row)
+            for request, row in zip(requests, answers.iter_rows(named=True), strict=True)
+            if row["status"] == "answered"
+        ]
+        sent, written = sum(each.sent for each in counted), sum(each.written for each in counted)
         self.calls += answers.height
         self.tokens += sent + written
         self.usd += self.price(sent, written) if self.price else 0.0
+        self.computed |= any(each.computed for each in counted)
 
-    def count(self, *, tokens: int, usd: float) -> None:
+    def count(self, *, tokens: int, usd: float, computed: bool) -> None:
         """Count one answer of the target that a strategy got by itself."""
         self.calls += 1
         self.tokens += tokens
         self.usd += usd
+        self.computed |= computed
 
     def cost(self) -> Cost:
         """Return what was spent until now."""
@@ -156,27 +172,20 @@ class Spending:
         rewriting = self.rewriting
         rewriting_usd = rewriting.usd if self.rewriting_priced else None
         return Cost(
-            self.calls, self.tokens, usd, self.clock() - self.began, rewriting.calls, rewriting.tokens, rewriting_usd
+            calls=self.calls,
+            tokens=self.tokens,
+            usd=usd,
+            seconds=self.clock() - self.began,
+            rewriting_calls=rewriting.calls,
+            rewriting_tokens=rewriting.tokens,
+            rewriting_usd=rewriting_usd,
+            computed=self.computed,
+            rewriting_computed=rewriting.computed,
         )
 
-
-def tokens_of(requests: Sequence[CompletionRequest], answers: pl.DataFrame) -> tuple[int, int]:
-    """Return the prompt and the answer tokens of answers, ANSWERS in the order of what was asked.
-
-    Where a server counts none, each byte counts as one, as in a `Reflector`: there are never more, and zeros would hold
-    no limit on tokens or money.
-    """
-    sent = written = 0
-    counted = answers.select("status", "output", "tool_calls", "input_tokens", "output_tokens").iter_rows()
-    for request, (status, output, calls, prompt_tokens, answer_tokens) in zip(requests, counted, strict=True):
-        if status == "answered":
-            sent += _bytes(canonical_json(request.messages)) if prompt_tokens is None else prompt_tokens
-            written += _bytes((output or "") + (calls or "")) if answer_tokens is None else answer_tokens
-    return sent, written
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode())
+    @property
+    def _most(self) -> str:
+        return "at most " if self.computed else ""
 
 
 Way = Callable[[int], Call]

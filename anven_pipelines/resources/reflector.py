@@ -11,17 +11,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from anven_pipelines.domain.canonical import canonical_json, digest_of
+from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.completion import ASKED_AGAIN
 from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.inference import CompletionRequest
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
+from anven_pipelines.domain.token_count import count_tokens
 from anven_pipelines.resources.endpoint import ask_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.prompt_strategy import Account
+    from anven_pipelines.domain.token_count import TokenCount
     from anven_pipelines.resources.answer_batch import Checkpoint, Progress
     from anven_pipelines.resources.pace import Pace
     from anven_pipelines.spec_target import EndpointTarget
@@ -34,7 +36,7 @@ class ReflectionBudget:
     """What a search may spend on a model beside the target.
 
     Calls are held exactly. What a call costs is known after it, so none begins once tokens or money are used up, and
-    the last one may pass the mark. Where a server counts no tokens, each byte counts as one: there are never more.
+    the last one may pass the mark. Where a server counts no tokens, each byte of the text counts as one.
     """
 
     calls: int
@@ -56,8 +58,8 @@ class Reply(NamedTuple):
         text: The answer; None where there is none.
         reason: Why there is none.
         is_whole: Whether it ended by itself, and not at the longest that was allowed.
-        input_tokens: Tokens of the prompt, as counted or bounded.
-        output_tokens: Tokens of the answer, as counted or bounded.
+        input_tokens: Tokens of the prompt, as counted or computed.
+        output_tokens: Tokens of the answer, as counted or computed.
     """
 
     text: str | None
@@ -69,11 +71,12 @@ class Reply(NamedTuple):
 
 @dataclass
 class Spent:
-    """What was used, kept answers included."""
+    """What was used, kept answers included; `computed` says that some of the tokens are not the server's count."""
 
     calls: int = 0
     tokens: int = 0
     usd: float = 0.0
+    computed: bool = False
 
 
 @dataclass
@@ -154,12 +157,13 @@ class Reflector:
 
     def exhausted(self, calls: int = 1) -> str | None:
         """Say which part of the budget does not allow so many calls; None where all do."""
+        most = "at most " if self.spent.computed else ""
         if self.spent.calls + calls > self.budget.calls:
             return f"{self.spent.calls} of {self.budget.calls} calls to {self.endpoint.model!r} are used"
         if self.budget.tokens is not None and self.spent.tokens >= self.budget.tokens:
-            return f"{self.spent.tokens} of {self.budget.tokens} tokens of {self.endpoint.model!r} are used"
+            return f"{most}{self.spent.tokens} of {self.budget.tokens} tokens of {self.endpoint.model!r} are used"
         if self.budget.usd is not None and self.spent.usd >= self.budget.usd:
-            return f"{self.spent.usd:.4f} of {self.budget.usd:g} USD for {self.endpoint.model!r} are used"
+            return f"{most}{self.spent.usd:.4f} of {self.budget.usd:g} USD for {self.endpoint.model!r} are used"
         return None
 
     def _request(self, asked: Conversation) -> CompletionRequest:
@@ -178,34 +182,28 @@ class Reflector:
             )
             raise UnavailableService(message)
         text = row["output"] or ""
-        tokens = (
-            row["input_tokens"] if row["input_tokens"] is not None else _bytes(canonical_json(request.messages)),
-            row["output_tokens"] if row["output_tokens"] is not None else _bytes(text),
-        )
-        self._count(*tokens)
+        tokens = count_tokens(request.messages, row)
+        self._count(tokens)
         is_answered = row["status"] == "answered"
         is_whole = is_answered and row["finish_reason"] != "length"
-        return Reply(text if is_answered else None, row["reason"], is_whole, *tokens)
+        return Reply(text if is_answered else None, row["reason"], is_whole, tokens.sent, tokens.written)
 
-    def _count(self, input_tokens: int, output_tokens: int) -> None:
-        tokens, usd = input_tokens + output_tokens, 0.0
+    def _count(self, counted: TokenCount) -> None:
+        tokens, usd = counted.sent + counted.written, 0.0
         if price := self.endpoint.price:
-            cost = input_tokens * price.input_usd_per_million + output_tokens * price.output_usd_per_million
+            cost = counted.sent * price.input_usd_per_million + counted.written * price.output_usd_per_million
             usd = cost / _MILLION
         self.spent.calls += 1
         self.spent.tokens += tokens
         self.spent.usd += usd
+        self.spent.computed |= counted.computed
         if self.account:
-            self.account.count(tokens=tokens, usd=usd)
+            self.account.count(tokens=tokens, usd=usd, computed=counted.computed)
 
 
 def reflection_key(endpoint: EndpointTarget) -> str:
     """Return the key under which answers of a model are kept: equal keys would be asked the same of the same model."""
     return digest_of({"reflection": {"model": endpoint.model, "url": endpoint.url, "params": endpoint.params}})
-
-
-def _bytes(text: str) -> int:
-    return len(text.encode())
 
 
 def _ignore(progress: Progress) -> None:

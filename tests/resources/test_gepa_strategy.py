@@ -234,10 +234,13 @@ def test_the_model_that_rewrites_is_asked_within_its_budget(
 
 
 def test_a_server_that_counts_no_tokens_is_charged_a_token_for_each_byte(bench: Bench) -> None:
+    asked = trial()
     with ScriptedEndpoint(lambda ask: Reply("no", usage=False), api_key=KEY) as endpoint:
-        bench.search(endpoint, trial(), budget=ReflectionBudget(calls=9, tokens=100))
+        bench.search(endpoint, asked, budget=ReflectionBudget(calls=9, tokens=100))
     assert len(endpoint.asks) == 1
     assert bench.reflectors[0].spent.tokens > len(endpoint.asks[0].prompt)
+    assert asked.rewriting.computed
+    assert str(bench.reflectors[0].exhausted()).startswith("at most ")
 
 
 def test_the_same_seed_takes_the_same_steps(tmp_path: Path) -> None:
