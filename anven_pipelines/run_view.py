@@ -74,7 +74,7 @@ class RunView:
         if told.warning:
             self._warn(told)
         elif self._stays(told):
-            self._console.print(f"{told.step}: {told.text}", markup=False, highlight=False, soft_wrap=True)
+            self._print(f"{told.step}: {told.text}", markup=False)
         self._progress.update(
             self._task, completed=len(self._steps), now=f"{told.step}: {told.text}".partition("\n")[0]
         )
@@ -82,7 +82,22 @@ class RunView:
     def _warn(self, told: Told) -> None:
         if VERDICT_CHECK not in told.text:  # the verdict is shown whole when the chain has ended
             text = escape(f"{told.step}: {told.text}")
-            self._console.print(f"[yellow]warning[/yellow] {text}", highlight=False, soft_wrap=True)
+            self._print(f"[yellow]warning[/yellow] {text}")
+
+    def _print(self, text: str, *, markup: bool = True) -> None:
+        """Print a line; one that failed and is tried again stands there twice at most.
+
+        Raises:
+            OSError: it cannot be written now.
+        """
+        if not self._console.quiet:  # as rich makes it where nobody reads any more
+            self._console.file.flush()  # a line that still waits there is not joined by another copy of it
+        try:
+            self._console.print(text, markup=markup, highlight=False, soft_wrap=True)
+        except OSError:
+            with self._console.capture():  # its end empties what rich would print again before its next line
+                pass
+            raise
 
     def _stays(self, told: Told) -> bool:
         """Whether it is written as a line: what is counted only now and then, and not where it is drawn."""

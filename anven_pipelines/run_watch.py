@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -36,11 +37,18 @@ class RunWatch:
     """Polls the event log of one run from a thread; everything written is told before it closes."""
 
     def __init__(self, instance: dg.DagsterInstance, tell: Callable[[Told], None]) -> None:
-        """Choose the run's id; `tell` is called from the watching thread."""
+        """Choose the run's id.
+
+        Args:
+            instance: Whose event log is read.
+            tell: Is called from the watching thread, and at last from the one that closes. What it raises an OSError on
+                is told again at the next look; the last look raises.
+        """
         self.run_id = str(uuid.uuid4())
         self._instance = instance
         self._tell = tell
         self._cursor: str | None = None
+        self._untold: deque[dg.EventLogEntry] = deque()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -59,15 +67,17 @@ class RunWatch:
 
     def _follow(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
-            # Not readable now, as the disk is full or the file locked: read at the next look, and the last one raises.
+            # The log cannot be read now or nothing be told, as on a full disk: the next look does it, the last raises.
             with suppress(OSError, SQLAlchemyError):
                 self._tell_new()
 
     def _tell_new(self) -> None:
         connection = self._instance.get_records_for_run(self.run_id, cursor=self._cursor)
         self._cursor = connection.cursor
-        for record in connection.records:
-            self._tell_entry(record.event_log_entry)
+        self._untold.extend(record.event_log_entry for record in connection.records)
+        while self._untold:
+            self._tell_entry(self._untold[0])
+            self._untold.popleft()
 
     def _tell_entry(self, entry: dg.EventLogEntry) -> None:
         event = entry.dagster_event

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
-from io import StringIO
+from io import BufferedWriter, RawIOBase, StringIO, TextIOWrapper
 from typing import Any
 
 import dagster as dg
@@ -41,6 +43,39 @@ class Shown:
         for text in texts:
             self.view.tell(Told(STEP, text, warning))
         return self._text.getvalue().splitlines()
+
+
+class Disk(RawIOBase):
+    """A file on a disk that is full until there is room."""
+
+    def __init__(self) -> None:
+        self.has_room = False
+        self.content = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if not self.has_room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.content += bytes(data)
+        return len(data)
+
+
+@pytest.mark.parametrize(("is_buffered", "times"), [(False, 1), (True, 2)], ids=["unbuffered", "buffered"])
+def test_a_line_that_is_tried_again_and_again_is_not_written_as_often(is_buffered: bool, times: int) -> None:
+    """Rich keeps what it could not write for its next line, and so does Python's own buffer before a file."""
+    disk = Disk()
+    file: Any = BufferedWriter(disk) if is_buffered else disk
+    view = RunView(
+        Console(file=TextIOWrapper(file, line_buffering=True, write_through=True), width=200), "support", steps=1
+    )
+    for _ in range(5):
+        with pytest.raises(OSError, match="No space left"):
+            view.tell(Told(STEP, "loading the model m"))
+    disk.has_room = True
+    view.tell(Told(STEP, "loading the model m"))
+    assert disk.content.decode().splitlines() == [f"{STEP}: loading the model m"] * times
 
 
 def test_what_happens_once_is_written_and_what_is_counted_now_and_then() -> None:
@@ -148,3 +183,36 @@ def test_a_log_that_cannot_be_read_for_a_moment_is_read_at_the_next_look(monkeyp
                 instance=instance, run_id=watch.run_id
             )
     assert [each.text for each in told if each.step == "step"] == [STARTED, "loading the model m", DONE]
+
+
+def test_what_could_not_be_told_for_a_moment_is_told_once_at_the_next_look() -> None:
+    """The log was read already: nobody would come back for the rest of what was read."""
+
+    @dg.asset
+    def step(context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - Dagster reads annotations
+        context.log.info("loading the model m")
+        context.log.info("loaded")
+        is_told.wait(30)
+        context.log.info("1 of 1 answered")
+
+    told, is_told, failures = list[Told](), threading.Event(), [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+    def tell(each: Told) -> None:
+        if each.text == "loading the model m" and failures:
+            raise failures.pop()
+        told.append(each)
+        if each.text == "loaded":
+            is_told.set()  # by the watch, while the run goes on
+
+    with dg.DagsterInstance.ephemeral() as instance, RunWatch(instance, tell) as watch:
+        dg.Definitions(assets=[step]).resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance, run_id=watch.run_id
+        )
+        assert is_told.is_set()
+    assert [each.text for each in told if each.step == "step"] == [
+        STARTED,
+        "loading the model m",
+        "loaded",
+        "1 of 1 answered",
+        DONE,
+    ]
