@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it is downloaded at each start
     "LITELLM_MODE": "PRODUCTION",
+    "NUM_WORKERS": "1",  # LiteLLM reads it, and it may be set for another program; `_wait` knows one worker by its pid
     "PYTHONFAULTHANDLER": "1",
     "PYTHON_GC_THRESHOLD": "0,0,0",  # see gateway/collection.py
 }
@@ -241,9 +242,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _require_free(port: int) -> None:
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as the proxy does: connections of before do not count
+        # As the proxy does: connections of before do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -111,5 +112,23 @@ def test_an_idle_connection_outlives_the_clients_own_limit(tmp_path: Path, monke
     with (
         pytest.raises(UnavailableService, match=r"--keepalive_timeout 75$"),
         gateway_run.running(plan(tmp_path), ENVIRON),
+    ):
+        pass
+
+
+def test_one_worker_serves_whatever_the_environment_says_to_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What starts waits for the process that it started; several workers are children of it, each of its own pid."""
+    program = """
+import sys
+from litellm import run_server
+print("workers:", run_server.make_context("litellm", sys.argv[1:]).params["num_workers"])
+raise SystemExit(1)
+"""
+    monkeypatch.setattr(gateway_run, "_MAIN", program)
+    with (
+        pytest.raises(UnavailableService, match=r"(?m)^workers: 1$"),
+        gateway_run.running(plan(tmp_path), {**os.environ, **ENVIRON, "NUM_WORKERS": "4"}),
     ):
         pass
