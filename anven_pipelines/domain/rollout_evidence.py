@@ -171,6 +171,8 @@ def _worse(value: float, unit: str, *, named: bool = False) -> str:
 
 def _between(bounds: Interval, unit: str) -> str:
     """Write the bounds; one that is infinite is none yet, as too little was seen."""
+    if max(bounds.lower, -bounds.upper) >= _ENDLESS:
+        return f"at least {_worse(bounds.lower, unit)}, as requests that failed count"
     is_low, is_high = (abs(value) < _ENDLESS for value in (bounds.lower, bounds.upper))
     if is_low and is_high:
         return f"between {_worse(bounds.lower, unit)} and {_worse(bounds.upper, unit)}"

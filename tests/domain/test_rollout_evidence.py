@@ -38,6 +38,18 @@ def compared(unit: str, estimate: float, lower: float, upper: float, limit: floa
             "ttft endlessly worse (at most 5 better, how much worse is not bounded yet), 200 worse allowed",
         ),
         (
+            compared("ms", NEVER_MS, NEVER_MS, NEVER_MS, 200.0),
+            "ttft endlessly worse (at least endlessly worse, as requests that failed count), 200 worse allowed",
+        ),
+        (
+            compared("ms", inf, NEVER_MS, inf, 200.0),
+            "ttft endlessly worse (at least endlessly worse, as requests that failed count), 200 worse allowed",
+        ),
+        (
+            compared("ms", -NEVER_MS, -NEVER_MS, -NEVER_MS, 200.0),
+            "ttft endlessly better (at least endlessly better, as requests that failed count), 200 worse allowed",
+        ),
+        (
             compared("USD", -0.0005124, -0.00056, 0.00000002, 0.0),
             "ttft 0.000512 USD better (between 0.00056 better and 0.00000002 worse), 0 worse allowed",
         ),
