@@ -74,7 +74,8 @@ class Reply:
         streams: False sends one JSON answer, whatever was asked for.
         refuses: Fields of the body that get a 400 when present (and not false), such as `stream_options`.
         breaks: `before` drops the connection instead of responding, `midway` after the first half of the answer;
-            `error` sends an SSE error there, `garbage` something that is not JSON, `end` just ends the stream.
+            `error` sends an SSE error there, `garbage` something that is not JSON, `end` just ends the stream; `page`
+            sends the text as an HTML page in Latin-1, as a portal or an old proxy does.
     """
 
     text: str = "ok"
@@ -88,7 +89,7 @@ class Reply:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     streams: bool = True
     refuses: tuple[str, ...] = ()
-    breaks: Literal["before", "midway", "error", "garbage", "end"] | None = None
+    breaks: Literal["before", "midway", "error", "garbage", "end", "page"] | None = None
 
 
 def echo(ask: Ask) -> Reply:
@@ -214,6 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.endpoint.wait(reply.delay_s)
             if reply.breaks == "before":
                 self._hang_up()
+            elif reply.breaks == "page":
+                self._send(reply.status, reply.text.encode("latin-1"), {"Content-Type": "text/html", **reply.headers})
             elif reply.status != 200:
                 error = {"error": {"message": reply.text, "type": "scripted", "code": None}}
                 self._send_json(reply.status, error, reply.headers)
@@ -260,9 +263,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def _send_json(self, status: int, value: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-        data = json.dumps(value).encode()
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
+
+    def _send(self, status: int, data: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)
-        for name, header in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
+        for name, header in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, header)
         self.end_headers()
         self.wfile.write(data)

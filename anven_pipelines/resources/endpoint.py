@@ -161,22 +161,34 @@ class Endpoint:
         """Read the server's own chunks, or its one JSON answer where it does not stream."""
         answer = AnswerInProgress()
         kind = stream.response.headers.get("content-type", "")
-        if "html" in kind:  # a portal or a proxy; read as a stream it would be an answer that never came
-            return Failure(
-                "broken_answer",
-                f"the server answered with a page ({kind}) and no completion; the base URL of an OpenAI-compatible API "
-                "is needed, which mostly ends in /v1",
-            )
         if "json" in kind:
             body = await stream.response.aread()
             if not isinstance(whole := _json_of(body), dict):
                 return Failure("broken_answer", f"the server answered with {len(body)} bytes that are no JSON object")
             answer.add(whole, elapsed_ms=None)
-        else:
+        elif await self._take_chunks(stream, answer, started, kind):
+            return Failure(
+                "broken_answer",
+                f"the server answered with a page ({kind}) and no completion; the base URL of an OpenAI-compatible API "
+                "is needed, which mostly ends in /v1",
+            )
+        return answer.whole(latency_ms=(self._pace.clock() - started) * 1e3)
+
+    async def _take_chunks(self, stream: Any, answer: AnswerInProgress, started: float, kind: str) -> bool:  # noqa: ANN401
+        """Add the stream's chunks to the answer; return whether a portal's or a proxy's page came in their place.
+
+        The type alone does not tell it: Flask calls a stream text/html where nobody names another.
+        """
+        has_chunks = False
+        try:
             async for chunk in stream:
+                has_chunks = True
                 elapsed_ms = (self._pace.clock() - started) * 1e3
                 answer.add(chunk.model_dump(exclude_unset=True), elapsed_ms=elapsed_ms)
-        return answer.whole(latency_ms=(self._pace.clock() - started) * 1e3)
+        except ValueError:  # what is no UTF-8 or no JSON: a page may be in another encoding
+            if has_chunks or "html" not in kind:
+                raise
+        return "html" in kind and not has_chunks
 
     def _client(self, url: str) -> AsyncOpenAI:
         """Return a client of our own, where LiteLLM would leave one open for every event loop it has seen."""

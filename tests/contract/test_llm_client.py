@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 KEY = "s3cret-key-of-the-team"
+HTML = {"Content-Type": "text/html; charset=utf-8"}
 
 
 @dataclass
@@ -136,7 +137,11 @@ def test_every_request_is_answered_in_order(asker: Asker) -> None:
         (Reply("a b c d", breaks="garbage"), "broken_answer: ", 2),
         (Reply("a b c d", breaks="end"), "broken_answer: the answer ended without a finish_reason, after 4 ch", 2),
         (Reply("whole", finish_reason=None), "broken_answer: the answer ended without a finish_reason", 2),
-        (Reply("log in", headers={"Content-Type": "text/html"}), "broken_answer: the server answered with a page (", 2),
+        (Reply("<html>\n\nlog in", breaks="page"), "broken_answer: the server answered with a page (text/html)", 2),
+        (Reply("<p>\ndata: für\n\n</p>", breaks="page"), "broken_answer: the server answered with a page (", 2),
+        (Reply("<p>\ndata: no\n\n</p>", breaks="page"), "broken_answer: the server answered with a page (", 2),
+        (Reply("a b c d", breaks="end", headers=HTML), "broken_answer: the answer ended without a finish_reason, a", 2),
+        (Reply("a b c d", breaks="garbage", headers=HTML), "broken_answer: Expecting", 2),
         (Reply("a b", headers={"Content-Type": "application/json"}), "broken_answer: the server answered with ", 2),
         (Reply("whole", finish_reason=None, streams=False), "broken_answer: the answer ended without a finish_r", 2),
     ],
@@ -199,6 +204,14 @@ def test_no_more_requests_are_in_flight_than_allowed(asker: Asker) -> None:
     with ScriptedEndpoint(answering({}, delay_s=0.05)) as endpoint:
         asker.ask(endpoint.url, numbered(30), concurrency=5)
         assert endpoint.most_in_flight == 5
+
+
+def test_a_stream_that_says_it_is_a_page_is_read_as_what_it_is(asker: Asker) -> None:
+    """Flask says so of every stream whose type nobody names."""
+    with ScriptedEndpoint(lambda _: Reply("a whole answer", headers=HTML)) as endpoint:
+        [answer] = asker.ask(endpoint.url, requests("a")).to_dicts()
+    assert (answer["output"], answer["attempts"]) == ("a whole answer", 1)
+    assert 0 < answer["ttft_ms"] <= answer["latency_ms"]
 
 
 def test_time_to_first_token_is_the_servers_delay(asker: Asker) -> None:
