@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from anven_pipelines.domain.holdout import Attempt
 from anven_pipelines.domain.sign_off import decide
 from anven_pipelines.verdict_view import show
 from tests.builders import a_migration, paired_scores, scores_of
@@ -37,7 +38,7 @@ def test_what_was_compared_stands_there() -> None:
 
 
 def test_a_later_attempt_tells_its_number() -> None:
-    told = shown(paired_scores(both=900, lost=10, gained=10, neither=80), attempt=3)
+    told = shown(paired_scores(both=900, lost=10, gained=10, neither=80), attempt=Attempt(3))
     assert "attempt 3 of this workload" in told
     assert "a chance of at most 0.143" in told
 
