@@ -125,6 +125,16 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture(autouse=True)
+def own_settings() -> Iterator[None]:
+    """Take back what a test leaves in the environment: one DAGSTER_HOME, and the next test's runs are elsewhere."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(LEAKS)}
+    yield
+    for name in [name for name in os.environ if name.startswith(LEAKS) and name not in before]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder with the recorded data of others; only tests marked `real` may use it."""

@@ -96,7 +96,12 @@ def migration(url: str) -> str:
 def start(file: Path, folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "anven_pipelines.cli", "migrate", str(file), "--json"],
-        env={**os.environ, "ANVEN_HOME": str(folder / "home"), "ANVEN_MIGRATIONS": str(folder / "none")},
+        env={
+            **os.environ,
+            "ANVEN_HOME": str(folder / "home"),
+            "ANVEN_MIGRATIONS": str(folder / "none"),
+            "DAGSTER_HOME": "",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
