@@ -281,7 +281,8 @@ class AnswerBatch:
                     await self._part_is_full.wait()
             self._part_is_full.clear()
             await self._keep_part()
-            if (now := self.clock()) - self._reported >= PROGRESS_SECONDS:
+            is_due = (now := self.clock()) - self._reported >= PROGRESS_SECONDS
+            if is_due and self._done < len(self.requests):  # the end is told once, by `run`
                 self._tell(now=now)
 
     async def _keep_part(self) -> None:

@@ -171,6 +171,21 @@ def test_progress_is_reported_once_a_second_and_at_the_end(checkpoint: FolderChe
     assert reports[-1] == (400, 400, 0, 1200, 50.0, 0)
 
 
+def test_the_end_is_reported_once_though_a_report_is_due_with_the_last_answer(checkpoint: FolderCheckpoint) -> None:
+    now = [100.0]
+    reports: list[Progress] = []
+
+    async def ask(_: CompletionRequest) -> Asked:
+        now[0] += 2.0
+        return Asked(ANSWER, 1)
+
+    requests = numbered(PART_ROWS)  # the last answer fills a part
+    batch = batch_of(Model(), requests, checkpoint, report=reports.append, concurrency=1, clock=lambda: now[0])
+    batch.ask = ask
+    batch.run()
+    assert [each.done for each in reports].count(PART_ROWS) == 1
+
+
 def test_the_time_to_load_and_to_free_the_model_is_no_time_of_the_batch(checkpoint: FolderCheckpoint) -> None:
     now = [100.0]
     reports: list[Progress] = []
