@@ -31,7 +31,7 @@ _MOST_REASONS: Final = 20
 _LONGEST: Final = 400
 _NUMBER: Final = re.compile(r"[+-]?\d[\d.,:e+-]*( (d|h|min|s)\b)?|[+-]?\binf\b")
 
-_CHANGES: Final[dict[str, Notified]] = {
+NOTIFIED: Final[dict[str, Notified]] = {
     "started": "start",
     "advanced": "advance",
     HELD: "hold",
@@ -45,6 +45,7 @@ _CHANGES: Final[dict[str, Notified]] = {
     "flagged": "flag",
     "unflagged": "unflag",
 }
+"""What people are told that an event of each kind did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def notices_of(workload: str, events: Sequence[Event], *, after: int) -> list[No
     for event in events:  # each rests on those before
         before = status
         status = before if event.kind == HELD else followed(before, event)
-        if event.seq > after and event.kind in _CHANGES and (notice := _notice(workload, event, before, status)):
+        if event.seq > after and event.kind in NOTIFIED and (notice := _notice(workload, event, before, status)):
             found.append(notice)
     return found
 
@@ -163,7 +164,7 @@ def _notice(workload: str, event: Event, before: RolloutStatus, status: RolloutS
         id=event.hash[:32],
         seq=event.seq,
         workload=workload,
-        change=_CHANGES[event.kind],
+        change=NOTIFIED[event.kind],
         at=event.ts,
         title=title,
         reasons=_reasons(payload),

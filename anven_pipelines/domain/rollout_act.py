@@ -31,6 +31,12 @@ KINDS: Final[dict[Verb, str]] = {
 """The event that each act writes."""
 OVERRIDE_HOURS: Final = 4.0
 """How long an override counts unless its signer says otherwise."""
+_REASONED: Final[dict[Verb, str]] = {
+    "flag": "what was seen is needed, as",
+    "unflag": "how it was answered is needed, as",
+    "override": "what makes up for the missing proof is needed, as",
+}
+"""Acts that nobody understands later without their reason, and what it has to say."""
 _LONGEST_NAME: Final = 200
 _LONGEST_REASON: Final = 2000
 _MOST_HOURS: Final = LONGEST_OVERRIDE / timedelta(hours=1)
@@ -78,9 +84,10 @@ class Act:
         if len(self.reason) > _LONGEST_REASON:
             needed = f"at most {_LONGEST_REASON:,} are needed"
             found.append(Problem("reason", f"{len(self.reason):,} characters long", needed))
-        if self.verb in {"flag", "unflag"} and not self.reason.strip():
-            needed = "what was seen is needed, so that" if self.verb == "flag" else "how it was answered is needed, as"
-            found.append(Problem("reason", "empty", f"{needed} the audit log is all that others have of it"))
+        if self.verb in _REASONED and not self.reason.strip():
+            found.append(
+                Problem("reason", "empty", f"{_REASONED[self.verb]} the audit log is all that others have of it")
+            )
         if self.flag is not None and self.verb != "unflag":
             found.append(Problem("flag", repr(self.flag), f"only unflag names one: leave it out of {self.verb}"))
         if self.hours is not None and self.verb != "override":

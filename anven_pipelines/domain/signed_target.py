@@ -55,9 +55,11 @@ def other_target(verdict: Mapping[str, Any], declared: Mapping[str, str | None])
     same_upstream = signed["upstream"] in {None, declared["upstream"]}
     if signed["digest"] == declared["digest"] and same_upstream:
         return None
+    alike = all(signed[name] == declared[name] for name in ("model", "upstream"))
+    edited = ", of which the engine, the URL, the weights or the parameters were edited" if alike else ""
     return (
-        f"its verdict was given for {_words(signed)}, and the migration file declares {_words(declared)}: restore the "
-        "file, or reach a verdict on that target with `anven migrate`"
+        f"its verdict was given for {_words(signed)}, and the migration file declares {_words(declared)}{edited}: "
+        "restore the file, or reach a verdict on that target with `anven migrate`"
     )
 
 

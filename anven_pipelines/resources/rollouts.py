@@ -18,7 +18,7 @@ import dagster as dg
 
 from anven_pipelines.domain.errors import AnvenError, InvalidInput, TamperedLog, UnavailableService, UnknownWorkload
 from anven_pipelines.domain.load_report import LoadReport
-from anven_pipelines.domain.notice import HELD, hold_stream, new_hold
+from anven_pipelines.domain.notice import HELD, NOTIFIED, hold_stream, new_hold
 from anven_pipelines.domain.rollout import Advance, Gap, Hold, RollBack, decide
 from anven_pipelines.domain.rollout_capacity import shortfall
 from anven_pipelines.domain.rollout_plan import edit_of, in_place_of_unread, plan_of, read_plan
@@ -236,7 +236,7 @@ class Rollouts(dg.ConfigurableResource[None]):
         self.state.require_intact()
         status = self.status(workload)
         if reason := refusal(status, kind):
-            message = f"{workload}: {kind} is not possible: {reason}"
+            message = f"{workload}: {NOTIFIED[kind].replace('_', ' ')} is not possible: {reason}"
             raise InvalidInput(message)
         key = change_key(status.generation + 1) if kind in CHANGES else f"{kind}-{now.isoformat()}"
         told = {**payload, **(uptime.written() if uptime else {})}

@@ -198,7 +198,7 @@ def test_people_pause_resume_and_abort_and_all_of_it_is_in_the_log(place: Place,
     assert (aborted.phase, share_in_force(rollouts)) == ("aborted", 0.0)
     kinds = [event.kind for event in place.state.events(stream_of("support"))]
     assert kinds == ["started", "paused", "resumed", "aborted"]
-    with pytest.raises(InvalidInput, match="paused is not possible: the rollout is aborted"):
+    with pytest.raises(InvalidInput, match="pause is not possible: the rollout is aborted"):
         rollouts.act("support", "paused", {"who": "ada", "reason": ""}, now=NOW)
     again = rollouts.start("support", who="ada", now=NOW)
     assert (again.attempt, again.generation, share_in_force(rollouts)) == (2, 3, 0.5)

@@ -103,7 +103,7 @@ def test_each_act_is_done_by_the_job_and_stands_in_the_log_with_who_why_and_the_
     assert shown(launch(place, "approve", generation=1))["approvals"] == "ada"
     assert shown(launch(place, "pause", reason="a holiday"))["phase"] == "paused"
     assert shown(launch(place, "resume", who=" bo "))["phase"] == "running"
-    assert shown(launch(place, "override", generation=1, hours=2.0))["overrides"] == "ada"
+    assert shown(launch(place, "override", reason="the judge was down", generation=1, hours=2.0))["overrides"] == "ada"
     last = launch(place, "abort", who="bo", reason="enough")
     assert (shown(last)["phase"], shown(last)["share"]) == ("aborted", 0.0)
 
@@ -121,10 +121,13 @@ def test_each_act_is_done_by_the_job_and_stands_in_the_log_with_who_why_and_the_
     [
         ({"act": "pause", "who": "  "}, f"{CONFIG}.who is ''; the name of who does it"),
         (
-            {"act": "override", "generation": 1, "hours": 25.0},
+            {"act": "override", "reason": "late", "generation": 1, "hours": 25.0},
             f"{CONFIG}.hours is 25; above 0 and at most 24 is needed",
         ),
-        ({"act": "override", "generation": 1, "hours": float("nan")}, f"{CONFIG}.hours is nan; above 0"),
+        (
+            {"act": "override", "reason": "late", "generation": 1, "hours": float("nan")},
+            f"{CONFIG}.hours is nan; above 0",
+        ),
         ({"act": "pause", "hours": 2.0}, f"{CONFIG}.hours is 2; only an override lasts: leave it out of pause"),
         ({"act": "flag"}, f"{CONFIG}.reason is empty; what was seen is needed"),
         ({"act": "unflag", "reason": " "}, f"{CONFIG}.reason is empty; how it was answered is needed"),
@@ -134,13 +137,17 @@ def test_each_act_is_done_by_the_job_and_stands_in_the_log_with_who_why_and_the_
             f"{CONFIG}: flag is 'x'; the id of an open flag is needed: none is open",
         ),
         ({"act": "approve"}, f"{CONFIG}.generation is missing; to approve needs the generation that you looked at"),
-        ({"act": "override"}, f"{CONFIG}.generation is missing; to override needs"),
+        ({"act": "override", "reason": "late"}, f"{CONFIG}.generation is missing; to override needs"),
+        (
+            {"act": "override", "generation": 1},
+            f"{CONFIG}.reason is empty; what makes up for the missing proof is needed",
+        ),
         ({"act": "approve", "generation": 3}, f"{CONFIG}: generation is 3, and the rollout of support is at 1 by now"),
         ({"act": "pause", "reason": "x" * 2001}, f"{CONFIG}.reason is 2,001 characters long; at most 2,000"),
         ({"act": "pause", "workload": "suport"}, f"{CONFIG}: workload 'suport' is declared by no readable file"),
         (
             {"act": "resume"},
-            f"{CONFIG}: support: resumed is not possible: the rollout is running; one that is paused is needed",
+            f"{CONFIG}: support: resume is not possible: the rollout is running; one that is paused is needed",
         ),
         ({"act": "start"}, f"{CONFIG}: the rollout of support cannot start: attempt 1 is running: abort it first"),
     ],
@@ -245,7 +252,7 @@ def test_the_command_line_says_so_too_and_of_nothing_that_was_not_written(place:
 
     once_more = _asked("support", "pause", who="ada", hours=4.0, reason="", flag=None, generation=None)
     assert once_more is not None
-    with pytest.raises(InvalidInput, match="paused is not possible") as refused:
+    with pytest.raises(InvalidInput, match="pause is not possible") as refused:
         _do(rollouts, once_more, now=datetime.now(UTC), uptime=None)
     assert "audit log" not in str(refused.value)
 
@@ -284,13 +291,16 @@ def test_a_flag_is_opened_once_a_request_and_closed_by_whoever_answers_it(place:
 
 def test_two_people_override_until_it_expires_and_one_of_them_twice_is_one(place: Place, rollouts: Rollouts) -> None:
     launch(place, "start")
-    launch(place, "override", generation=1, hours=1.0)
-    again_by_ada = shown(launch(place, "override", generation=1, hours=1.0, who="Ada "))
+    launch(place, "override", reason="the judge was down", generation=1, hours=1.0)
+    again_by_ada = shown(launch(place, "override", reason="the judge was down", generation=1, hours=1.0, who="Ada "))
     assert again_by_ada["overrides"] == "ada"
     now = datetime.now(UTC)
     assert isinstance(rollouts.look("support", now=now).decision, Hold)
 
-    assert shown(launch(place, "override", generation=1, hours=0.5, who="Bo"))["overrides"] == "ada, bo"
+    assert (
+        shown(launch(place, "override", reason="the judge was down", generation=1, hours=0.5, who="Bo"))["overrides"]
+        == "ada, bo"
+    )
     account = pwd.getpwuid(os.getuid()).pw_name
     assert shared_accounts(rollouts.status("support").signed) == {account: ["ada", "bo"]}
 
@@ -372,7 +382,7 @@ def test_an_abort_that_is_a_slip_of_the_pen_or_meant_for_another_generation_chan
         perform(rollouts, Act(verb="abort", workload="suport", who="ada"), now=now)
     with pytest.raises(InvalidInput, match="generation is 3, and the rollout of support is at 1 by now"):
         perform(rollouts, Act(verb="abort", workload="support", who="ada", generation=3), now=now)
-    with pytest.raises(InvalidInput, match="paused is not possible"):
+    with pytest.raises(InvalidInput, match="pause is not possible"):
         perform(without_log(place, rollouts), Act(verb="pause", workload="support", who="ada"), now=now)
     assert traffic.read_text() == whole
 
