@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import dagster as dg
 import pytest
 
 from anven_pipelines.assets.partitions import workloads
@@ -16,6 +17,7 @@ from anven_pipelines.domain.notice import hold_stream
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.rollouts import Look, Rollouts
 from anven_pipelines.sensors import rollout as sensor
+from anven_pipelines.sensors import under_way
 from tests.running_rollout import tick
 from tests.signed_off import sign_off
 
@@ -229,3 +231,32 @@ def test_who_was_not_looked_at_comes_first_the_next_time(
     assert asked(place, rollouts) == set()
     assert asked(place, rollouts) == {"support"}
     assert hangs.begun == {"a-first": 1, "support": 1}
+
+
+@pytest.mark.parametrize("is_logged", [False, True])
+def test_a_roll_back_whose_run_waits_for_a_place_is_taken_by_the_sensor(
+    place: Place, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch, *, is_logged: bool
+) -> None:
+    begin(place, rollouts, "support")
+    if is_logged:
+        monkeypatch.setattr(Rollouts, "put_in_force", Rollouts.status)  # a step that was killed before it routed
+        rollouts.act("support", "aborted", {"who": "ada", "reason": "enough"}, now=NOW)
+    else:
+        trip(place, "support")
+    [request] = tick(place, rollouts).run_requests or []
+    job = place.definitions.resolve_implicit_global_asset_job_def()
+    place.instance.create_run_for_job(job, tags=request.tags, status=dg.DagsterRunStatus.STARTING)
+
+    tick(place, rollouts)
+    assert rollouts.gateway.read().of("support").share == 0.05  # it is given time
+
+    monkeypatch.setattr(under_way, "QUEUE_PATIENCE", timedelta(0))
+    found = tick(place, rollouts)
+
+    assert rollouts.gateway.read().of("support").share == 0.0
+    assert not found.run_requests
+    assert found.skip_reason is not None
+    assert "taken here, as the run of its step waits for a place to run" in str(found.skip_reason.skip_message)
+    generation = rollouts.status("support").generation
+    tick(place, rollouts)
+    assert rollouts.status("support").generation == generation
