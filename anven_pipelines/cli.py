@@ -66,6 +66,13 @@ def prompt(
     rewrites: Annotated[
         bool, typer.Option("--rewrites", help="Print it as a section of the migration file, to edit by hand.")
     ] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the prompt of the newest verdict into this folder, for `anven gateway --prompts`.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the prompts that a workload's target is asked with now: before and after, why, and what they cost.
@@ -73,8 +80,19 @@ def prompt(
     With `--rewrites` it prints them as a section `prompt` with `mode: tested`.
 
     Edited and put into the migration file, they are a new version, tested again.
+
+    With `--to` it writes what a canary has to serve: the prompt that the newest verdict, a GO, was given for.
     """
     with reported(as_json=as_json) as output:
+        if to is not None:
+            from anven_pipelines.prompt_export import export_prompt  # noqa: PLC0415 - loads Dagster: not for --help
+
+            written = export_prompt(file, to, home=home_folder())
+            if not output.tell(json.dumps(written._asdict() | {"path": str(written.path)})):
+                typer.echo(
+                    f"{written.path}: version {written.version[:12]}; serve it with `anven gateway --prompts {to}`"
+                )
+            return
         from anven_pipelines.prompt_view import read_prompt, show_prompt, show_rewrites  # noqa: PLC0415 - loads Dagster
 
         current = read_prompt(file, home=home_folder())

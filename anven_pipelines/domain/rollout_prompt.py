@@ -22,7 +22,8 @@ def other_prompt(status: RolloutStatus, evidence: Evidence) -> str | None:
         return None
     return (
         f"the gateway asks the target with prompt {_short(evidence.prompt)}, the verdict was given for "
-        f"{_short(status.prompt)}: start the gateway with that one (`--prompts`), or abort, migrate and start anew"
+        f"{_short(status.prompt)}: start the gateway with that one (`anven prompt FILE --to FOLDER` "
+        "writes it, `anven gateway --prompts FOLDER` serves it), or abort, migrate and start anew"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from anven_pipelines.assets.materialization import declared_input, publish_document
-from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.errors import InvalidInput, MissingInput
 from anven_pipelines.domain.golden import GOLDEN, opened
 from anven_pipelines.domain.prompt_baseline import baseline_of
 from anven_pipelines.domain.prompt_changes import chosen_of
@@ -25,6 +27,7 @@ from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage
 from anven_pipelines.domain.prompt_trial import Cost
 from anven_pipelines.domain.prompts import (
+    AdaptedPrompt,
     apply,
     candidate_part,
     carry_over,
@@ -32,17 +35,21 @@ from anven_pipelines.domain.prompts import (
     fitting_rewrite,
     found_prompt,
 )
+from anven_pipelines.domain.sign_off import REFUSED, sign_off_stream
+from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.migration_file import parse
 from anven_pipelines.nano.prompts import legacy_messages
 from anven_pipelines.nano.tasks import generate
-from anven_pipelines.prompt_view import CurrentPrompt, found_lines, show_prompt
+from anven_pipelines.prompt_export import export_prompt
+from anven_pipelines.prompt_view import CurrentPrompt, found_lines, read_prompt, show_prompt
 from anven_pipelines.resources.artifact_store import ArtifactStore
+from anven_pipelines.resources.migrations import read_migration
+from anven_pipelines.resources.state_store import StateStore
 from tests.cli.test_cli import anven
+from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from anven_pipelines.domain.prompts import AdaptedPrompt, Message
+    from anven_pipelines.domain.prompts import Message
 
 MIGRATION = {
     "workload": "support",
@@ -266,3 +273,29 @@ def test_the_table_can_be_printed_without_a_gain_that_was_measured() -> None:
     show_prompt(CurrentPrompt("support", carry_over(), report, None, []), Console(file=written, width=200))
     assert "unknown" in written.getvalue()
     assert "the legacy prompts stand unchanged" in written.getvalue()
+
+
+def test_the_prompt_of_the_verdict_is_written_for_the_gateway_not_what_a_later_search_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adaptation = adaptation_of(golden_rows())
+    file, home, folder = Path(materialised(tmp_path, adaptation)), tmp_path / ".anven", tmp_path / "prompts"
+    monkeypatch.setenv("ANVEN_HOME", str(home))
+    with pytest.raises(MissingInput, match="'support' has no verdict, and a canary begins with one that is GO"):
+        export_prompt(file, folder, home=home)
+    with prepared(home) as definitions:
+        stores = of_kind(definitions, "state", StateStore), of_kind(definitions, "artifacts", ArtifactStore)
+        sign_off(read_migration(file).migration, *stores, now=datetime.now(UTC), prompt=adaptation.prompt)
+    materialised(tmp_path, declared_prompt(parse(yaml.safe_dump(MIGRATION), file="m.yaml").prompt))
+
+    written = export_prompt(file, folder, home=home)
+
+    assert (written.version, written.path) == (adaptation.prompt.version, folder / "support.json")
+    assert AdaptedPrompt.model_validate_json(written.path.read_text()) == adaptation.prompt
+    assert read_prompt(file, home=home).prompt.version != written.version
+
+    with prepared(home) as definitions:
+        state = of_kind(definitions, "state", StateStore)
+        state.append(stream=sign_off_stream("support"), kind=REFUSED, key="later", payload={}, now=datetime.now(UTC))
+    with pytest.raises(MissingInput, match="its newest verdict is not GO"):
+        export_prompt(file, folder, home=home)
