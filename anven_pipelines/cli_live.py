@@ -63,7 +63,19 @@ def gateway(
 def rollout(
     action: Annotated[
         Literal[
-            "status", "start", "step", "approve", "pause", "resume", "abort", "override", "flag", "unflag", "notify"
+            "status",
+            "start",
+            "step",
+            "approve",
+            "pause",
+            "resume",
+            "abort",
+            "override",
+            "flag",
+            "unflag",
+            "kill",
+            "unkill",
+            "notify",
         ],
         typer.Argument(help="What to do.", show_default=False),
     ],
@@ -93,6 +105,9 @@ def rollout(
     legacy at once. An `override` counts once two people have signed it, and never over proven harm.
 
     `flag` says that somebody saw what has to be answered before more users get the target; `unflag` closes it.
+
+    `kill` gives legacy all traffic at once, whatever the rollout or its log say; `unkill` turns that off once no
+    attempt is open.
 
     `notify` sends what `rollout.notify` has not been told yet, as the sensor `rollout_notices` does, and exits with 1
     where notices still wait for a receiver.

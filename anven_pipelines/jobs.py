@@ -31,6 +31,8 @@ class RolloutVerb(Enum):
     override = "override"
     flag = "flag"
     unflag = "unflag"
+    kill = "kill"
+    unkill = "unkill"
 
 
 class ActOnRollout(dg.Config):
@@ -42,7 +44,8 @@ class ActOnRollout(dg.Config):
         "entered once it is proven. pause, resume: hold the ramp, and let it go on; harm is rolled back all the same. "
         "abort: give all traffic back to legacy at once. override: let the next stage be entered whatever proof is "
         "missing, once two people have signed; never over proven harm. flag: hold the ramp until somebody has answered "
-        "what you saw, as the reason tells it. unflag: close a flag, with the answer as the reason."
+        "what you saw, as the reason tells it. unflag: close a flag, with the answer as the reason. kill: have the "
+        "gateway give legacy all traffic whatever the rollout says. unkill: turn that off, once no attempt is open."
     )
     who: str = Field(description="Your name, for the audit log; an override needs two different ones.")
     reason: str = Field(default="", description="Why, for the audit log.")
@@ -80,7 +83,7 @@ def act_on_rollout(context: dg.OpExecutionContext, config: ActOnRollout, rollout
 
 @dg.job(
     tags={"dagster/priority": "10"},
-    description="Starts, approves, pauses, resumes, aborts, overrides or flags a rollout.",
+    description="Starts, approves, pauses, resumes, aborts, overrides, flags or kills a rollout.",
 )
 def rollout_act() -> None:
     """Do what a person wants done to a rollout; it comes before what waits for a place to run."""

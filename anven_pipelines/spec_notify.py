@@ -21,6 +21,8 @@ Notified = Literal[
     "drill_failed",
     "flag",
     "unflag",
+    "kill",
+    "unkill",
 ]
 
 _VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"

@@ -44,6 +44,8 @@ NOTIFIED: Final[dict[str, Notified]] = {
     "drilled": "drill_failed",
     "flagged": "flag",
     "unflagged": "unflag",
+    "killed": "kill",
+    "unkilled": "unkill",
 }
 """What people are told that an event of each kind did."""
 
@@ -158,7 +160,7 @@ def _notice(workload: str, event: Event, before: RolloutStatus, status: RolloutS
     if event.kind == "drilled" and payload.get("passed"):
         return None
     plan = _plan(workload, status if status.is_open else before)
-    share = 0.0 if not status.is_open else None if plan is None else status.share(plan)
+    share = 0.0 if event.kind == "killed" or not status.is_open else None if plan is None else status.share(plan)
     title, resolution = _WORDS[event.kind](_Told(workload, event, before, status, plan))
     return Notice(
         id=event.hash[:32],
@@ -282,6 +284,17 @@ def _unflagged(told: _Told) -> tuple[str, str]:
     return f"{told.workload}: {told.who} closed flag {told.event.payload['flag']}", resolution
 
 
+def _killed(told: _Told) -> tuple[str, str]:
+    again = "abort the attempt, mend the cause" if told.status.is_open else "mend the cause"
+    resolution = f"{again}, then `anven rollout unkill {told.workload} --reason ...` turns the switch off"
+    return f"{told.workload}: KILLED by {told.who}, all traffic goes to legacy", resolution
+
+
+def _unkilled(told: _Told) -> tuple[str, str]:
+    again = f"`anven rollout start {told.workload}` may begin a new attempt"
+    return f"{told.workload}: {told.who} turned the kill switch off", again
+
+
 _WORDS: Final[dict[str, Callable[[_Told], tuple[str, str]]]] = {
     "started": _started,
     "advanced": _advanced,
@@ -295,6 +308,8 @@ _WORDS: Final[dict[str, Callable[[_Told], tuple[str, str]]]] = {
     "drilled": _drilled,
     "flagged": _flagged,
     "unflagged": _unflagged,
+    "killed": _killed,
+    "unkilled": _unkilled,
 }
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.events import Event
 
-Verb = Literal["start", "approve", "pause", "resume", "abort", "override", "flag", "unflag"]
+Verb = Literal["start", "approve", "pause", "resume", "abort", "override", "flag", "unflag", "kill", "unkill"]
 
 KINDS: Final[dict[Verb, str]] = {
     "start": "started",
@@ -27,6 +27,8 @@ KINDS: Final[dict[Verb, str]] = {
     "override": "overridden",
     "flag": "flagged",
     "unflag": "unflagged",
+    "kill": "killed",
+    "unkill": "unkilled",
 }
 """The event that each act writes."""
 OVERRIDE_HOURS: Final = 4.0
@@ -34,6 +36,7 @@ OVERRIDE_HOURS: Final = 4.0
 _REASONED: Final[dict[Verb, str]] = {
     "flag": "what was seen is needed, as",
     "unflag": "how it was answered is needed, as",
+    "unkill": "what was mended is needed, as",
     "override": "what makes up for the missing proof is needed, as",
 }
 """Acts that nobody understands later without their reason, and what it has to say."""

@@ -199,6 +199,7 @@ def refusal(status: RolloutStatus, kind: str) -> str | None:
         "resumed": ("paused",),
         "approved": ("running", "paused"),
         "overridden": ("running", "paused"),
+        "unkilled": ("not_started", "rolled_back", "aborted"),  # what legacy answered says nothing of the target
     }
     if kind in phases and status.phase not in phases[kind]:
         return f"the rollout is {_named(status.phase)}; one that is {_named(*phases[kind])} is needed"
@@ -282,6 +283,12 @@ def _unflagged(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) 
     return replace(status, flags=closed(status.flags, payload))
 
 
+def _switched(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
+    """The kill switch is the gateway's; the log says who used it."""
+    del payload, at
+    return status
+
+
 _AFTER: Final[dict[str, Callable[[RolloutStatus, Mapping[str, Any], datetime], RolloutStatus]]] = {
     "started": _started,
     "advanced": _advanced,
@@ -295,4 +302,6 @@ _AFTER: Final[dict[str, Callable[[RolloutStatus, Mapping[str, Any], datetime], R
     "drilled": _drilled,
     "flagged": _flagged,
     "unflagged": _unflagged,
+    "killed": _switched,
+    "unkilled": _switched,
 }

@@ -62,7 +62,7 @@ class Gateway(dg.ConfigurableResource[None]):
             return True
 
     def kill(self, workload: str) -> None:
-        """Keep a workload at legacy whatever its route says, until somebody sets `killed` to false in the file.
+        """Keep a workload at legacy whatever its route says, until somebody lifts it (`unkill`).
 
         Of a bad file all that can be read is kept.
 
@@ -76,9 +76,23 @@ class Gateway(dg.ConfigurableResource[None]):
             route = file.of(workload) or Route(workload, attempt=0, generation=0, stage=0, share=0.0)
             _write(path, file, replace(route, killed=True), content)
 
+    def unkill(self, workload: str) -> None:
+        """Turn a workload's kill switch off.
+
+        Raises:
+            InvalidInput: the file is bad; nothing was changed.
+            UnavailableService: it cannot be read or written; what was in force stays.
+        """
+        path = Path(self.traffic)
+        with _locked(path):
+            content = self._content()
+            route = parse_traffic(content, source=self.traffic).of(workload)
+            if route.killed:
+                _write(path, read_traffic_file(content, source=self.traffic), replace(route, killed=False), content)
+
     @contextmanager
     def giving_back(self, workload: str) -> Iterator[None]:
-        """Kill a workload whose abort ends in an error, so that its traffic moves all the same; the error goes on.
+        """Kill a workload whose abort or kill ends in an error, so that its traffic moves; the error goes on.
 
         Where the log was altered or does not answer, always. Else unless the file gives the target nothing anyway, as
         of a name that is misspelt.

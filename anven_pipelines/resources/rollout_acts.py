@@ -12,8 +12,10 @@ from anven_pipelines.domain.rollout_flag import flag_to_close
 from anven_pipelines.domain.rollout_status import stream_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
+    from anven_pipelines.domain.events import Event
     from anven_pipelines.domain.rollout_act import Act
     from anven_pipelines.domain.rollout_status import RolloutStatus
     from anven_pipelines.domain.uptime import Uptime
@@ -40,13 +42,14 @@ def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | Non
             step, or the same request, puts it in force.
 
     An abort that ends in any of these while the gateway may serve the target kills the workload at the gateway, unless
-    it is wrong by itself or meant for another generation.
+    it is wrong by itself or meant for another generation. A kill is at the gateway before it is in the log.
     """
     if problems := act.problems():
         raise InvalidInput("; ".join(map(str, problems)))
-    with rollouts.gateway.giving_back(act.workload) if act.verb == "abort" else nullcontext():
+    with rollouts.gateway.giving_back(act.workload) if act.verb in ("abort", "kill") else nullcontext():
         events = rollouts.state.events(stream_of(act.workload))
         if act.is_done(events):
+            _switch(rollouts, act, events)
             return rollouts.put_in_force(act.workload)
         if not events:
             rollouts.migrations.of(act.workload)  # a name that nobody declares is a slip of the pen
@@ -59,7 +62,22 @@ def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | Non
         payload["flag"] = flag_to_close(status.flags, act.flag)
     if act.verb == "start":
         return rollouts.start(act.workload, who=act.who, now=now, uptime=uptime, **told)
-    return rollouts.act(act.workload, act.kind, payload, now=now, uptime=uptime)
+    if act.verb == "kill":
+        rollouts.gateway.kill(act.workload)
+    status = rollouts.act(act.workload, act.kind, payload, now=now, uptime=uptime)
+    _switch(rollouts, act, rollouts.state.events(stream_of(act.workload)))
+    return status
+
+
+def _switch(rollouts: Rollouts, act: Act, events: Sequence[Event]) -> None:
+    """Turn the kill switch as the log says, where that is what the act is about."""
+    if act.verb not in ("kill", "unkill"):
+        return
+    newest = [event.kind for event in events if event.kind in ("killed", "unkilled")][-1]
+    if newest == "killed":
+        rollouts.gateway.kill(act.workload)
+    else:
+        rollouts.gateway.unkill(act.workload)
 
 
 def what_stands(rollouts: Rollouts, act: Act) -> str | None:
@@ -69,6 +87,8 @@ def what_stands(rollouts: Rollouts, act: Act) -> str | None:
         UnavailableService: the state store does not answer.
     """
     if act.is_done(rollouts.state.events(stream_of(act.workload))):
+        if act.verb == "unkill":
+            return "it is in the audit log, and the switch may be on still: do it again once that is mended"
         return "it is in the audit log, and the next step puts it in force once that is mended"
     return None
 

@@ -205,8 +205,8 @@ class Rollouts(dg.ConfigurableResource[None]):
             raise InvalidInput(message)
         if self.gateway.read().of(workload).killed:
             message = (
-                f"the rollout of {workload} cannot start: its kill switch is on: set `killed` to false in "
-                f"{self.gateway.traffic}"
+                f"the rollout of {workload} cannot start: its kill switch is on: `anven rollout unkill {workload}` "
+                "turns it off"
             )
             raise InvalidInput(message)
         signed = signed_for(self.artifacts, workload, verdict)
@@ -309,8 +309,8 @@ class Rollouts(dg.ConfigurableResource[None]):
         if not killed:
             return None
         return (
-            "the kill switch is on: legacy answers, and nothing is learnt of the target. Abort the attempt, set "
-            f"`killed` to false in {self.gateway.traffic}, and start anew"
+            "the kill switch is on: legacy answers, and nothing is learnt of the target. Abort the attempt, turn it "
+            f"off with `anven rollout unkill {workload}`, and start anew"
         )
 
     def require_known(self, workload: str) -> None:

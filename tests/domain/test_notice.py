@@ -57,6 +57,7 @@ OVERRIDDEN = {"generation": 1, "until": "2026-11-20T18:00:00+00:00", "reason": "
             0.05,
         ),
         (("aborted", {"who": "bo", "reason": "enough"}), "abort", "aborted by bo", "legacy has all traffic", 0),
+        (("killed", {"who": "bo", "reason": "insults"}), "kill", "KILLED by bo, all traffic", "abort the attempt", 0),
         (("overridden", {"who": "bo", **OVERRIDDEN}), "override", "signed by bo", "one of 2 people signed", 0.05),
         (
             ("drilled", {"passed": False, "seconds": None, "reasons": ["9 s"]}),

@@ -402,3 +402,28 @@ def test_the_launchpad_offers_what_the_command_line_does_and_describes_each_fiel
     assert all(field.description for field in fields.values())
     assert {name for name, field in fields.items() if field.is_required} == {"act", "who", "workload"}
     assert rollout_act.description
+
+
+def test_a_kill_is_in_force_whatever_the_log_does_and_is_lifted_once_no_attempt_is_open(
+    place: Place, rollouts: Rollouts
+) -> None:
+    launch(place, "start")
+    killed = launch(place, "kill", reason="it insults people")
+    assert shown(killed)["decision"] == "hold"
+    assert rollouts.gateway.read().of("support").killed
+
+    assert "unkill is not possible: the rollout is running" in refusal(launch(place, "unkill", reason="mended"))
+    assert rollouts.gateway.read().of("support").killed
+    launch(place, "abort", who="bo")
+    assert rollouts.gateway.read().of("support").killed  # an abort lifts nothing
+    launch(place, "unkill", reason="mended")
+    assert not rollouts.gateway.read().of("support").killed
+    assert again(place, killed).success  # delivered once more, it is as old as it was
+    assert not rollouts.gateway.read().of("support").killed
+    assert kinds(place) == ["started", "killed", "aborted", "unkilled"]
+    assert shown(launch(place, "start"))["phase"] == "running"
+
+    cut_off = without_log(place, rollouts)
+    with pytest.raises(UnavailableService):
+        perform(cut_off, Act(verb="kill", workload="support", who="ada"), now=datetime.now(UTC))
+    assert rollouts.gateway.read().of("support").killed

@@ -211,7 +211,7 @@ def test_no_step_lifts_the_kill_switch_or_ends_the_shadow(place: Place, rollouts
     assert (in_force.generation, in_force.killed, in_force.shadow) == (1, True, 0.25)
 
     rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
-    with pytest.raises(InvalidInput, match="its kill switch is on: set `killed` to false"):
+    with pytest.raises(InvalidInput, match="its kill switch is on: `anven rollout unkill"):
         rollouts.start("support", who="ada", now=NOW)
     given_back = rollouts.gateway.read()
     lifted = Traffic({"support": replace(given_back.of("support"), killed=False)})
