@@ -226,3 +226,15 @@ def finished(dev: Dev, runs: Sequence[str]) -> list[str]:
 
     wait_until(lambda: set(statuses()) <= {"SUCCESS", "FAILURE", "CANCELED"}, RUNS_S, "the runs did not end")
     return statuses()
+
+
+def test_an_act_on_a_rollout_is_launched_from_the_launchpad(dev: Dev, page: Page, shoot: Callable[[str], None]) -> None:
+    page.goto(f"{dev.dagster}/locations/anven_pipelines.definitions/jobs/rollout_act/playground")
+    expect(page.locator(".CodeMirror").first).to_be_visible()
+    act = {"workload": GOOD, "act": "flag", "who": "dr-li", "reason": "doses look wrong"}
+    config = json.dumps({"ops": {"act_on_rollout": {"config": act}}})
+    page.evaluate("text => document.querySelector('.CodeMirror').CodeMirror.setValue(text)", config)
+    page.get_by_role("button", name="Launch Run").click()
+    page.wait_for_url("**/runs/*")
+    expect(page.get_by_text("flag by dr-li")).to_be_visible()
+    shoot("rollout_act")
