@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 WITHIN_S: Final = 120.0
@@ -46,13 +46,30 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def backfill(folder: Path, samples: Iterable[str]) -> None:
+    """Fill the data of a server that is not running with samples of the past.
+
+    Args:
+        folder: The server's, as for `prometheus_server`.
+        samples: Lines of OpenMetrics with timestamps in seconds, those of a series in order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = folder / "samples"
+    text.write_text("\n".join([*samples, "# EOF\n"]))
+    command = ["/usr/bin/promtool", "tsdb", "create-blocks-from", "openmetrics", "--quiet", str(text)]
+    told = subprocess.run([*command, str(folder / "data")], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+
+
 @contextmanager
-def prometheus_server(folder: Path, *, target: str, key: str, port: int | None = None) -> Iterator[PrometheusServer]:
+def prometheus_server(
+    folder: Path, *, target: str | None = None, key: str = "", port: int | None = None
+) -> Iterator[PrometheusServer]:
     """Start a server that scrapes `host:port` of a gateway every two seconds, and stop it.
 
     Args:
         folder: Of its configuration and its data; one that was used before goes on with them.
-        target: Host and port of the gateway.
+        target: Host and port of the gateway; None scrapes nothing.
         key: The gateway's key.
         port: Of the server; a free one where None.
     """
@@ -66,7 +83,12 @@ def prometheus_server(folder: Path, *, target: str, key: str, port: int | None =
     }
     config = folder / "prometheus.yml"  # JSON is YAML
     config.write_text(
-        json.dumps({"global": {"scrape_interval": "2s", "scrape_timeout": "2s"}, "scrape_configs": [gateway]})
+        json.dumps(
+            {
+                "global": {"scrape_interval": "2s", "scrape_timeout": "2s"},
+                "scrape_configs": [gateway] if target else [],
+            }
+        )
     )
     port = port or free_port()
     options = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", "--log.level=warn"]

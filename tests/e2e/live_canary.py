@@ -10,18 +10,22 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import httpx
+import polars as pl
 import pytest
 import yaml
 from rich.console import Console
 
+from anven_pipelines.domain.errors import AnvenError
+from anven_pipelines.domain.exposure import exposure_of
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.gateway_run import GatewayPlan, Started, running
 from anven_pipelines.ingest.event_store import EventStore, attributed
@@ -39,8 +43,6 @@ from tests.signed_off import sign_off
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    import polars as pl
-
     from anven_pipelines.domain.events import Event
     from anven_pipelines.nano.demand import Application
     from anven_pipelines.nano.exchange import Exchange
@@ -50,7 +52,12 @@ ROUND: Final = 24  # calls; between two rounds a workload looks whether its roll
 PATIENCE_S: Final = 1500.0  # on two idle cores it takes some four minutes
 SHORT_ANSWERS: Final = APPLICATIONS[:2]  # a tool call has 37 tokens, each a piece of a stream that the proxy handles
 TIMEOUT: Final = "30s"
+FOLLOWS: Final = timedelta(seconds=1)
+"""The gateway's promise: from the traffic file, or its breaker's trip, to the last request that it deals otherwise."""
+LOADED: Final = timedelta(seconds=5)
+"""What a machine adds that runs a daemon, its runs, users and all models on two cores."""
 _STOP_S: Final = 60.0
+_LOOK_S: Final = 0.05
 
 
 class Case(NamedTuple):
@@ -130,6 +137,39 @@ class Daemon:
         wait_until(lambda: not self.orphans & alive(), _STOP_S, "what a killed daemon left has not ended")
 
 
+class Published:
+    """When each generation of each workload was first seen in the traffic file, by the clock of that file."""
+
+    def __init__(self, rollouts: Rollouts) -> None:
+        self._rollouts = rollouts
+        self._file = Path(rollouts.gateway.traffic)
+        self._at: dict[tuple[str, int], datetime] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def at(self, workload: str, generation: int) -> datetime:
+        """Return it; another workload's change that came in between may make it some milliseconds late."""
+        return self._at[workload, generation]
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK_S):
+            try:
+                written_at = datetime.fromtimestamp(self._file.stat().st_mtime, UTC)
+                routes = self._rollouts.gateway.read().routes
+            except (AnvenError, OSError):  # the next look sees it
+                continue
+            for name, route in routes.items():
+                self._at.setdefault((name, route.generation), written_at)
+
+
 @dataclass
 class Canary:
     """What runs, and where it is looked at."""
@@ -139,6 +179,7 @@ class Canary:
     rollouts: Rollouts
     targets: Mapping[str, str]  # URL of each workload's target
     daemon: Daemon
+    published: Published
 
     def phase(self, workload: str) -> str:
         """Return how far a rollout is."""
@@ -161,6 +202,22 @@ class Canary:
         store = EventStore(folder)
         store.ingest(self.started.events)
         return attributed(store.events())
+
+    def seen(self, cases: tuple[Case, ...], folder: Path) -> Seen:
+        """Let users ask until all rollouts have ended, and return what was written of them."""
+        records = {case.name: Record(case) for case in cases}
+
+        async def serve() -> None:
+            async with asyncio.TaskGroup() as group:
+                for record in records.values():
+                    group.create_task(self.serve(record))
+
+        asyncio.run(serve())
+        answered = {each.answer_id for record in records.values() for each in record.exchanges}
+        while True:  # the last events are written some milliseconds after their answers
+            events = self.events(folder)
+            if answered <= set(events.filter(kind="request")["request_id"]):
+                return Seen(self, records, events)
 
     async def serve(self, record: Record) -> None:
         """Let users ask until the rollout has ended, and one round more."""
@@ -195,9 +252,58 @@ class Canary:
         return before
 
 
+class Seen(NamedTuple):
+    """What is left of all canaries when they have ended."""
+
+    canary: Canary
+    records: Mapping[str, Record]
+    events: pl.DataFrame
+
+    def requests(self, workload: str) -> pl.DataFrame:
+        """Return the events of a workload's requests."""
+        return self.events.filter(pl.col("workload") == workload, pl.col("kind") == "request")
+
+    def last_round(self, workload: str) -> pl.DataFrame:
+        """Return those that were asked after its rollout had ended."""
+        ids = list(self.records[workload].last_round)
+        return self.requests(workload).filter(pl.col("request_id").is_in(ids))
+
+    def require_legacy_in_time(self, workload: str) -> None:
+        """Assert that the target had no request any more once the gateway had had its time to follow.
+
+        It counts from what the gateway follows, which is not the load of the machine that decides: its breaker's own
+        trip, or else the traffic file with the roll back's generation.
+        """
+        since = self.records[workload].faulty_since
+        assert since is not None
+        found = exposure_of(self.events.filter(pl.col("workload") == workload), since=since)
+        assert found is not None
+        last_dealt_at = found.first_bad_at + timedelta(seconds=found.last_dealt_s)
+        if found.breaker_s is None:
+            told_at = self.canary.published.at(workload, self.canary.rollouts.status(workload).generation)
+        else:
+            told_at = found.first_bad_at + timedelta(seconds=found.breaker_s)
+        assert last_dealt_at - told_at < FOLLOWS + LOADED, f"{workload}: told at {told_at}, dealt at {last_dealt_at}"
+
+    def require_all_answered(self) -> None:
+        """Assert that what clients sent is what they got answered whole, and what the gateway says it answered."""
+        for name, record in self.records.items():
+            assert [each.error for each in record.exchanges if each.error is not None] == []
+            assert len(record.exchanges) == record.sent
+            written = self.requests(name)
+            assert sorted(written["request_id"]) == sorted(each.answer_id or "" for each in record.exchanges)
+            assert set(written["status"]) == {"ok"}
+            assert written["generation"].n_unique() >= 2
+            rescued = written.filter(pl.col("why").is_not_null())
+            assert set(rescued["intended"]) <= {"target"}
+            assert set(rescued["served"]) <= {"legacy"}
+
+
 @contextmanager
-def canary(folder: Path, cases: tuple[Case, ...], rollout: Mapping[str, Any], empty_mlflow: Path) -> Iterator[Canary]:
-    """Start everything, sign every workload off and begin its rollout."""
+def canary(
+    folder: Path, cases: tuple[Case, ...], rollout: Mapping[str, Any], empty_mlflow: Path, *, port: int = 0
+) -> Iterator[Canary]:
+    """Start everything, sign every workload off and begin its rollout; a gateway without a port takes a free one."""
     (folder / "home" / "mlflow").mkdir(parents=True)
     shutil.copy(empty_mlflow, folder / "home" / "mlflow" / "mlflow.db")
     with ExitStack() as stack:
@@ -213,10 +319,11 @@ def canary(folder: Path, cases: tuple[Case, ...], rollout: Mapping[str, Any], em
         files = [declare(folder / "migrations", case, legacy, targets[case.name], rollout) for case in cases]
         register_partitions(home, Console(stderr=True))
         gateway = home / "gateway"
-        plan = GatewayPlan(files, gateway, gateway / "traffic.json", gateway / "events")
+        plan = GatewayPlan(files, gateway, gateway / "traffic.json", gateway / "events", port=port)
         started = stack.enter_context(running(plan, {**os.environ, "ANVEN_GATEWAY_KEY": KEY}))
         definitions = stack.enter_context(prepared(home))
         rollouts = of_kind(definitions, "rollouts", Rollouts)
+        published = stack.enter_context(Published(rollouts))
         for case in cases:
             now = datetime.now(UTC)
             sign_off(rollouts.migrations.of(case.name).migration, rollouts.state, rollouts.artifacts, now=now)
@@ -224,7 +331,7 @@ def canary(folder: Path, cases: tuple[Case, ...], rollout: Mapping[str, Any], em
         daemon = Daemon(folder / "daemon.log")
         daemon.start()
         stack.callback(daemon.stop)
-        yield Canary(home, started, rollouts, targets, daemon)
+        yield Canary(home, started, rollouts, targets, daemon, published)
 
 
 def declare(folder: Path, case: Case, legacy: str, target: str, rollout: Mapping[str, Any]) -> Path:

@@ -8,10 +8,9 @@ a loss of 45 % of the mean score is told from the limit of 10 % after some 300 u
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 import polars as pl
@@ -19,7 +18,7 @@ import pytest
 
 from anven_pipelines.domain.exposure import exposure_of
 from anven_pipelines.nano.demand import APPLICATIONS
-from tests.e2e.live_canary import Canary, Case, Record, canary
+from tests.e2e.live_canary import Case, Seen, canary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -50,33 +49,12 @@ BAD: Final[Mapping[str, Case]] = {
 }
 
 
-class Seen(NamedTuple):
-    """What is left of all six canaries when they have ended."""
-
-    canary: Canary
-    records: Mapping[str, Record]
-    events: pl.DataFrame
-
-
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Iterator[Seen]:
     folder = tmp_path_factory.mktemp("canary")
     cases = (GOOD, *BAD.values())
     with canary(folder, cases, ROLLOUT, empty_mlflow) as live:
-        records = {case.name: Record(case) for case in cases}
-
-        async def serve() -> None:
-            async with asyncio.TaskGroup() as group:
-                for record in records.values():
-                    group.create_task(live.serve(record))
-
-        asyncio.run(serve())
-        answered = {each.answer_id for record in records.values() for each in record.exchanges}
-        while True:  # the last events are written some milliseconds after their answers
-            events = live.events(folder / "read")
-            if answered <= set(events.filter(kind="request")["request_id"]):
-                break
-        yield Seen(live, records, events)
+        yield live.seen(cases, folder / "read")
 
 
 def test_a_good_target_climbs_through_every_stage_to_all_traffic(seen: Seen) -> None:
@@ -87,8 +65,7 @@ def test_a_good_target_climbs_through_every_stage_to_all_traffic(seen: Seen) -> 
         assert {reason.split()[0] for reason in event.payload["reasons"]} >= {"quality", "errors", "ttft", "cost"}
         assert not any("overridden" in reason for reason in event.payload["reasons"])
     assert seen.canary.share_in_force("good") == 1.0
-    last = requests(seen, "good").filter(pl.col("request_id").is_in(list(seen.records["good"].last_round)))
-    assert set(last["served"]) == {"target"}
+    assert set(seen.last_round("good")["served"]) == {"target"}
 
 
 def test_a_killed_daemon_delays_a_rollout_and_changes_nothing(seen: Seen) -> None:
@@ -105,23 +82,13 @@ def test_a_target_that_turns_bad_is_rolled_back_for_that(seen: Seen, reason: str
     assert [event.kind for event in log] == ["started", "rolled_back"]
     assert reason in log[-1].payload["reasons"][0]
     assert seen.canary.share_in_force(case.name) == 0.0
-    last = requests(seen, case.name).filter(pl.col("request_id").is_in(list(seen.records[case.name].last_round)))
-    assert set(last["served"]) == {"legacy"}
+    assert set(seen.last_round(case.name)["served"]) == {"legacy"}
+    seen.require_legacy_in_time(case.name)
     print("\n" + told(seen, case.name))
 
 
 def test_no_request_is_lost_or_failed_by_a_change_of_share(seen: Seen) -> None:
-    """What clients sent is what they got answered whole, and what the gateway says that it answered."""
-    for name, record in seen.records.items():
-        assert [each.error for each in record.exchanges if each.error is not None] == []
-        assert len(record.exchanges) == record.sent
-        written = requests(seen, name)
-        assert sorted(written["request_id"]) == sorted(each.answer_id or "" for each in record.exchanges)
-        assert set(written["status"]) == {"ok"}
-        assert written["generation"].n_unique() >= 2
-        rescued = written.filter(pl.col("why").is_not_null())
-        assert set(rescued["intended"]) <= {"target"}
-        assert set(rescued["served"]) <= {"legacy"}
+    seen.require_all_answered()
 
 
 def test_users_stay_on_their_arm_while_the_share_stays(seen: Seen) -> None:
@@ -143,10 +110,6 @@ def test_each_change_of_traffic_was_a_run_of_the_sensor(seen: Seen) -> None:
         done = [run.tags["dagster/partition"] for run in runs if run.status == dg.DagsterRunStatus.SUCCESS]
     changes = {name: len(seen.canary.log(name)) - 1 for name in seen.records}
     assert {name: done.count(name) for name in changes} == changes
-
-
-def requests(seen: Seen, workload: str) -> pl.DataFrame:
-    return seen.events.filter(pl.col("workload") == workload, pl.col("kind") == "request")
 
 
 def told(seen: Seen, workload: str) -> str:
