@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,11 +28,13 @@ from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources import event_database
 from anven_pipelines.resources.deployments import resources
 from anven_pipelines.resources.rollouts import Rollouts
+from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.resources.uptime import uptime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+STATE_URL: Final = "state-url"
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 _CHANGES_FILES: Final = {"os.rename", "os.mkdir", "os.remove"}
 _CHANGES_ROWS: Final = ("INSERT", "UPDATE")
@@ -59,7 +62,8 @@ class Runner:
             now: What the clock says.
             gone_by: Since the states were made, in truth.
             how: `workload`, `action` (`step` or `start`), `at_once`, and one of `die_at` (killed before the so many-th
-                write), `full` (`database` or `traffic`: the system refuses to write there).
+                write), `full` (`database` or `traffic`: the system refuses to write there), `stops` (the data folder of
+                the PostgreSQL server, which is stopped at once before the so many-th write that `at` says).
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -85,9 +89,14 @@ def runner() -> Iterator[Runner]:
 
 
 def rollouts_at(home: Path) -> Rollouts:
-    """Return the rollouts of a folder that `rollout_states.made` has filled."""
+    """Return the rollouts of a folder that `rollout_states.made` has filled.
+
+    A file STATE_URL in it names the database of its log, where that is not the folder's own.
+    """
     environment = {"ANVEN_HOME": str(home), "ANVEN_MIGRATIONS": str(home / "migrations")}
-    return of_kind(dg.Definitions(resources=resources("local", environment)), "rollouts", Rollouts)
+    found = of_kind(dg.Definitions(resources=resources("local", environment)), "rollouts", Rollouts)
+    url = home / STATE_URL
+    return found.model_copy(update={"state": StateStore(url=url.read_text())}) if url.exists() else found
 
 
 def main() -> None:
@@ -129,6 +138,8 @@ def _act(asked: dict[str, Any], gate: int, saying: int) -> None:
         _die_before(asked["die_at"])
     if "full" in asked:
         _refuse(asked["full"])
+    if "stops" in asked:
+        _stop_before(Path(asked["stops"]), asked["at"])
     workload = asked.get("workload", "support")
     os.read(gate, 1)
     try:
@@ -165,6 +176,42 @@ def _die_before(write: int) -> None:
     sys.addaudithook(file_changes)
     sa.event.listen(sa.Engine, "before_cursor_execute", row_changes)
     sa.event.listen(sa.Engine, "commit", count)
+
+
+def stop_at_once(data: Path) -> None:
+    """Stop a PostgreSQL server as `pg_ctl stop -m immediate` does, which root may not call."""
+    file = data / "postmaster.pid"
+    os.kill(int(file.read_text().split()[0]), signal.SIGQUIT)
+    deadline = time.monotonic() + _PATIENCE_S
+    while file.exists():
+        assert time.monotonic() < deadline, "the server does not stop"
+        time.sleep(0.01)
+
+
+def _stop_before(data: Path, write: int) -> None:
+    """Have the server of the state database stopped before so many-th write of a row, or commit of what was written."""
+    left, wrote = write, False
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            stop_at_once(data)
+
+    def row_changes(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        nonlocal wrote
+        if statement.startswith(_CHANGES_ROWS):
+            wrote = True
+            count()
+
+    def commit(_: object) -> None:
+        nonlocal wrote
+        if wrote:
+            wrote = False
+            count()
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", row_changes)
+    sa.event.listen(sa.Engine, "commit", commit)
 
 
 def _refuse(what: str) -> None:

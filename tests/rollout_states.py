@@ -10,13 +10,15 @@ import yaml
 
 from anven_pipelines.domain.gateway_event import SAFE, GatewayEvent
 from anven_pipelines.domain.rollout_plan import plan_of
-from anven_pipelines.domain.rollout_status import change_key, stream_of
+from anven_pipelines.domain.rollout_status import CHANGES, change_key, stream_of
 from anven_pipelines.domain.uptime import Uptime
+from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.resources.uptime import uptime
-from tests.rollout_runner import rollouts_at
+from tests.rollout_runner import STATE_URL, rollouts_at
 from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from anven_pipelines.resources.rollouts import Rollouts
@@ -110,10 +112,49 @@ def made(name: str, home: Path, *, now: datetime, workload: str = "support") -> 
             rollouts._publish(workload, rollouts.status(workload))
 
 
+def all_made(home: Path, *, now: datetime) -> None:
+    """Fill a folder with a workload in each state, which bears its name."""
+    for name in STATES:
+        made(name, home, now=now, workload=name)
+
+
+def rewritten(home: Path, url: str, metrics: Mapping[str, Any] | None = None) -> None:
+    """Write a folder's log once more, into another database, with another source of evidence in its files and plans.
+
+    Args:
+        home: What `all_made` has filled; from then on its log is the new one.
+        url: Of an empty database.
+        metrics: The section `rollout.metrics`; None leaves it as it is.
+    """
+    rollouts, into = rollouts_at(home), StateStore(url=url)
+    for file in (home / "migrations").iterdir():
+        declared = yaml.safe_load(file.read_text())
+        if metrics is not None:
+            declared["rollout"]["metrics"] = dict(metrics)
+        file.write_text(yaml.safe_dump(declared))
+    for event in rollouts.state.events():
+        payload = dict(event.payload)
+        if event.kind == "started":
+            plan = plan_of(_declared(rollouts, event.stream.removeprefix(stream_of(""))))
+            payload |= {"plan": plan.digest, "planned": plan.written()}
+        into.append(stream=event.stream, kind=event.kind, key=event.key, payload=payload, now=event.ts)
+    (home / STATE_URL).write_text(url)
+
+
 def place_of(rollouts: Rollouts, workload: str = "support") -> Place:
     """Return where the log says that the rollout stands, and the share that the traffic file gives the target."""
     status = rollouts.status(workload)
     return Place(status.phase, status.stage, rollouts.gateway.read().of(workload).share)
+
+
+def require_one_change(rollouts: Rollouts, name: str) -> None:
+    """Assert that the log of `all_made` verifies, and that a state holds what it held and at most its one change."""
+    state = STATES[name]
+    changes = [event for event in rollouts.state.events(stream_of(name)) if event.kind in CHANGES]
+    began = state.stages + sum(each.split(",")[0] in CHANGES for each in state.then)
+    assert rollouts.state.verify().ok
+    assert [event.key for event in changes] == [change_key(at + 1) for at in range(len(changes))], name
+    assert [event.kind for event in changes[began:]] in ([], [state.change]), name
 
 
 def _enter(rollouts: Rollouts, workload: str, stage: int, *, at: datetime, now: datetime) -> None:
@@ -196,7 +237,7 @@ def _asked(
     }
     if not fails:
         speed = float(rng.lognormal(5, 0.3))
-        request |= {"ttft_ms": speed, "latency_ms": 2 * speed, "cost_usd": 0.001 if target else 0.01 * speed}
+        request |= {"ttft_ms": speed, "latency_ms": 2 * speed, "cost_usd": (0.001 if target else 0.01) * speed}
     feedback: dict[str, Any] = {
         "event_id": f"f{name}",
         "kind": "feedback",

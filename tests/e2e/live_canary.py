@@ -274,8 +274,7 @@ class Seen(NamedTuple):
         It counts from what the gateway follows, which is not the load of the machine that decides: its breaker's own
         trip, or else the traffic file with the roll back's generation.
         """
-        since = self.records[workload].faulty_since
-        assert since is not None
+        since = self.records[workload].faulty_since or datetime.min.replace(tzinfo=UTC)  # its price was bad all along
         found = exposure_of(self.events.filter(pl.col("workload") == workload), since=since)
         assert found is not None
         last_dealt_at = found.first_bad_at + timedelta(seconds=found.last_dealt_s)

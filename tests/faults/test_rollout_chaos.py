@@ -21,7 +21,7 @@ from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.rollout_status import CHANGES, change_key, stream_of
 from anven_pipelines.gateway_run import GatewayPlan, running
 from tests.gateway_proxy import KEY
-from tests.rollout_runner import Ended, Runner, rollouts_at, runner
+from tests.rollout_runner import Ended, Runner, rollouts_at
 from tests.rollout_states import STATES, State, made, place_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.events import Event
     from anven_pipelines.resources.rollouts import Rollouts
+    from tests.faults.conftest import EveryState
 
 HOURS: Final = timedelta(hours=1)
 ADVANCES: Final = ("advanced", "completed")
@@ -52,9 +53,8 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    with runner() as runs:
-        yield Made(tmp_path_factory.mktemp("states"), runs)
+def states(tmp_path_factory: pytest.TempPathFactory, runs: Runner) -> Made:
+    return Made(tmp_path_factory.mktemp("states"), runs)
 
 
 @dataclass
@@ -334,11 +334,11 @@ def test_what_survives_what(name: str, fault: Callable[[Cell], None], states: Ma
 
 
 @pytest.mark.timeout(900)
-def test_a_gateway_that_is_killed_follows_the_log_again_in_every_state(states: Made, tmp_path: Path) -> None:
+def test_a_gateway_that_is_killed_follows_the_log_again_in_every_state(
+    every_state: EveryState, runs: Runner, tmp_path: Path
+) -> None:
     """All states at one real gateway; each rollout takes its step while nothing serves."""
-    home = tmp_path / "home"
-    for name in STATES:
-        made(name, home, now=states.now, workload=name)
+    home = every_state.copy(tmp_path / "home")
     rollouts = rollouts_at(home)
     with gateway_at(home) as (url, process):
         assert shares_at(url) == {name: state.before.share for name, state in STATES.items() if state.stages}
@@ -346,7 +346,7 @@ def test_a_gateway_that_is_killed_follows_the_log_again_in_every_state(states: M
         process.wait()
     for name, state in STATES.items():
         action = "step" if state.stages else "start"
-        (ended,) = states.runs.run(home, states.now, gone_by=timedelta(0), workload=name, action=action)
+        (ended,) = runs.run(home, every_state.now, gone_by=timedelta(0), workload=name, action=action)
         assert place_of(rollouts, name) == state.after, ended
     assert rollouts.state.verify().ok
     with gateway_at(home) as (url, _):
