@@ -18,6 +18,7 @@ import polars as pl
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Assignment
 from anven_pipelines.domain.rollout_gaps import uneven
+from anven_pipelines.domain.rollout_hours import of_same_hours
 from anven_pipelines.domain.rollout_judgement import judged, unknown_of
 from anven_pipelines.domain.rollout_reading import READINGS
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
@@ -149,7 +150,8 @@ def compare(
         plan: What is judged, and how strictly.
         stage: Place in the plan's stages.
         windows: Where harm is looked for; the first one holds all units of the stage, and carries the proof.
-        before: UNITS of the last stage in which legacy had traffic; needed where it has none now.
+        before: UNITS of the last stage in which legacy had traffic; needed where it has none now. A window is held
+            against those of its hours of the day (`rollout_hours.py`).
     """
     share = plan.stages[stage].share
     legacy = None
@@ -188,10 +190,18 @@ def _compared(
 ) -> Comparison:
     before = None if legacy is None else _readable(legacy, metric)
     sides = [
-        (_Side(metric, _readable(window.units, metric), share, before), window.harm_level if window.is_whole else None)
+        (_side(metric, window.units, share=share, before=before), window.harm_level if window.is_whole else None)
         for window in windows
     ]
     return judged(plan, sides, doubt=uneven(windows[0].units, metric, share=share, before=legacy))
+
+
+def _side(metric: Metric, units: pl.DataFrame, *, share: float | None, before: pl.DataFrame | None) -> _Side:
+    readable = _readable(units, metric)
+    if before is None:
+        return _Side(metric, readable, share, None)
+    target, legacy = of_same_hours(readable.filter("treated"), before)
+    return _Side(metric, target, None, legacy)
 
 
 def _difference(side: _Side, *, alpha: float) -> Interval:
@@ -225,7 +235,7 @@ def _mean(metric: Metric, arm: pl.DataFrame, *, alpha: float) -> Interval:
 def _readable(units: pl.DataFrame, metric: Metric) -> pl.DataFrame:
     """Keep the units that a value was to be had of; `bad` is NULL where there is none."""
     measure = READINGS[metric]
-    return units.filter(measure.applies).select("treated", measure.bad.cast(pl.Float64).alias("bad"))
+    return units.filter(measure.applies).select("seen_at", "treated", measure.bad.cast(pl.Float64).alias("bad"))
 
 
 def _known(side: _Side) -> _Side:
