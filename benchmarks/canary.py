@@ -1,6 +1,9 @@
 """A canary's controller beside three that are in use: false roll backs, regressions caught, delay, units exposed.
 
-    python benchmarks/canary.py [--quick] [--json] [--seed N]
+    python benchmarks/canary.py [--quick] [--json] [--seed N] [--data FOLDER]
+
+With --data the figures of canary_recorded.py, on recorded errors and times, come after these. In any case those of
+canary_watch.py do: our controller at 100 % and in the watch after it, where legacy has no traffic.
 
 Each ramp goes through the shared stages of the default canary (5 % for 24 h, 25 % for 48 h, 50 % for 24 h) on one
 simulated stream of units, each judged right or wrong, and looks every 30 s. All four controllers see the same units.
@@ -23,12 +26,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from benchmarks import canary_recorded, canary_watch
 from benchmarks.canary_controllers import (
     METHODS,
     PLAN,
@@ -38,11 +42,14 @@ from benchmarks.canary_controllers import (
     Ours,
     Simulated,
     Units,
+    arrivals,
     baseline_of,
     bound_hours,
+    day,
     dealt,
     difference_lower,
     first_look,
+    hours_of,
     mean_boundary,
     row_of,
     run,
@@ -63,24 +70,28 @@ class World(NamedTuple):
     Attributes:
         units_an_hour: Users or conversations that come.
         loss: Of the target's mean, as a share of legacy's.
-        rhythm: How far the mean of both arms swings within a day, in points.
+        rhythm: How far the mean of both arms swings within a day, as a share of one.
+        traffic: How far the rate of traffic swings, as a share of it: the busiest hour is the worst one.
     """
 
     units_an_hour: int
     loss: float
     rhythm: float = 0.0
+    traffic: float = 0.0
 
 
 def stages_of(world: World, rng: np.random.Generator) -> Iterator[Simulated]:
-    """Simulate one ramp."""
+    """Simulate one ramp, which begins at any time of the day."""
+    clock = rng.uniform(0, 24)
     for stage in SHARED:
-        hours = round(stage.soak.total_seconds() / 3600)
-        n = hours * world.units_an_hour
-        treated = dealt(stage, n, rng)
-        mean = BASELINE + world.rhythm * np.sin(np.arange(n) / world.units_an_hour * math.pi / 12)
-        wrong = rng.random(n) >= np.where(treated, mean * (1 - world.loss), mean)
-        units = Units(stage.share, hours, treated, baseline_of(stage, treated, rng))
+        hours = hours_of(stage)
+        at = arrivals(world.units_an_hour, world.traffic, clock=clock, hours=hours)
+        treated = dealt(stage, len(at), rng)
+        mean = BASELINE + world.rhythm * day(clock + at)
+        wrong = rng.random(len(at)) >= np.where(treated, mean * (1 - world.loss), mean)
+        units = Units(stage.share, hours, treated, baseline_of(stage, treated, rng), at)
         yield Simulated(units, {"quality": wrong.astype(np.float64)})
+        clock += hours
 
 
 def harm(units: Units, bad: FloatArray, inside: slice, alpha: float) -> int | None:
@@ -92,7 +103,7 @@ def harm(units: Units, bad: FloatArray, inside: slice, alpha: float) -> int | No
     prior = (0.5 + legacy - wrong * control) / m
     squares = np.cumsum(np.where(control, (wrong - prior) ** 2, 0.0))
     base = np.clip((legacy - mean_boundary(alpha / 2)(squares)) / m, 0, 1)
-    return first_look(lower > LIMIT * (1 - base), units.a_look)
+    return first_look(lower > LIMIT * (1 - base), units, inside)
 
 
 def judges() -> Mapping[str, Mapping[str, Judge]]:
@@ -113,37 +124,64 @@ def figures(worlds: list[World], ramps: int, seed: int) -> list[dict[str, object
     for number, world in enumerate(worlds):
         rng = np.random.default_rng([seed, number])
         rate = world.units_an_hour
-        found = [run(list(stages_of(world, rng)), judges(), units_an_hour=rate) for _ in range(ramps)]
+        found = [run(list(stages_of(world, rng)), judges()) for _ in range(ramps)]
         bound = {"bound_hours": bound_hours(partial(told, world), rate)}
         rows += [world._asdict() | row_of(found, method) | bound for method in METHODS]
     return rows
+
+
+def worlds_of(rates: tuple[int, ...]) -> list[World]:
+    """Return what is simulated at each rate."""
+    return [
+        World(rate, *case)
+        for rate in rates
+        for case in (
+            (0.0,),
+            (0.0, 0.05),
+            (0.0, 0.05, 0.8),
+            (0.05,),
+            (0.05, 0.05, 0.8),
+            (0.10,),
+        )
+    ]
 
 
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", action="store_true", help="print one JSON object")
-    options.add_argument("--quick", action="store_true", help="20 ramps a row and two rates instead of 200 and three")
+    options.add_argument("--quick", action="store_true", help="few ramps and rates")
+    options.add_argument("--data", type=Path, help="folder with the recordings that canary_recorded.py wants")
     options.add_argument("--seed", type=int, default=20250101)
     chosen = options.parse_args()
-    rates = (240, 1200) if chosen.quick else (240, 1200, 3600)
-    worlds = [
-        World(rate, loss, rhythm)
-        for rate in rates
-        for loss, rhythm in ((0.0, 0.0), (0.0, 0.05), (0.05, 0.0), (0.10, 0.0))
-    ]
-    rows = figures(worlds, 20 if chosen.quick else 200, chosen.seed)
+    seed = chosen.seed
+    if chosen.data and (missing := canary_recorded.missing_in(chosen.data)):
+        options.error(missing)
+    found = {
+        "rows": figures(
+            worlds_of((240, 1200) if chosen.quick else (240, 1200, 3600)), 10 if chosen.quick else 100, seed
+        ),
+        "watch": canary_watch.figures(
+            canary_watch.worlds_of((240,) if chosen.quick else (240, 1200)), harm, 4 if chosen.quick else 50, seed
+        ),
+    }
+    if chosen.data:
+        found["recorded"] = canary_recorded.recorded(chosen.data, is_quick=chosen.quick, seed=seed)
     if chosen.json:
-        print(json.dumps({"rows": rows}))
+        print(json.dumps(found))
         return
     show(
-        rows,
+        found["rows"],
         {
             "units/h": lambda row: f"{row['units_an_hour']:,}",
             "loss": lambda row: f"{row['loss']:.0%}",
             "rhythm": lambda row: f"{row['rhythm']:g}",
+            "traffic": lambda row: f"{row['traffic']:g}",
         },
     )
+    canary_watch.show(found["watch"])
+    if chosen.data:
+        canary_recorded.show_recorded(found["recorded"])
 
 
 if __name__ == "__main__":

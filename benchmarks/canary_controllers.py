@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -35,28 +36,53 @@ LOOKS_AN_HOUR: Final = 120
 METHODS: Final = ("ours", "threshold", "mann-whitney", "t-test")
 
 
-class Units(NamedTuple):
-    """The units of one stage in the order in which they came."""
+@dataclass(frozen=True)
+class Units:
+    """The units of one stage in the order in which they came.
+
+    Attributes:
+        share: Of the target.
+        hours: That the stage lasts.
+        treated: Whether each was dealt to the target, shape (units,).
+        baseline: Whether each is of as many of legacy's units as the target has.
+        arrivals: When each came, in hours since the stage began; evenly where that is not said.
+    """
 
     share: float
     hours: int
     treated: BoolArray
-    baseline: BoolArray  # as many of legacy's units as the target has
+    baseline: BoolArray
+    arrivals: FloatArray | None = None
 
-    @property
-    def an_hour(self) -> int:
-        """How many come in an hour."""
-        return len(self.treated) // self.hours
+    @cached_property
+    def at(self) -> FloatArray:
+        """When each came, in hours since the stage began."""
+        n = len(self.treated)
+        return np.arange(n) / (n / self.hours) if self.arrivals is None else self.arrivals
+
+    @cached_property
+    def looks(self) -> IntArray:
+        """How many had come at each look that shows new ones."""
+        seen = self.until(np.arange(1, self.hours * LOOKS_AN_HOUR + 1) / LOOKS_AN_HOUR)
+        return np.unique(seen[seen > 0])
 
     @property
     def a_look(self) -> int:
-        """How many come between two looks."""
+        """How many come between two looks, where they come evenly."""
         return max(1, len(self.treated) // (self.hours * LOOKS_AN_HOUR))
 
-    @property
-    def a_window(self) -> int:
-        """How many come in a recent window."""
-        return self.an_hour * RECENT_HOURS
+    def until(self, hours: FloatArray) -> IntArray:
+        """How many had come by then."""
+        return np.asarray(np.searchsorted(self.at, hours))
+
+    def stretches(self, hours: int) -> list[slice]:
+        """Split the stage into stretches of so many hours."""
+        ends = self.until(np.arange(0.0, self.hours + hours, hours)).tolist()
+        return [slice(start, stop) for start, stop in pairwise(ends)]
+
+    def looked(self, n: int) -> float:
+        """Hours at which n units had been seen."""
+        return self.hours if n >= len(self.at) else float(self.at[n])
 
 
 Judge = Callable[[Units, FloatArray], int | None]
@@ -74,7 +100,7 @@ class Simulated(NamedTuple):
         """Return the mean excess of the n units so far, or of those in the recent window where that is more."""
         if self.excess is None:
             return None
-        since = (n - 1) // self.units.a_window * self.units.a_window
+        since = max(window.start for window in self.units.stretches(RECENT_HOURS) if window.start < n)
         return max(float(self.excess[:n].mean()), float(self.excess[since:n].mean()))
 
 
@@ -85,6 +111,33 @@ class Caught(NamedTuple):
     exposed: int
     metric: str
     excess: float | None  # as `Simulated.excess_at` has it
+
+
+def hours_of(stage: Stage) -> int:
+    """Return how long a stage lasts."""
+    return round(stage.soak.total_seconds() / 3600)
+
+
+def day(clock: FloatArray) -> FloatArray:
+    """Return where in its daily swing from -1 to 1 something is, at hours of a clock."""
+    return np.asarray(np.sin(clock * math.pi / 12))
+
+
+def arrivals(units_an_hour: int, swing: float, *, clock: float, hours: int) -> FloatArray:
+    """Return when units come, in hours since a stage began: each as soon as one more is due at the rate of the hour.
+
+    Args:
+        units_an_hour: In the mean of a day.
+        swing: How far the rate swings within a day, as a share of it; it is highest where `day` is lowest.
+        clock: The hour at which the stage begins.
+        hours: How long it lasts.
+    """
+    if not swing:
+        return np.arange(units_an_hour * hours) / units_an_hour
+    minutes: FloatArray = np.arange(hours * 60 + 1) / 60
+    turned = np.cos((clock + minutes) * math.pi / 12) - math.cos(clock * math.pi / 12)
+    due = units_an_hour * (minutes + swing * 12 / math.pi * turned)
+    return np.asarray(np.interp(np.arange(math.floor(due[-1])), due, minutes))
 
 
 def dealt(stage: Stage, n: int, rng: np.random.Generator) -> BoolArray:
@@ -142,10 +195,17 @@ def _means_before(values: FloatArray, chosen: BoolArray) -> FloatArray:
     return np.asarray(np.where(counts > 0, totals / np.maximum(counts, 1), 0.5))
 
 
-def first_look(harmful: BoolArray, a_look: int) -> int | None:
-    """Return the unit of the first look at which there is harm; None where there is none."""
-    looks = np.flatnonzero(harmful[a_look - 1 :: a_look])
-    return int(looks[0] + 1) * a_look if looks.size else None
+def first_look(harmful: BoolArray, units: Units, inside: slice) -> int | None:
+    """Return the unit within a slice of the stage at whose look there is harm; None where there is none.
+
+    Args:
+        harmful: After each unit of the slice.
+        units: Of the stage.
+        inside: The slice.
+    """
+    looks = units.looks[(units.looks > inside.start) & (units.looks <= inside.stop)] - inside.start
+    found = np.flatnonzero(harmful[looks - 1])
+    return int(looks[found[0]]) if found.size else None
 
 
 @dataclass(frozen=True)
@@ -156,29 +216,27 @@ class Ours:
     """
 
     harm: Harm
+    lengths: tuple[int, ...] = (RECENT_HOURS,)  # of windows beside the stage, in hours
 
     def __call__(self, units: Units, bad: FloatArray) -> int | None:
         """Return the unit at whose look harm is proven; None where never."""
-        half = PLAN.harm_level / 2
-        window = units.a_window
-        found = [self.harm(units, bad, slice(0, len(bad)), half)]
-        for k, start in enumerate(range(0, len(bad), window), start=1):
-            at = self.harm(units, bad, slice(start, start + window), half / (k * (k + 1)))
-            if at is not None:
-                found.append(start + at)
-                break
+        part = PLAN.harm_level / (1 + len(self.lengths))
+        found = [self.harm(units, bad, slice(0, len(bad)), part)]
+        for length in self.lengths:
+            for k, window in enumerate(units.stretches(length), start=1):
+                at = self.harm(units, bad, window, part / (k * (k + 1)))
+                if at is not None:
+                    found.append(window.start + at)
+                    break
         return min((at for at in found if at is not None), default=None)
 
 
-def run(
-    stages: list[Simulated], judges: Mapping[str, Mapping[str, Judge]], *, units_an_hour: int
-) -> dict[str, Caught | None]:
+def run(stages: list[Simulated], judges: Mapping[str, Mapping[str, Judge]]) -> dict[str, Caught | None]:
     """Run one ramp; when each method rolled back, by whichever metric was first.
 
     Args:
         stages: In order.
         judges: By metric and method.
-        units_an_hour: Rate of traffic.
     """
     found: dict[str, Caught | None] = dict.fromkeys(METHODS)
     hours, exposed = 0.0, 0
@@ -191,7 +249,7 @@ def run(
                 metric = min(caught, key=lambda name: caught[name])
                 n = caught[metric]
                 until = exposed + int(units.treated[:n].sum())
-                found[method] = Caught(hours + n / units_an_hour, until, metric, stage.excess_at(n))
+                found[method] = Caught(hours + units.looked(n), until, metric, stage.excess_at(n))
         if all(found.values()):
             break
         hours, exposed = hours + units.hours, exposed + int(units.treated.sum())

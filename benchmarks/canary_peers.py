@@ -23,6 +23,8 @@ FAILURES: Final = 5
 FEWEST: Final = 30
 FEWEST_MINUTES: Final = 10
 RANKED: Final = 0.02
+ROUNDING: Final = 1e-6
+"""Of a minute, that a time computed from hours may fall short of a whole one."""
 
 Stretch = Callable[[FloatArray], float]
 
@@ -38,15 +40,14 @@ class Threshold:
     def __call__(self, units: Units, bad: FloatArray) -> int | None:
         """Return the unit at which the fifth hour has failed, counted over the stages."""
         known = ~np.isnan(bad)
-        for hour in range(units.hours):
-            inside = slice(hour * units.an_hour, (hour + 1) * units.an_hour)
+        for inside in units.stretches(1):
             target, legacy = (
                 bad[inside][arm & known[inside]] for arm in (units.treated[inside], ~units.treated[inside])
             )
             if target.size and legacy.size and self.is_worse(self.of(target), self.of(legacy)):
                 self.failures += 1
                 if self.failures >= FAILURES:
-                    return (hour + 1) * units.an_hour
+                    return inside.stop
         return None
 
 
@@ -58,10 +59,10 @@ class MannWhitney:
 
     def __call__(self, units: Units, bad: FloatArray) -> int | None:
         """Return the unit at the end of the first hour whose minutes rank significantly worse."""
-        minute = np.arange(units.an_hour) * 60 // units.an_hour
+        minutes = np.floor(units.at * 60 + ROUNDING).astype(np.int64) % 60
         known = ~np.isnan(bad)
-        for hour in range(units.hours):
-            inside = slice(hour * units.an_hour, (hour + 1) * units.an_hour)
+        for inside in units.stretches(1):
+            minute = minutes[inside]
             target, legacy = (
                 self._minutes(minute[arm], bad[inside][arm])
                 for arm in (units.treated[inside] & known[inside], units.baseline[inside] & known[inside])
@@ -69,7 +70,7 @@ class MannWhitney:
             if min(len(target), len(legacy)) < FEWEST_MINUTES or target.mean() <= legacy.mean():
                 continue
             if stats.mannwhitneyu(target, legacy, alternative="two-sided").pvalue < RANKED:
-                return (hour + 1) * units.an_hour
+                return inside.stop
         return None
 
     def _minutes(self, minute: IntArray, bad: FloatArray) -> FloatArray:
@@ -90,13 +91,11 @@ def t_test(units: Units, bad: FloatArray) -> int | None:
     mean: list[FloatArray] = []
     error: list[FloatArray] = []
     for arm in (units.treated & known, ~units.treated & known):
-        count, total, squares = (
-            np.cumsum(arm * values**power)[units.a_look - 1 :: units.a_look] for power in (0, 1, 2)
-        )
+        count, total, squares = (np.cumsum(arm * values**power)[units.looks - 1] for power in (0, 1, 2))
         enough = np.maximum(count, 2)
         n.append(count)
         mean.append(total / enough)
         error.append(np.maximum(squares / enough - mean[-1] ** 2, 1e-12) / (enough - 1))
     t = (mean[0] - mean[1]) / np.sqrt(error[0] + error[1])
     looks = np.flatnonzero((t > stats.norm.isf(0.05)) & (np.minimum(*n) >= FEWEST))
-    return int(looks[0] + 1) * units.a_look if looks.size else None
+    return int(units.looks[looks[0]]) if looks.size else None

@@ -69,7 +69,7 @@ KIND: Final = ("units_an_hour", "apart", "method")
 
 def error_harm(units: Units, bad: FloatArray, inside: slice, alpha: float) -> int | None:
     """First unit at whose look more failures are proven than the limit allows."""
-    return first_look(difference_lower(units, bad, inside, alpha) > LIMITS["errors"], units.a_look)
+    return first_look(difference_lower(units, bad, inside, alpha) > LIMITS["errors"], units, inside)
 
 
 def judges() -> Mapping[str, Mapping[str, Judge]]:
@@ -145,8 +145,8 @@ def figures(worlds: list[World], recordings: Mapping[str, Recording], ramps: int
     rows = []
     for number, world in enumerate(worlds):
         rng = np.random.default_rng([seed, number])
-        rate, bound = world.units_an_hour, {"bound_hours": bound_of(world, recordings)}
-        found = [run(list(stages_of(world, recordings, rng)), judges(), units_an_hour=rate) for _ in range(ramps)]
+        bound = {"bound_hours": bound_of(world, recordings)}
+        found = [run(list(stages_of(world, recordings, rng)), judges()) for _ in range(ramps)]
         rows += [
             {"world": world.name, "equal": world.is_equal}
             | world._asdict()
@@ -179,6 +179,21 @@ def equal_of(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return found
 
 
+def missing_in(folder: Path) -> str | None:
+    """Say which recording a folder lacks; None where it has all."""
+    missing = [path for path in map(partial(path_of, folder), PROVIDERS) if not path.is_file()]
+    return (
+        f"{missing[0]} is missing; --data names the folder with llmperf-leaderboard's raw results" if missing else None
+    )
+
+
+def recorded(folder: Path, *, is_quick: bool, seed: int, ramps: int | None = None) -> list[dict[str, object]]:
+    """Measure all worlds; one row a world and method."""
+    recordings = {provider: read(provider, folder) for provider in PROVIDERS}
+    worlds = worlds_of((240,) if is_quick else (240, 1200))
+    return figures(worlds, recordings, ramps or (5 if is_quick else 75), seed)
+
+
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,14 +203,17 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=20250101)
     options.add_argument("--data", type=Path, default=DATA, help="folder with the recordings")
     chosen = options.parse_args()
-    if missing := [path for path in map(partial(path_of, chosen.data), PROVIDERS) if not path.is_file()]:
-        options.error(f"{missing[0]} is missing; --data names the folder with llmperf-leaderboard's raw results")
-    recordings = {provider: read(provider, chosen.data) for provider in PROVIDERS}
-    worlds = worlds_of((240,) if chosen.quick else (240, 1200))
-    rows = figures(worlds, recordings, chosen.ramps or (5 if chosen.quick else 75), chosen.seed)
+    if missing := missing_in(chosen.data):
+        options.error(missing)
+    rows = recorded(chosen.data, is_quick=chosen.quick, seed=chosen.seed, ramps=chosen.ramps)
     if chosen.json:
         print(json.dumps({"rows": rows, "equal": equal_of(rows)}))
         return
+    show_recorded(rows)
+
+
+def show_recorded(rows: list[dict[str, object]]) -> None:
+    """Print both tables."""
     show(
         rows,
         {

@@ -7,6 +7,7 @@ all units of the stage at every look, so that nothing can be lost or counted twi
 Two windows look for harm: the whole stage, which finds a small harm that is there from the beginning, and the recent
 hours, which find one that begins late and that the good hours before would hide. They share the error rate of the
 stage; the k-th recent window has 1 / (k (k + 1)) of its half, which adds up to that half however long the stage is.
+Where legacy has no traffic any more the present day is a third one, and each has a third.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import polars as pl
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Assignment
 from anven_pipelines.domain.rollout_gaps import uneven
-from anven_pipelines.domain.rollout_hours import of_same_hours
+from anven_pipelines.domain.rollout_hours import DAY, of_same_hours
 from anven_pipelines.domain.rollout_judgement import judged, unknown_of
 from anven_pipelines.domain.rollout_reading import READINGS
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
@@ -115,7 +116,9 @@ class _Side(NamedTuple):
         return _mean(self.metric, _known(self).legacy, alpha=alpha)
 
 
-def windows_of(units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, now: datetime) -> list[Window]:
+def windows_of(
+    units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, now: datetime, alone: bool = False
+) -> list[Window]:
     """Return the windows in which harm is looked for: the whole stage, and the present recent hours.
 
     Args:
@@ -123,22 +126,30 @@ def windows_of(units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, 
         plan: Has the error rate and the length of a recent window.
         entered_at: When the stage began.
         now: When it is looked.
+        alone: Whether legacy has no traffic in this stage: `spans_of` has a third window then.
     """
-    whole, *recent = spans_of(plan, entered_at=entered_at, now=now)
+    whole, *recent = spans_of(plan, entered_at=entered_at, now=now, alone=alone)
     return [
         Window(units, whole.harm_level),
         *(Window(units.filter(pl.col("seen_at") >= span.since), span.harm_level) for span in recent),
     ]
 
 
-def spans_of(plan: RolloutPlan, *, entered_at: datetime, now: datetime) -> list[Span]:
-    """Return when the windows begin in which harm is looked for: with the stage, and with the present recent hours."""
-    half = plan.harm_level / 2
-    k = max(0, int((now - entered_at) / plan.rollout.recent)) + 1
-    whole = Span(entered_at, half)
-    if half / (k * (k + 1)) < SMALLEST_RATE:  # after years; beyond, a level of coverage would round to 1
-        return [whole]
-    return [whole, Span(entered_at + (k - 1) * plan.rollout.recent, half / (k * (k + 1)))]
+def spans_of(plan: RolloutPlan, *, entered_at: datetime, now: datetime, alone: bool = False) -> list[Span]:
+    """Return when the windows begin in which harm is looked for: with the stage, and with the present recent hours.
+
+    Where legacy has no traffic, in a stage of days, there is a third one of the present day. There a window is held
+    against legacy's same hours, and of six hours too little is known to find a moderate harm, which a stage of a week
+    would hide for as long.
+    """
+    days = [DAY] if alone and plan.rollout.recent < DAY <= plan.stages[-1].soak else []
+    part = plan.harm_level / (2 + len(days))
+    spans = [Span(entered_at, part)]
+    for length in (plan.rollout.recent, *days):
+        k = max(0, int((now - entered_at) / length)) + 1
+        if part / (k * (k + 1)) >= SMALLEST_RATE:  # not so after years: beyond, a level of coverage would round to 1
+            spans.append(Span(entered_at + (k - 1) * length, part / (k * (k + 1))))
+    return spans
 
 
 def compare(

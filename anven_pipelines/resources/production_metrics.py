@@ -87,12 +87,13 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         known = replace(known, prompt=newest, prompts=dict(prompts["prompt_version"].value_counts().iter_rows()))
         try:
             units = units_of(events, plan, generation=status.generation, now=now)
-            before = _before(events, plan, status, now=now) if plan.stages[status.stage].share == 1 else None
+            alone = plan.stages[status.stage].share == 1
+            before = _before(events, plan, status, now=now) if alone else None
             windows = [
                 window._replace(is_whole=is_whole(losses, present, since=span.since))
                 for window, span in zip(
-                    windows_of(units, plan, entered_at=since, now=now),
-                    spans_of(plan, entered_at=since, now=now),
+                    windows_of(units, plan, entered_at=since, now=now, alone=alone),
+                    spans_of(plan, entered_at=since, now=now, alone=alone),
                     strict=True,
                 )
             ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -11,9 +12,9 @@ import polars as pl
 import pytest
 
 from anven_pipelines.domain.rollout_hours import of_same_hours
-from anven_pipelines.domain.rollout_measure import UNITS, compare, windows_of
+from anven_pipelines.domain.rollout_measure import UNITS, compare, spans_of, windows_of
 from anven_pipelines.domain.rollout_plan import RolloutPlan
-from anven_pipelines.spec_rollout import Metric, Rollout
+from anven_pipelines.spec_rollout import Metric, Rollout, Stage
 
 if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_evidence import Comparison
@@ -61,7 +62,7 @@ def found(alone: pl.DataFrame, hours: float, *, before: pl.DataFrame = BEFORE) -
     """What is found of the first hours at 100 %."""
     now = ALONE_AT + hours * HOUR
     seen = alone.filter(pl.col("seen_at") < now)
-    windows = windows_of(seen, PLAN, entered_at=ALONE_AT, now=now - timedelta(microseconds=1))
+    windows = windows_of(seen, PLAN, entered_at=ALONE_AT, now=now - timedelta(microseconds=1), alone=True)
     return {each.metric: each for each in compare(PLAN, LAST, windows, before=before)}
 
 
@@ -83,6 +84,21 @@ def test_a_stage_that_shows_half_the_day_says_nothing_of_the_other_half_and_the_
         metric for hours in range(2, 25, 2) for metric, each in found(alone, hours, before=half).items() if each.is_harm
     }
     assert harmful >= {"quality", "ttft"}
+
+
+def test_a_third_window_is_of_the_present_day_and_all_spend_no_more_than_the_error_rate_of_the_stage() -> None:
+    looks = [
+        spans_of(PLAN, entered_at=ALONE_AT, now=ALONE_AT + hours * HOUR, alone=True) for hours in range(0, 24 * 400, 6)
+    ]
+    assert {len(spans) for spans in looks} == {3}
+    assert [spans[2].since - ALONE_AT for spans in looks[3:6]] == [0 * HOUR, 24 * HOUR, 24 * HOUR]
+    spent = sum({(place, span.since): span.harm_level for each in looks for place, span in enumerate(each)}.values())
+    assert 0.998 * PLAN.harm_level < spent <= PLAN.harm_level
+
+
+def test_a_plan_of_hours_has_no_window_of_a_day() -> None:
+    plan = replace(PLAN, rollout=Rollout(stages=[Stage(share=0.5, soak=HOUR), Stage(share=1.0, soak=6 * HOUR)]))
+    assert spans_of(plan, entered_at=T0, now=T0 + HOUR, alone=True) == spans_of(plan, entered_at=T0, now=T0 + HOUR)
 
 
 @pytest.mark.parametrize(("begins_at", "told_at"), [(0, 6), (15, 24), (40, 48)])
