@@ -1,22 +1,30 @@
-"""The canary benchmark looks at every look at once; what it finds is what the controller finds look by look."""
+"""The canary benchmarks look at every look at once; what they find is what the controller finds look by look."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import polars as pl
 import pytest
 
 from anven_pipelines.domain.rollout_measure import UNITS, compare, windows_of
-from benchmarks.canary_controllers import PLAN, Simulated
+from benchmarks import canary, canary_watch
+from benchmarks.canary_controllers import PLAN, Ours, Simulated, Units, arrivals, dealt
 from benchmarks.canary_recorded import LIMITS, judges
 from benchmarks.recorded_streams import Recording, World, stages_of
 
-T0 = datetime(2026, 3, 4, 12, tzinfo=UTC)
-QUARTER = 1
-RATE = 240
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from benchmarks.canary_controllers import FloatArray
+
+T0: Final = datetime(2026, 3, 4, 12, tzinfo=UTC)
+QUARTER, HALF, LAST = 1, 2, 3
+RATE: Final = 240
 
 
 def recordings() -> dict[str, Recording]:
@@ -39,27 +47,58 @@ def stage_of(world: World, *, good_hours: int = 0) -> Simulated:
     return Simulated(worse.units, {metric: np.where(late, worse.bad[metric], good.bad[metric]) for metric in LIMITS})
 
 
-def is_harm(stage: Simulated, metric: str, n: int) -> bool:
-    """Whether the controller finds harm once it has seen n units."""
-    seen = {name: [None if np.isnan(value) else value for value in bad[:n].tolist()] for name, bad in stage.bad.items()}
-    units = pl.DataFrame(
+def simulated(world: canary.World, *, good_hours: float = 0) -> Simulated:
+    """Simulate the stage of 25 % of right and wrong answers, in a daily rhythm of quality and traffic."""
+    worse, good = (
+        next(islice(canary.stages_of(each, np.random.default_rng(3)), QUARTER, None))
+        for each in (world, world._replace(loss=0.0))
+    )
+    bad = np.where(worse.units.at >= good_hours, worse.bad["quality"], good.bad["quality"])
+    return Simulated(worse.units, {"quality": bad})
+
+
+def frame(
+    units: Units, bad: Mapping[str, FloatArray], *, began: datetime = T0, until: int | None = None
+) -> pl.DataFrame:
+    """Return the first of some units as the controller reads them."""
+    n = len(units.treated[:until])
+    seen = {name: [None if np.isnan(value) else value for value in values[:n].tolist()] for name, values in bad.items()}
+    return pl.DataFrame(
         {
             "unit": [f"{number:08x}" for number in range(n)],
-            "seen_at": [T0 + timedelta(hours=1) * (number / RATE) for number in range(n)],
-            "treated": stage.units.treated[:n],
-            "errors": seen["errors"],
-            "ttft_ms": seen["ttft"],
-            "latency_ms": seen["latency"],
-            **dict.fromkeys(("contract", "safety", "quality", "cost_usd")),
+            "seen_at": [began + timedelta(hours=1) * at for at in units.at[:n].tolist()],
+            "treated": units.treated[:n],
+            "errors": seen.get("errors", [0.0] * n),
+            "ttft_ms": seen.get("ttft"),
+            "latency_ms": seen.get("latency"),
+            "quality": [1 - value for value in seen["quality"]] if "quality" in seen else None,
+            **dict.fromkeys(("contract", "safety", "cost_usd")),
             **dict.fromkeys(("streamed", "timed"), True),
-            **dict.fromkeys(("left", "due", "fell_back", "moved"), False),
+            "due": "quality" in bad,
+            **dict.fromkeys(("left", "fell_back", "moved"), False),
         },
         schema=UNITS.schema,
         strict=False,
     )
-    now = T0 + timedelta(hours=1) * (n / RATE) - timedelta(microseconds=1)
+
+
+def is_harm(stage: Simulated, metric: str, n: int) -> bool:
+    """Whether the controller finds harm once it has seen n units."""
+    units = frame(stage.units, stage.bad, until=n)
+    now = T0 + timedelta(hours=1) * stage.units.looked(n) - timedelta(microseconds=1)
     found = compare(PLAN, QUARTER, windows_of(units, PLAN, entered_at=T0, now=now))
     return next(each for each in found if each.metric == metric).is_harm
+
+
+def assert_found_at(stage: Simulated, metric: str, found: int | None, is_found: Callable[[int], bool]) -> None:
+    """Assert that harm is found at that look, and neither at the one before nor at some earlier ones."""
+    assert found is not None
+    assert is_found(found)
+    looks = stage.units.looks
+    place = int(np.searchsorted(looks, found))
+    assert looks[place] == found
+    before = {place - 1, *(number * place // 8 for number in range(1, 8))}
+    assert not any(is_found(int(looks[each])) for each in before if each >= 0), metric
 
 
 @pytest.mark.parametrize(
@@ -78,11 +117,54 @@ def test_harm_is_found_at_the_very_look_at_which_the_controller_finds_it(
 ) -> None:
     stage = stage_of(world, good_hours=good_hours)
     found = judges()[metric]["ours"](stage.units, stage.bad[metric])
-    assert found is not None
-    assert is_harm(stage, metric, found)
-    a_look = stage.units.a_look
-    before = {found - a_look, *(number * found // 8 // a_look * a_look for number in range(1, 8))}
-    assert not any(is_harm(stage, metric, n) for n in before if n > 0)
+    assert_found_at(stage, metric, found, partial(is_harm, stage, metric))
+
+
+@pytest.mark.parametrize(
+    ("world", "good_hours"),
+    [
+        (canary.World(RATE, 0.4), 0),
+        (canary.World(RATE, 0.4, 0.05, 0.8), 0),
+        (canary.World(RATE, 0.6, 0.05, 0.8), 13),  # found in a recent window
+    ],
+)
+def test_a_loss_of_quality_is_found_at_the_very_look_at_which_the_controller_finds_it(
+    world: canary.World, good_hours: float
+) -> None:
+    stage = simulated(world, good_hours=good_hours)
+    found = canary.judges()["quality"]["ours"](stage.units, stage.bad["quality"])
+    assert_found_at(stage, "quality", found, partial(is_harm, stage, "quality"))
+
+
+@pytest.mark.parametrize(("loss", "good_hours"), [(0.3, 0.0), (0.18, 26.0), (0.5, 32.0)])
+def test_at_100_percent_it_is_found_at_the_very_look_at_which_the_controller_finds_it(
+    loss: float, good_hours: float
+) -> None:
+    """Traffic and quality swing; legacy was seen for the day before."""
+    rng = np.random.default_rng(5)
+    world = canary_watch.Watched(RATE, 0.05, 0.8, loss=loss, good_hours=good_hours)
+    shared, alone = (  # none at the very end of a window, on whose side a rounded microsecond would decide
+        arrivals(RATE, world.traffic, clock=clock, hours=hours) + 1e-4 for clock, hours in ((9.0, 24), (33.0, 54))
+    )
+    treated = dealt(PLAN.stages[HALF], len(shared), rng)
+    before = Units(0.5, 24, treated, ~treated, shared)
+    bad = {"quality": canary_watch.wrong_of(world, 9.0 + shared, np.zeros(len(shared)), rng)}
+    stage_bad = canary_watch.wrong_of(world, 33.0 + alone, (alone >= good_hours).astype(np.float64), rng)
+    stage = Simulated(
+        Units(1.0, 54, np.ones(len(alone), bool), np.zeros(len(alone), bool), alone), {"quality": stage_bad}
+    )
+    legacy = canary_watch.Legacy((9.0 + shared)[~treated], bad["quality"][~treated])
+    harm = canary_watch.alone_harm(legacy, began=33.0, rule="same hours")
+    found = Ours(harm, canary_watch.LENGTHS["same hours"])(stage.units, stage_bad)
+    reference, began = frame(before, bad), T0 + timedelta(hours=24)
+
+    def is_found(n: int) -> bool:
+        units = frame(stage.units, stage.bad, began=began, until=n)
+        now = began + timedelta(hours=1) * stage.units.looked(n) - timedelta(microseconds=1)
+        windows = windows_of(units, PLAN, entered_at=began, now=now, alone=True)
+        return next(each for each in compare(PLAN, LAST, windows, before=reference) if each.metric == "quality").is_harm
+
+    assert_found_at(stage, "quality", found, is_found)
 
 
 @pytest.mark.parametrize("provider", ["steady", "bursty"])

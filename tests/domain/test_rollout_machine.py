@@ -67,14 +67,44 @@ class Taken:
 taken = Taken(0, Counter())
 
 
+numbers = st.floats(-0.05, 0.05) | st.floats(allow_nan=False) | st.sampled_from((-0.01, 0.0, 0.01))
+reasons = st.sampled_from((None, None, "something"))
+intervals = st.builds(
+    lambda bounds, estimate: Interval(estimate, min(bounds), max(bounds), 0.9, "drawn"),
+    st.tuples(numbers, numbers),
+    numbers,
+)
+
+
 @st.composite
 def comparisons(draw: st.DrawFn) -> tuple[Comparison, ...]:
     """Draw findings of every kind, and often only good ones, so that stages are left at all."""
     if draw(st.booleans()):
         return tuple(compared(metric, "good") for metric in METRICS)
-    kinds = st.sampled_from(("good",) * 8 + ("wide", "bad", "unknown", "doubted", "absent", "endless"))
+    kinds = st.sampled_from(("good",) * 8 + ("wide", "bad", "unknown", "doubted", "absent", "endless") + ("any",) * 4)
     drawn = [(metric, draw(kinds)) for metric in METRICS]
-    return tuple(compared(metric, kind) for metric, kind in drawn if kind != "absent")
+    return tuple(
+        draw(anything_of(metric)) if kind == "any" else compared(metric, kind)
+        for metric, kind in drawn
+        if kind != "absent"
+    )
+
+
+@st.composite
+def anything_of(draw: st.DrawFn, metric: Any) -> Comparison:
+    """Draw any finding that can be written down, of which the parts need not fit together."""
+    unknown = draw(reasons)
+    found = intervals if unknown is None else st.none() | intervals
+    return Comparison(
+        metric=metric,
+        unit=draw(st.sampled_from(("points", "ms"))),
+        harm=draw(found),
+        harm_limit=draw(numbers),
+        proof=draw(found),
+        proof_limit=draw(numbers),
+        unknown=unknown,
+        doubt=draw(reasons),
+    )
 
 
 def compared(metric: Any, kind: str) -> Comparison:
@@ -88,6 +118,12 @@ def compared(metric: Any, kind: str) -> Comparison:
     )
 
 
+def is_worse(found: Comparison) -> bool:
+    """Whether harm is proven, from the numbers alone."""
+    return found.unknown is None and found.harm is not None and found.harm.lower > found.harm_limit
+
+
+WRONG: Final = ("problem", "lost", "breaker", "capacity", "killed", "refuted")
 GOOD: Final = Assignment(target=5_000, legacy=5_000, p_value=0.5)
 assignments = st.one_of(
     st.just(GOOD),
@@ -106,17 +142,21 @@ assignments = st.one_of(
 
 @st.composite
 def findings(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw all of an evidence but its age and generation, with at most one thing wrong beside the numbers."""
-    wrong = draw(st.sampled_from((*(None,) * 10, "problem", "lost", "breaker", "capacity", "killed", "late", "age")))
+    """Draw an evidence, with `as_of` as minutes of age and `generation` as what it is off; often only numbers are wrong."""
     found: dict[str, Any] = {"comparisons": draw(comparisons()), "assignment": draw(assignments)}
-    match wrong:
-        case "problem" | "lost" | "breaker" | "capacity" | "killed":
-            found[wrong] = "something"
-        case "late":
-            found["generation"] = -1
-        case "age":
-            found["as_of"] = draw(st.sampled_from((-10, 10)))
-    return found
+    if draw(st.booleans()):
+        return found
+    some = st.sets(st.sampled_from((*WRONG, "generation", "as_of")), min_size=1)
+    for wrong in sorted(draw(some)):
+        match wrong:
+            case "generation":
+                found[wrong] = draw(st.integers(-2, 2))
+            case "as_of":
+                found[wrong] = draw(st.none() | st.sampled_from((-10.0, 10.0)) | st.floats(-1e5, 1e5))
+            case _:
+                found[wrong] = "something"
+    served = draw(st.dictionaries(st.sampled_from(("a", "b")), st.integers(0, 1_000)))
+    return found | {"prompts": served, "prompt": draw(reasons), "peak_rate": draw(st.none() | st.floats(0))}
 
 
 class Rollouts(RuleBasedStateMachine):
@@ -220,11 +260,12 @@ class Rollouts(RuleBasedStateMachine):
     @rule(found=findings(), end=st.sampled_from(("writes", "writes", "writes", "is late", "is late", "is killed")))
     def the_controller_looks(self, found: dict[str, Any], end: str) -> None:
         before = self.status
+        age = found.get("as_of", 0)
         evidence = Evidence(
             **found
             | {
                 "generation": before.generation + found.get("generation", 0),
-                "as_of": self.now - timedelta(minutes=found.get("as_of", 0)),
+                "as_of": None if age is None else self.now - timedelta(minutes=age),
             }
         )
         decision = decide(PLAN, before, evidence, now=self.now, uptime=self.uptime)
@@ -264,12 +305,13 @@ class Rollouts(RuleBasedStateMachine):
     def judge(self, before: RolloutStatus, evidence: Evidence, decision: Decision) -> None:
         """Assert what must hold of every decision."""
         assert decision.reasons
-        harm = any(evidence.of(metric).is_harm for metric in METRICS) and evidence.problem is None
+        harm = any(is_worse(each) for each in evidence.comparisons) and evidence.problem is None
         proven_bad = (harm or evidence.breaker is not None) and evidence.generation == before.generation
         assert isinstance(decision, RollBack) == (proven_bad and before.is_open)
         if not isinstance(decision, Advance | Complete):
             return
-        assert (before.phase, before.plan, evidence.killed) == ("running", PLAN.digest, None)
+        assert (before.phase, before.plan) == ("running", PLAN.digest)
+        assert (evidence.killed, evidence.refuted) == (None, None)
         assert not self.flags
         assert before.stage is not None
         assert isinstance(decision, Complete) or decision.stage == before.stage + 1
