@@ -142,7 +142,7 @@ assignments = st.one_of(
 
 @st.composite
 def findings(draw: st.DrawFn) -> dict[str, Any]:
-    """Draw an evidence, with `as_of` as minutes of age and `generation` as what it is off; often only numbers are wrong."""
+    """Draw an evidence: `as_of` is minutes of age, `generation` what it is off; often only numbers are wrong."""
     found: dict[str, Any] = {"comparisons": draw(comparisons()), "assignment": draw(assignments)}
     if draw(st.booleans()):
         return found
