@@ -47,7 +47,7 @@ class Threshold:
             if target.size and legacy.size and self.is_worse(self.of(target), self.of(legacy)):
                 self.failures += 1
                 if self.failures >= FAILURES:
-                    return inside.stop
+                    return int(inside.stop)
         return None
 
 
@@ -70,7 +70,7 @@ class MannWhitney:
             if min(len(target), len(legacy)) < FEWEST_MINUTES or target.mean() <= legacy.mean():
                 continue
             if stats.mannwhitneyu(target, legacy, alternative="two-sided").pvalue < RANKED:
-                return inside.stop
+                return int(inside.stop)
         return None
 
     def _minutes(self, minute: IntArray, bad: FloatArray) -> FloatArray:

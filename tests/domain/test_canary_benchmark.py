@@ -71,7 +71,7 @@ def frame(
             "errors": seen.get("errors", [0.0] * n),
             "ttft_ms": seen.get("ttft"),
             "latency_ms": seen.get("latency"),
-            "quality": [1 - value for value in seen["quality"]] if "quality" in seen else None,
+            "quality": (1 - bad["quality"][:n]).tolist() if "quality" in bad else None,
             **dict.fromkeys(("contract", "safety", "cost_usd")),
             **dict.fromkeys(("streamed", "timed"), True),
             "due": "quality" in bad,
