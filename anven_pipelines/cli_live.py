@@ -76,6 +76,7 @@ def rollout(
             "kill",
             "unkill",
             "notify",
+            "judge",
         ],
         typer.Argument(help="What to do.", show_default=False),
     ],
@@ -110,7 +111,8 @@ def rollout(
     attempt is open.
 
     `notify` sends what `rollout.notify` has not been told yet, as the sensor `rollout_notices` does, and exits with 1
-    where notices still wait for a receiver.
+    where notices still wait for a receiver. `judge` scores the answers that wait for `rollout.judge`, as the sensor
+    `online_judge` does, and exits with 1 where something keeps them from being scored.
     """
     with reported(as_json=as_json) as output:
         from anven_pipelines.rollout_run import act, show_rollout  # noqa: PLC0415 - loads Dagster: not for --help
@@ -127,6 +129,8 @@ def rollout(
         )
         if not output.tell(json.dumps(report)):
             show_rollout(report, Console())
+    if action == "judge" and report["judge"] and report["judge"]["problem"]:
+        raise typer.Exit(NEGATIVE)
     if action == "notify" and any(receiver["waiting"] for receiver in report["notices"]):
         raise typer.Exit(NEGATIVE)
 

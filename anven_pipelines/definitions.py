@@ -30,6 +30,7 @@ from anven_pipelines.schedules import (
 )
 from anven_pipelines.sensors.log_arrival import declared_partitions, log_arrival, request_log_job
 from anven_pipelines.sensors.notices import rollout_notices, rollout_notices_job
+from anven_pipelines.sensors.online_judge import online_judge, online_judge_job
 from anven_pipelines.sensors.rollout import rollout as rollout_sensor
 from anven_pipelines.sensors.rollout import rollout_step_job
 from anven_pipelines.sensors.rollout_tracking import rollout_tracking, rollout_tracking_job
@@ -75,9 +76,10 @@ def definitions() -> dg.Definitions:
             rollout_act,
             rollout_notices_job,
             rollout_tracking_job,
+            online_judge_job,
         ],
         schedules=[nightly_regression, daily_drift, daily_drill],
-        sensors=[declared_partitions, log_arrival, rollout_sensor, rollout_notices, rollout_tracking],
+        sensors=[declared_partitions, log_arrival, rollout_sensor, rollout_notices, rollout_tracking, online_judge],
         resources=resources(deployment),
         executor=step_executor(deployment),
     )

@@ -202,7 +202,9 @@ def _workload(workload: str, declared: Declared, batch_inference: BatchInference
     if isinstance(target, NanoTarget | JobTarget):
         run = lambda: _runnable(workload, target, batch_inference)  # noqa: E731 - as above
         yield _guarded(f"{workload}: model", run, "mend the target, or its environment")
-    judges = [each.judge for each in migration.grading if isinstance(each, RagasGrader)]
+    judges: list[Judge] = [each.judge for each in migration.grading if isinstance(each, RagasGrader)]
+    if migration.rollout.judge is not None:
+        judges.append(migration.rollout.judge)
     if judges and importlib.util.find_spec("ragas") is None:
         yield Finding(f"{workload}: grading", "problem", "ragas is not installed", "install the extra `eval`")
     endpoints: list[EndpointTarget | Judge] = [*judges]

@@ -16,6 +16,7 @@ from anven_pipelines.domain.rollout_report import drill_report, percent, report_
 from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.drills import Drills
 from anven_pipelines.resources.notices import Notices
+from anven_pipelines.resources.online_judge import OnlineJudges
 from anven_pipelines.resources.rollout_acts import perform, what_stands
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.uptime import uptime
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.uptime import Uptime
 
-Action = Verb | Literal["status", "step", "notify"]
+Action = Verb | Literal["status", "step", "notify", "judge"]
 
 _COLOURS: Final = {"advance": "green", "complete": "green", "hold": "yellow", "roll back": "red"}
 
@@ -56,8 +57,8 @@ def act(
         generation: Of the traffic that it is meant for; None for whatever is in force.
 
     Returns:
-        The report of `rollout_report.report_of`, `drill`, the newest rehearsal, and `notices`, how each receiver
-        fares, as plain JSON.
+        The report of `rollout_report.report_of`, `drill`, the newest rehearsal, `notices`, how each receiver
+        fares, and `judge`, how the online judge does, None where there is none; as plain JSON.
 
     Raises:
         InvalidInput: it cannot happen now, or the workload is unknown: nothing was written.
@@ -70,6 +71,13 @@ def act(
         rollouts = of_kind(definitions, "rollouts", Rollouts)
         if asked is not None:
             _do(rollouts, asked, now=now, uptime=up)
+        judges = of_kind(definitions, "judges", OnlineJudges)
+        judged = judges.run(workload, now=now) if action == "judge" else judges.report(workload, now=now)
+        if action == "judge" and judged is None:
+            message = (
+                f"{workload} has no open rollout with a judge: declare rollout.judge, and start it (docs/rollout.md)"
+            )
+            raise InvalidInput(message)
         look = rollouts.step if action == "step" else rollouts.look
         found = look(workload, now=now, uptime=up)
         notices = of_kind(definitions, "notices", Notices)
@@ -77,7 +85,7 @@ def act(
         interrupted = of_kind(definitions, "drills", Drills).interrupted(workload)
     report = report_of(found.plan, found.before, found.evidence, found.decision, found.status)
     drill = drill_report(found.plan, found.status, now=now)
-    report["notices"] = told
+    report |= {"notices": told, "judge": judged}
     return report | {"drill": drill | {"interrupted": interrupted.isoformat() if interrupted else None}}
 
 
@@ -98,9 +106,9 @@ def _do(rollouts: Rollouts, asked: Act, *, now: datetime, uptime: Uptime | None)
 def _asked(
     workload: str, action: Action, *, who: str, hours: float, reason: str, flag: str | None, generation: int | None
 ) -> Act | None:
-    """Return what a person does; None where the action is only to look, to step or to tell."""
+    """Return what a person does; None where the action is only to look, to step, to tell or to judge."""
     match action:
-        case "status" | "step" | "notify":
+        case "status" | "step" | "notify" | "judge":
             return None
     lasts = hours if action == "override" else None
     asked = Act(
@@ -144,6 +152,9 @@ def show_rollout(report: dict[str, Any], console: Console) -> None:
     for receiver in report["notices"]:
         if receiver["problem"] or receiver["dropped"]:
             console.print(_receiver_line(receiver), style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if report["judge"]:
+        style = "yellow" if report["judge"]["problem"] else None
+        console.print(_judge_line(report["judge"]), style=style, highlight=False, markup=False, soft_wrap=True)
     colour = _COLOURS[report["decision"]]
     console.print(f"[{colour}]{report['decision']}[/{colour}]")
     for reason in report["reasons"]:
@@ -167,3 +178,12 @@ def _receiver_line(receiver: dict[str, Any]) -> str:
     tries = "1 try" if receiver["failures"] == 1 else f"{receiver['failures']} tries"
     problem = f"{state} since {tries}: {receiver['problem']}" if receiver["problem"] else "answers"
     return f"notices to {receiver['receiver']}: {problem}; {receiver['waiting']} wait, {receiver['dropped']} dropped"
+
+
+def _judge_line(judge: dict[str, Any]) -> str:
+    """Say how the online judge does, and what keeps answers from being scored."""
+    told = (
+        f"judge {judge['model']}: {judge['asked_today']:,} of {judge['most_a_day']:,} judgements today, "
+        f"{judge['waiting']:,} answers wait"
+    )
+    return f"{told}; {judge['problem']}" if judge["problem"] else told

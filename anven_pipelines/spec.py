@@ -247,6 +247,16 @@ class Migration(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_judge_has_texts(self) -> Migration:
+        if self.rollout.judge is not None and not (self.gateway and self.gateway.store_text):
+            message = (
+                "rollout.judge reads the redacted texts that the gateway keeps: gateway.store_text: true is needed, "
+                f"found {'false' if self.gateway else 'no section `gateway`'}"
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def _a_prompt_can_be_looked_for(self) -> Migration:
         if self.prompt.mode == "declared":
             return self

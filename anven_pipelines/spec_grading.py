@@ -27,6 +27,15 @@ class Judge(Section):
     """Longest wait for one judgement."""
 
 
+class OnlineJudge(Judge):
+    """The model that scores answers of production while a rollout goes on, which gives the metric `quality`."""
+
+    rubric: str = Field(min_length=1, max_length=4000)
+    """What an answer has to meet, in plain words: how well it does is scored from 1 to 5, and told as 0 to 1."""
+    judgements_per_day: int = Field(default=10_000, ge=1)
+    """Most judgements that are begun in a day (UTC), failed ones included; what waits then has no score."""
+
+
 class ExactGrader(Section):
     """1 when the answer equals the ground truth, character by character."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
+from anven_pipelines.spec_grading import OnlineJudge
 from anven_pipelines.spec_notify import Receiver
 from anven_pipelines.spec_values import Duration, Level, Section, Share
 
@@ -127,6 +128,11 @@ class Rollout(Section):
     their traffic file, and one for writing it and for seeing that they did."""
     metrics: Metrics = Metrics()
     """Where the evidence comes from: the gateway's event log, or a Prometheus server."""
+    judge: OnlineJudge | None = None
+    """Scores one answer of each unit that is due for a score (`judged`); only its scores count for `quality` then.
+
+    Needs `gateway.store_text: true` and the extra `eval`.
+    """
     waive: list[Literal[Metric, "drill"]] = Field(default_factory=list)
     """What does not gate an advance; every decision says so. A waived metric still rolls back on proven harm."""
     notify: list[Receiver] = Field(default_factory=list, max_length=20)
@@ -147,6 +153,12 @@ class Rollout(Section):
             message = (
                 f"the first stage begins with `anven rollout start`, which nobody can approve before: approvals of 0 "
                 f"are needed there, found {self.steps[0].approvals}"
+            )
+            raise ValueError(message)
+        if self.judge is not None and self.metrics.source == "prometheus":
+            message = (
+                "a `judge` needs `metrics.source: event_log`, found prometheus: no counter tells a judge's scores from "
+                "others"
             )
             raise ValueError(message)
         if self.recent < timedelta(minutes=1):

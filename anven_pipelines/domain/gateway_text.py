@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["request", "shadow"]
 
+FOLDER: Final = "texts"
+"""Folder of the log, in that of the events."""
+
 TEXT_LIMIT: Final = 16_384
 """Longest text that is kept of one message or answer, in characters; what is longer is cut there and marked."""
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from anven_pipelines.spec import Migration
+    from anven_pipelines.spec_grading import OnlineJudge
 
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
 SERVING: Final = ("target", "prompt", "gateway", "contract", "legacy.price")
@@ -19,6 +20,15 @@ SERVING: Final = ("target", "prompt", "gateway", "contract", "legacy.price")
 
 Another target, or prompt, has proven nothing; another contract or price of legacy would move the measure under way.
 """
+
+
+_OPERATION: Final = frozenset({"concurrency", "timeout", "api_key_env", "judgements_per_day"})
+"""How a judge is asked; what it is asked, and who it is, decides its scores."""
+
+
+def judge_outcome(judge: OnlineJudge) -> str:
+    """Return the outcome of the feedback that carries a judge's scores, which no other judge and nobody else gives."""
+    return f"judge-{digest_of([judge.model, judge.url, judge.rubric])[:16]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +74,11 @@ class RolloutPlan:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """What of the section `rollout` decides; who is told decides nothing."""
-        return self.rollout.model_dump(mode="json", exclude={"notify"})
+        """What of the section `rollout` decides; who is told decides nothing, nor how a judge is asked."""
+        decisive = self.rollout.model_dump(mode="json", exclude={"notify": True, "judge": set(_OPERATION)})
+        if decisive["judge"] is None:  # releases that knew none wrote plans, whose digests stay
+            del decisive["judge"]
+        return decisive
 
     @property
     def digest(self) -> str:

@@ -13,6 +13,7 @@ import polars as pl
 
 from anven_pipelines.domain.gateway_event import SAFE, UNSAFE
 from anven_pipelines.domain.rollout_measure import UNITS
+from anven_pipelines.domain.rollout_plan import judge_outcome
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.rollout_plan import RolloutPlan
 
 _HASH_DIGITS: Final = 8
-_ORDER: Final = ("ts", "worker", "seq", "event_id")
+ORDER: Final = ("ts", "worker", "seq", "event_id")
 """In which events happened: a worker's numbers tell those of one moment apart."""
 
 
@@ -42,14 +43,14 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
     requests = _requests(events, generation).with_columns(
         (first + rollout.settle + rollout.label_delay).alias("due_at")
     )
-    requests = _scored(requests, events)
+    judge = rollout.judge
+    requests = _scored(requests, events, outcome=None if judge is None else judge_outcome(judge))
     settled = requests.filter(pl.col("ts") <= first + rollout.settle, first + rollout.settle <= now)
     timed = ~pl.col("cached").fill_null(value=False) & (pl.col("status") != "disconnected")
-    drawn = pl.col("unit").str.slice(0, _HASH_DIGITS).str.to_integer(base=16) / 16**_HASH_DIGITS < rollout.judged
     rescued = (pl.col("why") == "fallback").fill_null(value=False) & (pl.col("intended") == "target")
     at_legacy = (pl.col("served") == "legacy") & (pl.col("intended") == "target")
     folded = (
-        settled.sort(_ORDER)
+        settled.sort(ORDER)
         .group_by("unit", maintain_order=True)
         .agg(
             pl.col("ts").first().alias("seen_at"),
@@ -68,9 +69,14 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
             at_legacy.any().alias("fell_back"),
             (pl.col("intended").n_unique() > 1).alias("moved"),
         )
-        .with_columns((drawn & (pl.col("due_at") <= now)).alias("due"))
+        .with_columns((drawn(rollout.judged) & (pl.col("due_at") <= now)).alias("due"))
     )
     return UNITS.conform(folded)
+
+
+def drawn(share: float) -> pl.Expr:
+    """Tell which units are due for a score: a share of them by their keyed hash, which knows nothing of the arm."""
+    return pl.col("unit").str.slice(0, _HASH_DIGITS).str.to_integer(base=16) / 16**_HASH_DIGITS < share
 
 
 def _requests(events: pl.DataFrame, generation: int) -> pl.DataFrame:
@@ -82,15 +88,20 @@ def _requests(events: pl.DataFrame, generation: int) -> pl.DataFrame:
     )
 
 
-def _scored(requests: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+def _scored(requests: pl.DataFrame, events: pl.DataFrame, *, outcome: str | None) -> pl.DataFrame:
     """Add each request's newest score, and whether anybody flagged its answer; NULL where nobody judged that.
 
     What is told after the unit's score was due comes too late: it has been counted without. A client may name several
     requests alike: what is told of that name counts for the first one, as the gateway's counters have it, and the
-    others are unmeasured. One feedback that scored many units would be taken for as much evidence.
+    others are unmeasured. One feedback that scored many units would be taken for as much evidence. Where a judge is
+    declared only scores with its `outcome` count: users score what they like, and may say so of one arm more often.
     """
-    told = events.filter(pl.col("kind") == "feedback").sort(_ORDER).select("request_id", "ts", "score", "flags")
-    named = events.filter(pl.col("kind") == "request").sort(_ORDER).unique("request_id", keep="first")
+    told = (
+        events.filter(pl.col("kind") == "feedback").sort(ORDER).select("request_id", "ts", "score", "outcome", "flags")
+    )
+    if outcome is not None:
+        told = told.with_columns(pl.when(pl.col("outcome") == outcome).then("score").alias("score"))
+    named = events.filter(pl.col("kind") == "request").sort(ORDER).unique("request_id", keep="first")
     due = requests.join(named, on="event_id", how="semi").select("event_id", "request_id", "due_at")
     told = told.join(due, on="request_id", maintain_order="left").filter(pl.col("ts") <= pl.col("due_at"))
     # A thumb says nothing of safety: that was looked at only where one of both flags says so.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.gateway_event import TEXT_LIMIT, GatewayEvent
+from anven_pipelines.domain.gateway_text import FOLDER as TEXTS_FOLDER
 from anven_pipelines.gateway.event_log import EventLog
 from anven_pipelines.gateway.metrics import GatewayMetrics, hold_lock, write_metrics
 from anven_pipelines.gateway.segments import LogLimits
@@ -46,7 +47,7 @@ class Recorder:
         self.metrics_folder = events / "metrics"
         self._metrics_lock = hold_lock(self.metrics_folder, worker)
         self.log = EventLog(events, worker=worker, limits=LogLimits(total_bytes=settings.events_bytes))
-        self.texts = _text_log(settings, events / "texts", worker)
+        self.texts = _text_log(settings, events / TEXTS_FOLDER, worker)
 
     def close(self) -> None:
         """Write what waits and end the threads."""

@@ -12,7 +12,7 @@ import fcntl
 import json
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 import polars as pl
@@ -107,16 +107,23 @@ class EventStore:
                 time.sleep(_LOCK_EVERY_S)
             yield
 
-    def ingest(self, log: Path) -> Ingested:
+    def ingest(self, log: Path, *, wanted: pl.Expr | None = None) -> Ingested:
         """Take in what is new in the gateway's log, once, and let the gateway remove what is in.
 
         One ingestion at a time, and nobody who reads meanwhile; the caller sees to that (`alone`).
+
+        Args:
+            log: Folder of the segments.
+            wanted: Which rows to keep; None for all. The rest may be another reader's, so then nothing is marked as
+                read.
 
         Raises:
             UnavailableService: nothing could be written; the same call takes it in later.
         """
         manifest = self._manifest()
         batch = read_batch(log, manifest["cursor"], self._stream)
+        if wanted is not None:
+            batch = replace(batch, events=batch.events.filter(wanted))
         fresh = self._unknown(batch.events, manifest["parts"])
         before = set(manifest["parts"])
         if dict(batch.cursor) != manifest["cursor"]:
@@ -128,8 +135,34 @@ class EventStore:
             self._files.write(MANIFEST, json.dumps(manifest).encode())
             self._sweep(manifest["parts"], before.difference(manifest["parts"]))
         known = batch.events.height - fresh.height
-        unmarked = mark_ingested(log, batch.cursor)
+        unmarked = mark_ingested(log, batch.cursor) if wanted is None else None
         return Ingested(fresh.height, batch.duplicates + known, batch.bad_lines, batch.torn, unmarked)
+
+    def retain(self, wanted: pl.Expr) -> pl.DataFrame:
+        """Remove all rows but these for good, and return what is left; one at a time, as `ingest`.
+
+        Files that no manifest names are removed with them, also those of a call that was killed: what goes here are
+        people's words, of which the gateway's log has its own copy.
+
+        Raises:
+            UnavailableService: nothing could be written; the same call removes it later.
+        """
+        manifest = self._manifest()
+        stored = self._scan(manifest["parts"]).collect()
+        kept = stored.filter(wanted)
+        if kept.height < stored.height:
+            manifest["parts"] = []
+            if not kept.is_empty():
+                self._add(kept, manifest["parts"])
+            self._files.write(MANIFEST, json.dumps(manifest).encode())
+        for path in self._folder.glob(f"*{SUFFIX}"):
+            if path.name not in manifest["parts"]:
+                self._files.remove(path.name)
+        return kept
+
+    def rows(self) -> int:
+        """Return how many rows are stored; they are not read."""
+        return sum(rows_of(self._folder, part) for part in self._manifest()["parts"])
 
     def contents(self, log: Path | None = None) -> Contents:
         """Return all that was ingested and, where a log is named, what is new in it, which stays to be ingested."""

@@ -19,7 +19,7 @@
 | ANVEN_MODEL_CACHE | folder of fetched weights, `~/.cache/anven_pipelines/models` where absent | the same |
 | HF_HUB_CACHE, HF_HOME | Hugging Face's cache, for weights at hf:// | the same |
 | ANVEN_GATEWAY | folder shared with the gateway, `$ANVEN_HOME/gateway` where absent | the same |
-| ANVEN_GATEWAY_URL | where drills ask the gateway, `http://127.0.0.1:4000` where absent | the same: its balancer |
+| ANVEN_GATEWAY_URL | of the gateway, for drills and judges: `http://127.0.0.1:4000` where absent | the same: its balancer |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
 """
 
@@ -44,6 +44,7 @@ from anven_pipelines.resources.manifest_io import ManifestIOManager
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.notices import Notices
+from anven_pipelines.resources.online_judge import OnlineJudges
 from anven_pipelines.resources.production_metrics import ProductionMetrics
 from anven_pipelines.resources.prompt_search import PromptSearch
 from anven_pipelines.resources.rollout_tracking import RolloutTracking
@@ -158,6 +159,7 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         registry="" if shared else str(folder / "registered"),
     )
     gateway = Path(environment.get("ANVEN_GATEWAY") or folder / "gateway")
+    url = environment.get("ANVEN_GATEWAY_URL") or GATEWAY_URL
     rollouts = Rollouts(
         migrations=migrations,
         state=state,
@@ -186,7 +188,8 @@ def resources(name: Deployment, environment: Mapping[str, str] = os.environ) -> 
         "rollouts": rollouts,
         "rollout_tracking": RolloutTracking(state=state, tracking=tracking, folder=str(mlflow / "rollouts")),
         "notices": Notices(state=state, migrations=migrations, folder=str(gateway / "notices")),
-        "drills": Drills(rollouts=rollouts, url=environment.get("ANVEN_GATEWAY_URL") or GATEWAY_URL),
+        "drills": Drills(rollouts=rollouts, url=url),
+        "judges": OnlineJudges(rollouts=rollouts, judge=judge, url=url, folder=str(gateway / "judged")),
     }
 
 

@@ -64,6 +64,22 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
             if has_turn:
                 _READING.release()
 
+    def events_of(self, workload: str, *, attempt: int) -> pl.DataFrame:
+        """Return the gateway's events of an attempt, GATEWAY_EVENTS, each once, with what is new in the log.
+
+        Raises:
+            UnavailableService: the log cannot be read.
+        """
+        has_turn = _READING.acquire(timeout=READING_S)
+        try:
+            return self._seen(workload, attempt=attempt).events
+        except _UNREADABLE as error:
+            message = f"the event log {self.events} cannot be read: {error}"
+            raise UnavailableService(message) from error
+        finally:
+            if has_turn:
+                _READING.release()
+
     def _logged(self, plan: RolloutPlan, status: RolloutStatus, *, now: datetime) -> Evidence:
         since = status.entered_at
         try:

@@ -1,0 +1,118 @@
+"""Which answers of production an online judge scores, and what it is given of them: question and answer, no arm.
+
+Of each unit that is due for a score one answer is judged: units are the observations, and what more answers of one told
+would cost as much again. Which one is drawn by a hash of its request; which units are is the gateway's keyed hash.
+Neither knows the arm, nor does the judge.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import polars as pl
+
+from anven_pipelines.domain.rollout_plan import judge_outcome
+from anven_pipelines.domain.rollout_units import ORDER, drawn
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from anven_pipelines.domain.rollout_plan import RolloutPlan
+    from anven_pipelines.spec_grading import OnlineJudge
+
+MOST_ASKED: Final = 32_000
+"""Characters of a conversation that a judge is given at most, the newest ones."""
+
+
+class Due(NamedTuple):
+    """What an online judge has to do.
+
+    Attributes:
+        waiting: `request_id` and `due_at` of the answers that may be judged now and have no score of this judge yet,
+            the earliest due first.
+        needed: Requests whose texts are still needed: those that wait, and those of units that have not settled.
+        known: Requests of which an event is there; of others nobody can say yet what their texts are for.
+    """
+
+    waiting: pl.DataFrame
+    needed: pl.Series
+    known: pl.Series
+
+
+class Asked(NamedTuple):
+    """What a judge is given of one answer."""
+
+    request_id: str
+    question: str | None
+    answer: str
+
+
+def due_of(events: pl.DataFrame, plan: RolloutPlan, judge: OnlineJudge, *, now: datetime) -> Due:
+    """Return which answers a judge has to score, of all generations of an attempt.
+
+    An answer can be judged once its unit has settled, as another of the unit's may be drawn until then, and until its
+    score is due, as one that comes later counts for nothing. Those of the generation before are judged, too: legacy's
+    are what the target is held against once it has all traffic.
+
+    Args:
+        events: GATEWAY_EVENTS of the attempt, each once.
+        plan: Says which units are due for a score, and when.
+        judge: Whose scores are looked for.
+        now: When it is looked.
+    """
+    rollout = plan.rollout
+    requests = events.filter(pl.col("kind") == "request", pl.col("request_id").is_not_null()).sort(ORDER)
+    first = pl.col("ts").min().over("generation", "unit")
+    dated = requests.filter(pl.col("unit").is_not_null(), pl.col("intended").is_not_null()).with_columns(
+        (first + rollout.settle).alias("settled_at"), (first + rollout.settle + rollout.label_delay).alias("due_at")
+    )
+    scores = events.filter(pl.col("kind") == "feedback", pl.col("outcome") == judge_outcome(judge))
+    answers = (
+        dated.filter(drawn(rollout.judged), pl.col("ts") <= pl.col("settled_at"), pl.col("status") == "ok")
+        # A name that a client gave twice is that of the first request, as where scores are counted.
+        .join(requests.unique("request_id", keep="first"), on="event_id", how="semi")
+        .with_columns(pl.col("request_id").is_in(scores["request_id"].implode()).alias("scored"))
+        .filter(pl.col("due_at") > now, ~pl.col("scored").any().over("generation", "unit"))
+    )
+    settled = answers.filter(pl.col("settled_at") <= now)
+    chosen = settled.sort(pl.col("request_id").hash(seed=0)).unique(["generation", "unit"], keep="first")
+    waiting = chosen.select("request_id", "due_at").sort("due_at", "request_id")
+    unsettled = answers.filter(pl.col("settled_at") > now)["request_id"]
+    return Due(waiting, pl.concat([waiting["request_id"], unsettled]), requests["request_id"])
+
+
+def asked_of(request_id: str, messages: str | None, answer: str | None) -> Asked:
+    """Return what a judge is given of a stored text: the conversation and the answer to it.
+
+    Args:
+        request_id: Of the text.
+        messages: `messages` of GATEWAY_TEXTS.
+        answer: `answer` of GATEWAY_TEXTS.
+    """
+    read = _json(messages)
+    asked = [message for message in read if isinstance(message, dict)] if isinstance(read, list) else []
+    told = [(str(message.get("role", "user")), _said(message)) for message in asked]
+    question = told[0][1] if len(told) == 1 else "\n\n".join(f"{role}: {said}" for role, said in told if said)
+    found = _json(answer)
+    return Asked(request_id, question[-MOST_ASKED:] or None, _said(found) if isinstance(found, dict) else "")
+
+
+def _said(message: dict[str, object]) -> str:
+    """Return a message's words, and its tool calls in words."""
+    calls = message.get("tool_calls")
+    called = [
+        f"(calls {call.get('name')} with {call.get('arguments')})"
+        for call in (calls if isinstance(calls, list) else [])
+        if isinstance(call, dict)
+    ]
+    content = message.get("content")
+    return "\n".join([*([content] if isinstance(content, str) and content else []), *called])
+
+
+def _json(text: str | None) -> object:
+    """Read JSON; what is none is nothing that could be judged."""
+    try:
+        return json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
