@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def served(
-    folder: Path, *, share: float = 1.0, shadow: float = 0.0, prompt: AdaptedPrompt | None = None
+    folder: Path,
+    *,
+    share: float = 1.0,
+    shadow: float = 0.0,
+    prompt: AdaptedPrompt | None = None,
+    events: Path | None = None,
 ) -> Iterator[GatewayService]:
-    """Serve the workload `support`; `prompt` is the target's."""
+    """Serve the workload `support`; `prompt` is the target's, `events` where the log is, in the folder where None."""
     traffic = folder / "traffic.json"
     route = Route("support", attempt=1, generation=1, stage=0, share=share, shadow=shadow)
     traffic.write_text(print_traffic(Traffic({"support": route})))
@@ -35,7 +40,9 @@ def served(
         gateway=Gateway(legacy=upstream, target=upstream),
         contract=Contract(),
     )
-    settings = GatewaySettings(workloads={"support": workload}, traffic=str(traffic), events=str(folder / "events"))
+    settings = GatewaySettings(
+        workloads={"support": workload}, traffic=str(traffic), events=str(events or folder / "events")
+    )
     service = GatewayService(settings, key=b"a key that is long enough")
     try:
         yield service

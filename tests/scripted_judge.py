@@ -1,7 +1,8 @@
-"""A judge over HTTP that answers Ragas' faithfulness prompts by script, on loopback.
+"""A judge over HTTP that answers Ragas' faithfulness and rubric prompts by script, on loopback.
 
 It speaks the part of the OpenAI chat completions API that the judge resource uses. The claims of a response are
-its sentences; a claim is supported when it stands in the context. So the right score can be read off a test's data.
+its sentences; a claim is supported when it stands in the context. By a rubric a response with the word `wrong` gets 1
+of 5, another one 5. So the right score can be read off a test's data.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def judged_input(prompt: str) -> dict[str, Any]:
 def honest_answer(prompt: str) -> str:
     """Judge as a careful reader would: claims are sentences, supported ones stand in the context."""
     asked = judged_input(prompt)
+    if "response" in asked:
+        return json.dumps({"feedback": "looked at", "score": 1 if "wrong" in asked["response"] else 5})
     if "answer" in asked:
         return json.dumps({"statements": claims_of(asked["answer"])})
     verdicts = [

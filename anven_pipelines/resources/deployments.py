@@ -19,7 +19,7 @@
 | ANVEN_MODEL_CACHE | folder of fetched weights, `~/.cache/anven_pipelines/models` where absent | the same |
 | HF_HUB_CACHE, HF_HOME | Hugging Face's cache, for weights at hf:// | the same |
 | ANVEN_GATEWAY | folder shared with the gateway, `$ANVEN_HOME/gateway` where absent | the same |
-| ANVEN_GATEWAY_URL | of the gateway, for drills and judges: `http://127.0.0.1:4000` where absent | the same: its balancer |
+| ANVEN_GATEWAY_URL | the gateway, for drills and judges: `http://127.0.0.1:4000` where absent | same: its balancer |
 | ANVEN_MLFLOW_UI | link target in asset metadata | the same; MLFLOW_TRACKING_URI where absent |
 """
 
