@@ -24,6 +24,8 @@ SMALLEST: dict[str, Any] = {
     "target": {"model": "ANVEN-3b-instruct", "engine": "recorded", "answers": "answers.jsonl"},
     "grading": [{"kind": "json_field", "field": "answer", "compare": "number"}],
 }
+JUDGE = {"model": "judge", "url": "http://127.0.0.1:9/v1", "rubric": "It is right."}
+GATEWAY = {"legacy": {"model": "openai/a"}, "target": {"model": "openai/b"}}
 SLO: dict[str, Any] = {"slo": {"ttft_ms": 500}}
 ASKED: dict[str, Any] = {"engine": "endpoint", "model": "m", "url": "http://127.0.0.1:1/v1"}
 
@@ -142,6 +144,19 @@ def test_the_example_of_the_documentation_is_read() -> None:
         (
             {"rollout": {"notify": [{"kind": "webhook", "url_env": "http://x y"}]}},
             "rollout.notify[0].url_env is 'http://x y'; text of the form",
+        ),
+        (
+            {"rollout": {"judge": JUDGE}},
+            "rollout.judge reads the redacted texts that the gateway keeps: gateway.store_text: true is needed, found no "
+            "section `gateway`",
+        ),
+        ({"rollout": {"judge": JUDGE}, "gateway": GATEWAY}, "gateway.store_text: true is needed, found false"),
+        (
+            {
+                "rollout": {"judge": JUDGE, "metrics": {"source": "prometheus", "url": "http://p:9090"}},
+                "gateway": GATEWAY | {"store_text": True},
+            },
+            "a `judge` needs `metrics.source: event_log`, found prometheus",
         ),
         ({"rollout": {"stages": [{"share": 0.5, "soak": "1h"}]}}, "a last stage of share 1.0 is needed, found 0.5"),
         ({"rollout": {"stages": [{"share": 0.5, "soak": "2 days"}]}}, "such as 500ms, 30s, 15m, 24h or 2d"),
