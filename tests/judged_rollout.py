@@ -15,6 +15,7 @@ from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.gateway_text import GatewayText
 from anven_pipelines.gateway.feedback import Said
 from anven_pipelines.migrate import of_kind
+from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.online_judge import OnlineJudges
 from tests.gateway_service import served
 from tests.running_rollout import event_log
@@ -49,7 +50,8 @@ def begun(place: Place, judge_url: str, gateway_url: str, **changes: Any) -> Onl
     """Sign `support` off and begin its first stage with a judge; return the judges of the place."""
     judge = {"model": "judge", "url": judge_url, "rubric": "It is right.", "concurrency": 8} | changes.pop("judge", {})
     declared = place.declare(rollout={**ROLLOUT, "judge": judge, **changes}, gateway=GATEWAY)
-    found = of_kind(place.definitions, "judges", OnlineJudges).model_copy(update={"url": gateway_url})
+    set_up = of_kind(place.definitions, "judges", OnlineJudges)
+    found = OnlineJudges(rollouts=set_up.rollouts, judge=Judge(), url=gateway_url, folder=set_up.folder)
     if not found.rollouts.status("support").is_open:
         sign_off(declared.migration, place.state, place.artifacts, now=START)
         found.rollouts.start("support", who="ada", now=START)

@@ -147,8 +147,7 @@ def test_the_example_of_the_documentation_is_read() -> None:
         ),
         (
             {"rollout": {"judge": JUDGE}},
-            "rollout.judge reads the redacted texts that the gateway keeps: gateway.store_text: true is needed, found no "
-            "section `gateway`",
+            "the redacted texts that the gateway keeps: gateway.store_text: true is needed, found no section",
         ),
         ({"rollout": {"judge": JUDGE}, "gateway": GATEWAY}, "gateway.store_text: true is needed, found false"),
         (

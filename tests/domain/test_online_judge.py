@@ -161,7 +161,7 @@ def test_with_a_judge_only_its_scores_are_quality_and_flags_of_all_are_safety() 
     assert quality(request(1), score(1, 0.75), thumb, late)["quality"] == 0.75
     assert quality(request(1), score(1, 0.75), thumb, late)["safety"] == 1.0
     assert quality(request(1), thumb, late)["quality"] is None
-    assert quality(request(1), score(1, 0.75), thumb, judge=None)["quality"] == 0.75
+    assert quality(request(1), score(1, 0.75), thumb, late, judge=None)["quality"] == 0.0  # the newest of all
 
 
 def test_another_judge_is_another_outcome_and_how_it_is_asked_is_none_of_it() -> None:
