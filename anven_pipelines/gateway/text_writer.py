@@ -103,7 +103,8 @@ class Writer:
         self._redactors = {name: Redactor(patterns) for name, patterns in told["patterns"].items()}
         self._worker = f"{told['worker']}-{os.getpid()}"
         most = told["total_bytes"]
-        # A ring, as nothing depends on its being ingested; of so many segments that a small one has a tail to lose.
+        # A ring: an answer whose text is gone has no score, and nothing else depends on one. Of so many segments that a
+        # small one has a tail to lose.
         segment_bytes = min(LogLimits.segment_bytes, most // _LEAST_SEGMENTS)
         limits = LogLimits(segment_bytes=segment_bytes, total_bytes=most, mode=0o600, is_ring=True)
         self._segments = Segments(Path(told["folder"]), self._worker, limits)
