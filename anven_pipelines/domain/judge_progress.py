@@ -91,7 +91,9 @@ class JudgeProgress:
             now: When the pass began.
         """
         if failure is None:
-            return replace(self, failures=0, problem=told, next_at=(now + pace).isoformat())
+            is_well = self.scored > 0 or self.waiting == 0  # a pass that could ask nothing tells nothing of the judge
+            failures = 0 if is_well else self.failures
+            return replace(self, failures=failures, problem=told, next_at=(now + pace).isoformat())
         wait = min(FIRST_WAIT * 2 ** min(self.failures, 20), LONGEST_WAIT)
         return replace(self, failures=self.failures + 1, problem=failure, next_at=(now + wait).isoformat())
 

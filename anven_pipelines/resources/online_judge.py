@@ -168,7 +168,11 @@ class OnlineJudges(dg.ConfigurableResource[None]):
         )
         without = held.height - there.height
         progress = replace(progress, scored=len(done.scored), waiting=waiting, unjudged=without)
-        return progress, done.failure, _told(done, work, ready=ready.height, left=left, without=without)
+        held_back = there.height - ready.height
+        told = _told(done, work, ready=ready.height, left=left, without=without, held_back=held_back)
+        if held_back and not done.begun and progress.problem:
+            told = progress.problem  # it still stands
+        return progress, done.failure, told
 
     def _round(self, work: _Work, items: list[Asked], progress: JudgeProgress, *, now: datetime) -> Round:
         """Ask the judge, with all of it counted before: who is killed has spent what he may have begun."""
@@ -219,11 +223,13 @@ class OnlineJudges(dg.ConfigurableResource[None]):
         return Path(self.folder) / workload
 
 
-def _told(done: Round, work: _Work, *, ready: int, left: int, without: int) -> str | None:
+def _told(done: Round, work: _Work, *, ready: int, left: int, without: int, held_back: int) -> str | None:
     """Say what keeps answers from being judged although nothing ended the pass; None where nothing does."""
     told = []
     if done.failed:
         told.append(f"{len(done.failed):,} answers could not be judged, and are tried again: {done.reason}")
+    if held_back:
+        told.append(f"{held_back:,} answers could not be judged before, and are tried again later")
     if ready > left:
         told.append(
             f"the {work.judge.judgements_per_day:,} judgements of the day (UTC) are used up, "

@@ -83,7 +83,7 @@ def test_a_target_that_only_the_judge_finds_bad_is_rolled_back_at_the_gateway(
             assert (report["scored"], report["waiting"], report["problem"]) == (USERS, 0, None)
             scores = gate.events(*asked, kind="feedback")
             assert scores["event_id"].n_unique() == USERS
-            found = {request_id: score for request_id, score in scores.select("request_id", "score").iter_rows()}
+            found = dict(scores.select("request_id", "score").iter_rows())
             assert found == {request_id: float(arm == "legacy") for request_id, arm in arms.items()}
             given = [judged_input(prompt_of(request)) for request in server.requests]
             assert {each["user_input"] for each in given} == {"Q: hello"}

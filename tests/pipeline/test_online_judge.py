@@ -246,7 +246,9 @@ def test_an_answer_that_the_judge_cannot_judge_is_tried_again_later_and_harms_no
         assert first is not None
         assert (first["scored"], first["waiting"]) == (3, 2)
         assert first["problem"].startswith("2 answers could not be judged, and are tried again: the judge")
-        judges.run("support", now=NOW + timedelta(seconds=59))
+        between = judges.run("support", now=NOW + timedelta(seconds=59))
+        assert between is not None
+        assert between["problem"] == first["problem"]
         assert len(gateway.told) == 3
         last = judges.run("support", now=NOW + timedelta(seconds=60))
     assert last is not None
