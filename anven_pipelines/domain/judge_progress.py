@@ -74,7 +74,8 @@ class JudgeProgress:
 
     def failed_answers(self, request_ids: Iterable[str], *, waiting: Iterable[str], now: datetime) -> JudgeProgress:
         """Return the progress after some answers could not be judged; answers that wait no more are forgotten."""
-        tries = {name: tried for name, tried in self.tries.items() if name in set(waiting)}
+        still = frozenset(waiting)
+        tries = {name: tried for name, tried in self.tries.items() if name in still}
         for name in request_ids:
             count = tries[name][0] + 1 if name in tries else 1
             wait = min(ANSWER_WAIT * 2 ** min(count - 1, 20), LONGEST_ANSWER_WAIT)

@@ -154,7 +154,8 @@ class OnlineJudges(dg.ConfigurableResource[None]):
         self, work: _Work, due: Due, texts: pl.DataFrame, progress: JudgeProgress, *, now: datetime
     ) -> tuple[JudgeProgress, str | None, str | None]:
         """Judge what waits; return the progress, what ended the pass before its time, and what else is to be told."""
-        held = due.waiting.join(texts.unique("request_id", keep="first"), on="request_id", how="left")
+        one_each = texts.unique("request_id", keep="first", maintain_order=True)
+        held = due.waiting.join(one_each, on="request_id", how="left", maintain_order="left")
         there = held.filter(pl.col("answer").is_not_null(), pl.col("messages").is_not_null())
         ready = there.filter(pl.Series([progress.may_ask(name, now) for name in there["request_id"]], dtype=pl.Boolean))
         left = progress.left_today(work.judge.judgements_per_day, now)

@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
+
 from anven_pipelines.domain.gateway_event import UNKNOWN_REQUEST, GatewayEvent
 from anven_pipelines.gateway.segments import ingested_bytes, segments_in
 from anven_pipelines.ingest import event_parts
@@ -28,9 +30,10 @@ FEW = 3
 """Parts that are merged in the tests with kills, so that two levels fill up with nine ingestions."""
 
 KILLED = """
-# Takes in the log in children that are killed before their first write of a file, their second, and so on.
+# Takes in the log, or removes rows, in children that are killed before their first write of a file, their second, and so on.
 import os, shutil, signal, sys
 from pathlib import Path
+import polars as pl
 from anven_pipelines.ingest import event_parts
 from anven_pipelines.ingest.event_store import EventStore
 
@@ -54,7 +57,11 @@ while True:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(count)
-        EventStore(place / "store").ingest(place / "log")
+        store = EventStore(place / "store")
+        if sys.argv[4] == "ingest":
+            store.ingest(place / "log")
+        else:
+            store.retain(pl.col("seq") > int(sys.argv[4]))
         os._exit(0)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
         break
@@ -180,7 +187,7 @@ def test_an_ingestion_that_is_killed_at_any_write_takes_each_event_once(
     last = 2 * (FEW**2 - 1)
     write(template / "log", [event(last + 1), event(last + 2), event(last + 3, event_id="w-1")])
 
-    command = [sys.executable, "-c", KILLED, str(template), str(tmp_path), str(FEW)]
+    command = [sys.executable, "-c", KILLED, str(template), str(tmp_path), str(FEW), "ingest"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, timeout=300)
     survived = int(done.stdout)
 
@@ -224,3 +231,41 @@ def test_a_workload_is_read_with_its_attempt_and_the_feedback_whose_request_is_t
     assert store.contents().of("support", attempt=1)["seq"].to_list() == [1, 4, 5]
     assert store.contents().of("support", attempt=2)["seq"].to_list() == [2, 4, 6]
     assert store.contents().numbers().height == 8
+
+
+def test_rows_that_are_not_retained_are_in_no_file_wherever_a_removal_was_killed(tmp_path: Path) -> None:
+    """The next one ends what the killed one began, and what is wanted is there after either."""
+    template = tmp_path / "template"
+    filled(template, ingestions=5)
+    command = [sys.executable, "-c", KILLED, str(template), str(tmp_path), str(MERGED), "7"]
+    kills = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert kills > 5
+    for number in range(1, kills):
+        place = tmp_path / str(number)
+        store = EventStore(place / "store")
+        assert store.events()["seq"].to_list()[-3:] == [8, 9, 10]
+        write(place / "log", [event(11)])
+        store.ingest(place / "log")
+
+        assert store.retain(pl.col("seq") > 7)["seq"].to_list() == [8, 9, 10, 11]
+
+        assert store.events()["seq"].to_list() == [8, 9, 10, 11]
+        assert store.rows() == 4
+        left = pl.scan_parquet(place / "store" / "*.parquet").collect()
+        assert sorted(left["seq"].to_list()) == [8, 9, 10, 11]
+        assert store.retain(pl.lit(value=False)).is_empty()
+        assert list((place / "store").glob("*.parquet")) == []
+
+
+def test_who_takes_in_a_part_of_a_log_leaves_the_rest_to_others(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write(log, [event(1), event(2, workload="other"), event(3)])
+    mine, others = EventStore(tmp_path / "mine"), EventStore(tmp_path / "others")
+
+    assert mine.ingest(log, wanted=pl.col("workload") == "support").events == 2
+
+    assert [ingested_bytes(path) for path in segments_in(log)] == [0]
+    assert mine.events()["seq"].to_list() == [1, 3]
+    assert mine.ingest(log, wanted=pl.col("workload") == "support").events == 0
+    assert others.ingest(log).events == 3
+    assert [ingested_bytes(path) for path in segments_in(log)] != [0]
