@@ -65,10 +65,12 @@ class ScriptedJudge:
     Args:
         script: Replies in the order of the requests; an honest judgement where it is used up or holds None.
         always: Reply to every request, in place of the script.
+        refused: What is refused where it stands in the response, as what is too long for a judge would be.
     """
 
     script: list[Reply | None] = field(default_factory=list)
     always: Reply | None = None
+    refused: str | None = None
     requests: list[dict[str, Any]] = field(default_factory=list, init=False)
     keys: list[str | None] = field(default_factory=list, init=False)
     times: list[float] = field(default_factory=list, init=False)
@@ -105,6 +107,8 @@ class ScriptedJudge:
             self.keys.append(key)
             self.times.append(time.monotonic())
             scripted = self.always or (self.script.pop(0) if self.script else None)
+        if self.refused and self.refused in judged_input(prompt_of(request))["response"]:
+            return Reply(400)
         return scripted or Reply(content=honest_answer(prompt_of(request)))
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

@@ -41,11 +41,11 @@ class Due(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a judge is given of one answer."""
+    """What a judge is given of one answer; None is what cannot be read."""
 
     request_id: str
     question: str | None
-    answer: str
+    answer: str | None
 
 
 def due_of(events: pl.DataFrame, plan: RolloutPlan, judge: OnlineJudge, *, now: datetime) -> Due:
@@ -62,7 +62,8 @@ def due_of(events: pl.DataFrame, plan: RolloutPlan, judge: OnlineJudge, *, now: 
         now: When it is looked.
     """
     rollout = plan.rollout
-    requests = events.filter(pl.col("kind") == "request", pl.col("request_id").is_not_null()).sort(ORDER)
+    requests = events.filter(pl.col("kind") == "request").sort(ORDER)
+    named = requests.filter(pl.col("request_id").is_not_null()).unique("request_id", keep="first", maintain_order=True)
     first = pl.col("ts").min().over("generation", "unit")
     dated = requests.filter(pl.col("unit").is_not_null(), pl.col("intended").is_not_null()).with_columns(
         (first + rollout.settle).alias("settled_at"), (first + rollout.settle + rollout.label_delay).alias("due_at")
@@ -71,7 +72,7 @@ def due_of(events: pl.DataFrame, plan: RolloutPlan, judge: OnlineJudge, *, now: 
     answers = (
         dated.filter(drawn(rollout.judged), pl.col("ts") <= pl.col("settled_at"), pl.col("status") == "ok")
         # A name that a client gave twice is that of the first request, as where scores are counted.
-        .join(requests.unique("request_id", keep="first"), on="event_id", how="semi")
+        .join(named, on="event_id", how="semi")
         .with_columns(pl.col("request_id").is_in(scores["request_id"].implode()).alias("scored"))
         .filter(pl.col("due_at") > now, ~pl.col("scored").any().over("generation", "unit"))
     )
@@ -79,7 +80,7 @@ def due_of(events: pl.DataFrame, plan: RolloutPlan, judge: OnlineJudge, *, now: 
     chosen = settled.sort(pl.col("request_id").hash(seed=0)).unique(["generation", "unit"], keep="first")
     waiting = chosen.select("request_id", "due_at").sort("due_at", "request_id")
     unsettled = answers.filter(pl.col("settled_at") > now)["request_id"]
-    return Due(waiting, pl.concat([waiting["request_id"], unsettled]), requests["request_id"])
+    return Due(waiting, pl.concat([waiting["request_id"], unsettled]), named["request_id"])
 
 
 def asked_of(request_id: str, messages: str | None, answer: str | None) -> Asked:
@@ -95,7 +96,7 @@ def asked_of(request_id: str, messages: str | None, answer: str | None) -> Asked
     told = [(str(message.get("role", "user")), _said(message)) for message in asked]
     question = told[0][1] if len(told) == 1 else "\n\n".join(f"{role}: {said}" for role, said in told if said)
     found = _json(answer)
-    return Asked(request_id, question[-MOST_ASKED:] or None, _said(found) if isinstance(found, dict) else "")
+    return Asked(request_id, question[-MOST_ASKED:] or None, _said(found) if isinstance(found, dict) else None)
 
 
 def _said(message: dict[str, object]) -> str:

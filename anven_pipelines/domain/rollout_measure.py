@@ -115,6 +115,11 @@ class _Side(NamedTuple):
     def legacy_mean(self, *, alpha: float) -> Interval:
         return _mean(self.metric, _known(self).legacy, alpha=alpha)
 
+    def spared(self) -> _Side:
+        """Take what the target lacks for as good as can be, and what legacy lacks for as bad."""
+        instead = pl.when("treated").then(0.0).otherwise(1.0)
+        return self._replace(units=self.units.with_columns(pl.col("bad").fill_null(instead)))
+
 
 def windows_of(
     units: pl.DataFrame, plan: RolloutPlan, *, entered_at: datetime, now: datetime, alone: bool = False
@@ -204,7 +209,11 @@ def _compared(
         (_side(metric, window.units, share=share, before=before), window.harm_level if window.is_whole else None)
         for window in windows
     ]
-    return judged(plan, sides, doubt=uneven(windows[0].units, metric, share=share, before=legacy))
+    doubt = uneven(windows[0].units, metric, share=share, before=legacy)
+    if doubt and metric == "quality":
+        # What is left may be the worse part of the target's answers: harm is what the missing scores could not undo.
+        sides = [(sides[0][0], None), *((side.spared(), harm_level) for side, harm_level in sides)]
+    return judged(plan, sides, doubt=doubt)
 
 
 def _side(metric: Metric, units: pl.DataFrame, *, share: float | None, before: pl.DataFrame | None) -> _Side:

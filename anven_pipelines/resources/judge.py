@@ -134,6 +134,8 @@ class Judge(dg.ConfigurableResource[None]):
             async def score(asked: Asked) -> Grade:
                 if asked.question is None:
                     return Grade(None, "no message to judge the answer by")
+                if asked.answer is None:
+                    return Grade(None, "the answer's text cannot be read")
                 if not asked.answer.strip():
                     return Grade(0.0, EMPTY_ANSWER)
                 metric = _rubric_metric(_model(spec, client, parse_retries=self.parse_retries), spec.rubric)

@@ -286,10 +286,13 @@ def test_a_verdict_by_a_rubric_that_is_none_measures_nothing(content: str, reaso
 
 
 def test_an_answer_that_needs_no_judge_costs_no_call(server: ScriptedJudge) -> None:
-    empty, unasked = RIGHT._replace(answer=" \n"), RIGHT._replace(question=None)
-    assert by_rubric(server.url, empty, unasked) == [
+    empty, unasked, unread = (
+        RIGHT._replace(**each) for each in ({"answer": " \n"}, {"question": None}, {"answer": None})
+    )
+    assert by_rubric(server.url, empty, unasked, unread) == [
         Grade(0.0, "the answer is empty"),
         Grade(None, "no message to judge the answer by"),
+        Grade(None, "the answer's text cannot be read"),
     ]
     assert server.requests == []
 

@@ -138,6 +138,14 @@ def test_a_name_that_a_client_gave_twice_is_that_of_the_first_request() -> None:
     assert waiting([replace(first, status="error"), second]) == []
 
 
+def test_a_request_without_a_name_begins_its_unit_where_units_are_counted_and_where_they_are_judged() -> None:
+    """What ends later than its unit has settled counts for nothing, so it is not what is judged."""
+    nameless = request(1, request_id=None)
+    assert waiting([nameless, request(2, seconds=5)]) == ["r2"]
+    assert waiting([nameless, request(2, seconds=601)], now=T0 + timedelta(minutes=21)) == []
+    assert due([nameless, request(2, seconds=5)]).waiting["due_at"].to_list() == [DUE_AT]
+
+
 def test_texts_are_needed_until_they_are_judged_or_too_late() -> None:
     early = due([request(1), request(2, seconds=5)], now=T0 + timedelta(minutes=1))
     assert sorted(early.needed) == ["r1", "r2"]
@@ -199,8 +207,8 @@ def text(*messages: dict[str, Any]) -> str:
             Asked("r", "Send it.", "(calls send with {})"),
         ),
         (text(), "{}", Asked("r", None, "")),
-        ("no JSON", "[1]", Asked("r", None, "")),
-        (None, None, Asked("r", None, "")),
+        ("no JSON", "[1]", Asked("r", None, None)),
+        (None, None, Asked("r", None, None)),
     ],
 )
 def test_the_judge_is_given_conversation_and_answer(messages: str | None, answer: str | None, asked: Asked) -> None:

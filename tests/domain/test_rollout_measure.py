@@ -181,6 +181,21 @@ def test_scores_that_lack_more_often_in_one_arm_prove_no_quality_and_hide_no_har
     assert scored(production(20_000, share=0.25, quality=-0.1)).is_harm
 
 
+@pytest.mark.parametrize("lacking", ["target", "legacy"])
+def test_scores_that_lack_unevenly_are_no_harm_by_themselves(lacking: str) -> None:
+    """A judge fails on a sixth of the target's right answers, or of legacy's wrong ones: both are right half the time."""
+    units, rng = production(60_000, share=0.25), np.random.default_rng(7)
+    right, of_target = rng.random(60_000) < 0.5, units["treated"].to_numpy()
+    fails = (of_target == (lacking == "target")) & (right == (lacking == "target")) & (rng.random(60_000) < 1 / 6)
+    scores = pl.Series(np.where(fails, np.nan, right)).fill_nan(None)
+    comparison = found(units.with_columns(quality=scores))["quality"]
+
+    assert comparison.unknown is None
+    assert not comparison.is_harm
+    assert not comparison.is_proven(widened=10.0)
+    assert "nothing was measured, on " in comparison.words
+
+
 def test_a_recent_window_that_lacks_values_claims_no_harm() -> None:
     """What is left of it is bad in the target alone, and says nothing of what is not there."""
     late = pl.col("seen_at") > T0 + timedelta(hours=18)

@@ -234,6 +234,28 @@ def test_harm_by_other_metrics_is_rolled_back_while_the_judge_is_down(place: Pla
     assert isinstance(found.decision, RollBack)
 
 
+def test_a_judge_that_fails_on_the_answers_of_one_arm_holds_whatever_it_says_of_the_other(
+    place: Place, gateway: Desk
+) -> None:
+    """Each of the target's is refused, as one that is too long for the judge: nothing is known of them, good or bad."""
+    with ScriptedJudge(refused="wrong") as server:
+        judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
+        serve(place, 240, worse)
+        at, scored = NOW, 0
+        for _ in range(20):  # five refusals in a row end a pass
+            report = judges.run("support", now=at)
+            assert report is not None
+            at, scored = at + timedelta(minutes=5), scored + report["scored"]
+
+    events = read_batch(event_log(place), {}, EVENTS).events
+    of_legacy = events.filter(pl.col("kind") == "request", pl.col("intended") == "legacy").height
+    assert (scored, report["waiting"]) == (of_legacy, 240 - of_legacy)
+    assert "answers could not be judged" in report["problem"] or "refused the request" in report["problem"]
+    held = judges.rollouts.step("support", now=LOOKED_AT).decision
+    assert isinstance(held, Hold)
+    assert f"quality unknown: 0 of {240 - of_legacy} units of target were measured, 90% are needed" in reasons(held)
+
+
 def test_an_answer_that_the_judge_cannot_judge_is_tried_again_later_and_harms_no_other(
     place: Place, gateway: Desk
 ) -> None:
