@@ -183,7 +183,7 @@ def test_scores_that_lack_more_often_in_one_arm_prove_no_quality_and_hide_no_har
 
 @pytest.mark.parametrize("lacking", ["target", "legacy"])
 def test_scores_that_lack_unevenly_are_no_harm_by_themselves(lacking: str) -> None:
-    """A judge fails on a sixth of the target's right answers, or of legacy's wrong ones: both are right half the time."""
+    """A judge fails on a sixth of the target's right answers, or of legacy's wrong ones; half are right."""
     units, rng = production(60_000, share=0.25), np.random.default_rng(7)
     right, of_target = rng.random(60_000) < 0.5, units["treated"].to_numpy()
     fails = (of_target == (lacking == "target")) & (right == (lacking == "target")) & (rng.random(60_000) < 1 / 6)

@@ -30,7 +30,7 @@ FEW = 3
 """Parts that are merged in the tests with kills, so that two levels fill up with nine ingestions."""
 
 KILLED = """
-# Takes in the log, or removes rows, in children that are killed before their first write of a file, their second, and so on.
+# Takes in the log, or removes rows, in children that are killed before their first write, their second, and so on.
 import os, shutil, signal, sys
 from pathlib import Path
 import polars as pl
