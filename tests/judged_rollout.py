@@ -74,15 +74,22 @@ def serve(place: Place, units: int, answer: Callable[[bool, int], str], *, seed:
         target = bool(rng.random() < 0.5)
         arm = "target" if target else "legacy"
         facts: dict[str, Any] = {"worker": f"w{seed}", "workload": "support", "request_id": f"q{seed}-{number}"}
-        request = {"kind": "request", "attempt": 1, "generation": 1, "stage": 0, "share": 0.5, "bucket": 0.1}
+        request: dict[str, Any] = {
+            "kind": "request",
+            "attempt": 1,
+            "generation": 1,
+            "stage": 0,
+            "share": 0.5,
+            "bucket": 0.1,
+        }
         request |= {"intended": arm, "served": arm, "status": "ok", "stream": False, "cached": False}
         request |= {"unit": f"{rng.integers(2**63):032x}"[::-1], "event_id": f"{seed}-r{number}"}
         events.append(GatewayEvent(**facts, **request, ts=at, seq=2 * number))
-        thumb = {"kind": "feedback", "event_id": f"{seed}-f{number}", "score": 1.0}
+        thumb: dict[str, Any] = {"kind": "feedback", "event_id": f"{seed}-f{number}", "score": 1.0}
         events.append(GatewayEvent(**facts, **thumb, ts=at + timedelta(seconds=30), seq=2 * number + 1))
         said = json.dumps([{"role": "user", "content": f"Question {number}?"}])
         told = json.dumps({"role": "assistant", "content": answer(target, number)})
-        text = {"kind": "request", "event_id": f"{seed}-t{number}", "messages": said, "answer": told}
+        text: dict[str, Any] = {"kind": "request", "event_id": f"{seed}-t{number}", "messages": said, "answer": told}
         texts.append(GatewayText(**facts, **text, ts=at, seq=number))
     (event_log(place) / f"w{seed}-000000.jsonl").write_bytes(b"".join(event.to_line() for event in events))
     folder = event_log(place) / "texts"

@@ -63,6 +63,10 @@ class JudgeProgress:
         left = datetime.fromisoformat(self.tries[request_id][1]) - now
         return left <= timedelta(0) or left > LONGEST_ANSWER_WAIT
 
+    def tried(self, request_id: str) -> int:
+        """Return how often an answer could not be judged."""
+        return self.tries[request_id][0] if request_id in self.tries else 0
+
     def left_today(self, most: int, now: datetime) -> int:
         """Return how many judgements may still be begun today."""
         return max(0, most - (self.asked if self.day == _day(now) else 0))
@@ -77,7 +81,7 @@ class JudgeProgress:
         still = frozenset(waiting)
         tries = {name: tried for name, tried in self.tries.items() if name in still}
         for name in request_ids:
-            count = tries[name][0] + 1 if name in tries else 1
+            count = self.tried(name) + 1
             wait = min(ANSWER_WAIT * 2 ** min(count - 1, 20), LONGEST_ANSWER_WAIT)
             tries[name] = (count, (now + wait).isoformat())
         return replace(self, tries=tries)

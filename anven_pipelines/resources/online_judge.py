@@ -158,9 +158,12 @@ class OnlineJudges(dg.ConfigurableResource[None]):
         held = due.waiting.join(one_each, on="request_id", how="left", maintain_order="left")
         there = held.filter(pl.col("answer").is_not_null(), pl.col("messages").is_not_null())
         ready = there.filter(pl.Series([progress.may_ask(name, now) for name in there["request_id"]], dtype=pl.Boolean))
+        ready = ready.with_columns(pl.Series("tried", [progress.tried(name) for name in ready["request_id"]], pl.Int64))
         left = progress.left_today(work.judge.judgements_per_day, now)
-        # The earliest due are judged first; within a pass no order of time could tell who answered sooner.
-        chosen = ready.head(min(left, MOST_IN_PASS)).sort(pl.col("request_id").hash(seed=1))
+        # What failed before comes last, or some that always fail would end each pass before the others are judged. Then
+        # the earliest due come first; within a pass no order of time could tell who answered sooner.
+        first = ready.sort("tried", maintain_order=True).head(min(left, MOST_IN_PASS))
+        chosen = first.sort("tried", pl.col("request_id").hash(seed=1))
         items = [asked_of(*row) for row in chosen.select("request_id", "messages", "answer").iter_rows()]
         done = self._round(work, items, progress, now=now)
         waiting = held.height - len(done.scored)

@@ -32,7 +32,7 @@ def plan(**changes: Any) -> RolloutPlan:
     return RolloutPlan(workload="support", rollout=Rollout(judge=JUDGE, **changes), metrics=METRICS)
 
 
-def request(number: int, *, unit: str = "aa000000", seconds: float = 0.0, **change: Any) -> GatewayEvent:
+def request(number: int, *, unit: str | None = "aa000000", seconds: float = 0.0, **change: Any) -> GatewayEvent:
     event = GatewayEvent(
         event_id=f"e{number}",
         kind="request",

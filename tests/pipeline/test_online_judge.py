@@ -241,16 +241,16 @@ def test_a_judge_that_fails_on_the_answers_of_one_arm_holds_whatever_it_says_of_
     with ScriptedJudge(refused="wrong") as server:
         judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
         serve(place, 240, worse)
-        at, scored = NOW, 0
-        for _ in range(20):  # five refusals in a row end a pass
-            report = judges.run("support", now=at)
-            assert report is not None
-            at, scored = at + timedelta(minutes=5), scored + report["scored"]
+        reports = [judges.run("support", now=NOW + at * timedelta(minutes=5)) for at in range(8)]
 
     events = read_batch(event_log(place), {}, EVENTS).events
     of_legacy = events.filter(pl.col("kind") == "request", pl.col("intended") == "legacy").height
-    assert (scored, report["waiting"]) == (of_legacy, 240 - of_legacy)
-    assert "answers could not be judged" in report["problem"] or "refused the request" in report["problem"]
+    passes = [report for report in reports if report is not None]
+    assert (
+        len([report for report in passes if "refused the request" in str(report["problem"])]) > 1
+    )  # five in a row end one
+    assert sum(report["scored"] for report in passes) == of_legacy
+    assert passes[-1]["waiting"] == 240 - of_legacy
     held = judges.rollouts.step("support", now=LOOKED_AT).decision
     assert isinstance(held, Hold)
     assert f"quality unknown: 0 of {240 - of_legacy} units of target were measured, 90% are needed" in reasons(held)
@@ -260,7 +260,11 @@ def test_an_answer_that_the_judge_cannot_judge_is_tried_again_later_and_harms_no
     place: Place, gateway: Desk
 ) -> None:
     """A verdict that is no verdict: 9 of 5, then none at all, then a good one."""
-    script = [Reply(content='{"feedback": "best", "score": 9}'), Reply(content="fine"), Reply(content="fine")]
+    script: list[Reply | None] = [
+        Reply(content='{"feedback": "best", "score": 9}'),
+        Reply(content="fine"),
+        Reply(content="fine"),
+    ]
     with ScriptedJudge(script) as server:
         judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
         serve(place, 5, right)
