@@ -138,7 +138,7 @@ class PromptAdaptation(Section):
     """Who looks for a better prompt in `minimal` and `full`; they compete on the same items."""
     budget: SearchBudget = SearchBudget()
     validation: Share = 0.4
-    """Share of the open items on which the gain is proven, and which no search sees."""
+    """Share of the open items on which the gain is proven, and which no search of the workload has ever seen."""
     level: Level = 0.05
     """One-sided error rate of the claim that there is a gain, over all prompts of the workload and all attempts."""
     guard_margin: Share = 0.10
@@ -155,7 +155,7 @@ class PromptAdaptation(Section):
     reflection: Reflection | None = None
     """Needed by the strategies `gepa` and `prompt_ops`."""
     seed: int = Field(default=2026, ge=0)
-    """Seed of the split and of the search."""
+    """Seed of the search; which items prove a gain does not depend on it."""
 
     @model_validator(mode="after")
     def _what_is_wanted_can_be_done(self) -> PromptAdaptation:

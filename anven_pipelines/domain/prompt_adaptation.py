@@ -20,6 +20,7 @@ from anven_pipelines.domain.prompt_answers import example_items
 from anven_pipelines.domain.prompt_constraints import broken
 from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entry, chosen_entry, declared_entry, way_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
+from anven_pipelines.domain.prompt_looks import measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
 from anven_pipelines.domain.prompt_slots import unread_policies
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from anven_pipelines.domain.prompt_gain import Gain, Guard
+    from anven_pipelines.domain.prompt_looks import Looks
     from anven_pipelines.domain.prompt_safety import Probe, SafetyFinding
     from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems
     from anven_pipelines.domain.prompt_strategy import Strategy
@@ -60,8 +62,7 @@ class Search:
         profile: The form that the target takes.
         ask: Asks the target; answers are kept.
         grade: Scores answers.
-        look: Writes down that validation items are looked at for a prompt, by its version, and returns how many other
-            prompts were looked at before.
+        looks: Where it is written down which items are searched on, and each look at those that prove.
         tell: Is told what goes on.
         clock: Seconds.
     """
@@ -73,7 +74,7 @@ class Search:
     profile: TargetProfile
     ask: Ask
     grade: Grade
-    look: Callable[[str], int]
+    looks: Looks
     tell: Callable[[str], None]
     clock: Callable[[], float]
 
@@ -83,6 +84,7 @@ class Search:
         Raises:
             InvalidInput: the target refuses what it is asked.
             UnavailableService: the target does not answer; answers are kept.
+            StaleInput: another run has searched on what was to prove the gain.
         """
         declared = self.migration.prompt
         priced = declared.reflection is not None and declared.reflection.price is not None
@@ -94,6 +96,8 @@ class Search:
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
         if self._names() and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]
+        notes += [note for each in searched if (note := _lacking(each))]
+        self.looks.show([item for each in searched for item in each.search.rows["id"]])
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
@@ -182,7 +186,10 @@ class Search:
         if not best:
             return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
         tried = found_prompt([each.part for _, each in best], profile=self.profile, description="")
-        level = level_of_look(declared.level, earlier=self.look(tried.version))
+        proving = [item for items, _ in best for item in items.validation.rows["id"]]
+        measure = measure_of(self.migration, self.target)
+        earlier = self.looks.look(tried.version, items=proving, measure=measure)
+        level = level_of_look(declared.level, earlier=earlier)
         try:
             compared = [self._compared(items, entry) for items, entry in best]
         except BudgetSpent as spent:
@@ -315,3 +322,13 @@ class Search:
         if price is None:
             return None
         return lambda sent, written: (sent * price.input_usd_per_million + written * price.output_usd_per_million) / 1e6
+
+
+def _lacking(items: TemplateItems) -> str | None:
+    """Say that fewer items prove than are declared; None where as many do."""
+    if not items.lacking:
+        return None
+    return (
+        f"{items.template.name}: {items.lacking} conversations fewer than prompt.validation asks for are left to prove "
+        "a gain on, as earlier searches had them; a golden dataset of more logs brings new ones"
+    )
