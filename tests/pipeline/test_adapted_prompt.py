@@ -64,13 +64,13 @@ class Dying:
         return self.script(ask)
 
 
-def declare(place: Place, endpoint: ScriptedEndpoint, **prompt: Any) -> Declared:
+def declare(place: Place, endpoint: ScriptedEndpoint, *, risk: str | None = None, **prompt: Any) -> Declared:
     place.write_log([logged_call(at) for at in range(ITEMS)])
     target = {"engine": "endpoint", "model": "target-model", "url": endpoint.url, "concurrency": 8, "max_attempts": 1}
     # No loss among 30 right answers of 60 validation items proves that less than a tenth is lost; a fifth is safe.
     declared = {"mode": "full", "budget": BUDGET, "guard_margin": 0.2} | prompt
     sign_off = {"quality_margin": 0.1, "waive": ["ttft", "cost", "safety"]}
-    return place.declare(target=target, golden=GOLDEN, prompt=declared, sign_off=sign_off)
+    return place.declare(target=target, golden=GOLDEN, prompt=declared, sign_off=sign_off, risk=risk)
 
 
 def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
@@ -193,6 +193,26 @@ def test_every_other_prompt_that_is_held_against_the_items_is_a_look_of_its_own(
     looks = place.state.events("prompt/support", "validated")
     assert len({event.payload["prompt"] for event in looks}) == len(looks) == len(levels)
     assert levels == [pytest.approx(0.06 / 2), pytest.approx(0.06 / 6)]
+
+
+@pytest.mark.parametrize(
+    ("risk", "tried", "rewords", "moves"),
+    [
+        ("high", ["unchanged", "structural"], False, False),
+        ("medium", ["unchanged", "structural", "racing"], False, True),
+        (None, ["unchanged", "structural", "racing"], False, True),
+        ("low", ["unchanged", "structural", "racing"], True, True),
+    ],
+)
+def test_the_risk_says_what_is_tried(
+    place: Place, risk: str | None, tried: list[str], rewords: bool, moves: bool
+) -> None:
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        assert materialize(place, declare(place, endpoint, mode="auto", risk=risk)).success
+        assert [heat["origin"] for heat in report(place)["heats"]] == tried
+        asked = ["\n".join(message["content"] for message in ask.body["messages"]) for ask in endpoint.asks]
+    assert any("Answer with the value only." in each for each in asked) == rewords
+    assert any(len(ask.body["messages"]) > 1 for ask in endpoint.asks) == moves
 
 
 ASKED_OTHERWISE = [{"user": "(?P<asked>.*)", "messages": [{"role": "user", "content": "Tell me. {asked}"}]}]
