@@ -172,4 +172,5 @@ def _metadata(adaptation: Adaptation | None) -> dict[str, Any]:
         "changes": dg.MetadataValue.md(adaptation.changes_markdown()),
         "spent": adaptation.spent(),
         "entries": dg.MetadataValue.md(adaptation.entries_markdown()),
+        "failed": dg.MetadataValue.md(adaptation.failed_markdown()),
     }

@@ -17,6 +17,7 @@ import numpy as np
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
+from anven_pipelines.domain.prompt_attempt import attempt, require_searched
 from anven_pipelines.domain.prompt_constraints import broken
 from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entry, chosen_entry, declared_entry, way_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
@@ -32,6 +33,7 @@ from anven_pipelines.domain.prompts import apply, candidate_part, carry_over, fo
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from anven_pipelines.domain.prompt_attempt import Failure
     from anven_pipelines.domain.prompt_gain import Gain, Guard
     from anven_pipelines.domain.prompt_looks import Looks
     from anven_pipelines.domain.prompt_safety import Probe, SafetyFinding
@@ -82,8 +84,8 @@ class Search:
         """Search, meet, prove.
 
         Raises:
-            InvalidInput: the target refuses what it is asked.
-            UnavailableService: the target does not answer; answers are kept.
+            InvalidInput: the target refuses what it is asked, or every strategy lacks something.
+            UnavailableService: the target does not answer, or no strategy could search; answers are kept.
             StaleInput: another run has searched on what was to prove the gain.
         """
         declared = self.migration.prompt
@@ -91,6 +93,7 @@ class Search:
         self._spending = Spending(declared.budget, self._price(), self.clock, rewriting_priced=priced)
         heats: list[Heat] = []
         self._searched: dict[str, int] = {}
+        self._failed: list[Failure] = []
         best: list[tuple[TemplateItems, Entry]] = []
         notes: list[str] = []
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
@@ -151,11 +154,22 @@ class Search:
             spending.until = spending.calls + int(left / len(names))
             self.tell(f"{template.name}: {name} looks for a prompt, with {spending.until - spending.calls} calls")
             rng = np.random.default_rng([self.migration.prompt.seed, zlib.crc32(f"{template.name}/{name}".encode())])
-            found = self.strategies[name].search(trial, rng=rng)
-            if trial.refuse(found) is None:
+            found, note, failure = attempt(name, self.strategies[name], trial, rng=rng)
+            notes += [note] if note else []
+            if failure is not None:
+                self._note(failure, notes)
+            if found is not None:
                 entries.append(candidate_entry(template, found, origin=name, profile=self.profile))
+        failed = [each for each in self._failed if each.template == template.name]
+        require_searched(failed, strategies=len(names))
         spending.until = spending.budget.calls
         return entries
+
+    def _note(self, failure: Failure, notes: list[str]) -> None:
+        """Tell of a strategy that failed, in the reasons and in the run's log."""
+        self._failed.append(failure)
+        notes.append(str(failure))
+        self.tell(failure.in_full())
 
     def _meet(self, trial: TargetTrial, entries: Sequence[Entry], notes: list[str]) -> tuple[Entry, list[Heat]]:
         """Ask every entry on the same items and take the best; the first one, the unchanged, where none is better."""
@@ -247,6 +261,7 @@ class Search:
             reasons=reasons,
             chosen=tuple(chosen_entry(items, entry, profile=self.profile) for items, entry in won),
             searched=self._searched,
+            failed=tuple(self._failed),
         )
 
     def _compared(self, items: TemplateItems, entry: Entry) -> Compared:

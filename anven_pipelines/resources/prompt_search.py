@@ -78,8 +78,9 @@ class PromptSearch(dg.ConfigurableResource[None]):
             looks: What the workload's searches were shown, and what was looked at to prove a gain.
 
         Raises:
-            InvalidInput: there is nothing to search on, a strategy cannot run, or the target refuses what it is asked.
-            UnavailableService: the target or the reflection model does not answer; what was answered is kept.
+            InvalidInput: there is nothing to search on, a strategy lacks something, or the target refuses what it
+                is asked.
+            UnavailableService: the target does not answer, or no strategy could search; what was answered is kept.
             StaleInput: another run has searched on what was to prove the gain.
         """
         adaptation, target = migration.prompt, migration.target
