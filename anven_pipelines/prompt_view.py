@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.manifest import Manifest
     from anven_pipelines.domain.prompt_rewrites import Written
+    from anven_pipelines.spec_prompt import PromptAdaptation
 
 
 class CurrentPrompt(NamedTuple):
@@ -40,6 +41,7 @@ class CurrentPrompt(NamedTuple):
         report: What the search found and proved; empty where the prompt was declared.
         stale: What to do, where the migration file has changed since.
         logged: Open golden prompts as logged.
+        declared: The section `prompt` as it is declared now.
     """
 
     workload: str
@@ -47,10 +49,11 @@ class CurrentPrompt(NamedTuple):
     report: Mapping[str, Any]
     stale: str | None
     logged: list[list[dict[str, Any]]]
+    declared: PromptAdaptation | None = None
 
     def written(self) -> Written:
         """Return it as a section of a migration file; see `rewrites_of`."""
-        return rewrites_of(self.prompt, self.logged)
+        return rewrites_of(self.prompt, self.logged, declared=self.declared)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; `rewrites` is null where the prompt cannot be written so."""
@@ -90,6 +93,7 @@ def read_prompt(file: Path, *, home: Path) -> CurrentPrompt:
             report=manifest.facts.get("adaptation", {}),
             stale=explain_stale(migration, "adapted_prompt", manifest.inputs.get(MIGRATION)),
             logged=_open_prompts(artifacts, manifest, workload),
+            declared=migration.prompt,
         )
 
 

@@ -275,4 +275,6 @@ class Migration(Section):
                 "not be held; declare target.price, or set prompt.budget in calls or tokens"
             )
             raise ValueError(message)
+        if (refusal := self.prompt.rewriting_refused(self.risk)) is not None:
+            raise ValueError(refusal)
         return self

@@ -135,10 +135,11 @@ class PromptAdaptation(Section):
     rewrites: list[PromptRewrite] = Field(default_factory=list)
     """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
     strategies: list[StrategyName] = Field(default=["racing"], min_length=1)
-    """Who looks for a better prompt in `minimal` and `full`; they compete on the same items."""
+    """Who looks for a better prompt in `minimal` and `full`; they compete on the same items. `gepa` and `prompt_ops`,
+    which write it anew, only in `full`."""
     budget: SearchBudget = SearchBudget()
     validation: Share = 0.4
-    """Share of the open items on which the gain is proven, and which no search sees."""
+    """Share of the open items on which the gain is proven, and which no search of the workload has ever seen."""
     level: Level = 0.05
     """One-sided error rate of the claim that there is a gain, over all prompts of the workload and all attempts."""
     guard_margin: Share = 0.10
@@ -155,7 +156,7 @@ class PromptAdaptation(Section):
     reflection: Reflection | None = None
     """Needed by the strategies `gepa` and `prompt_ops`."""
     seed: int = Field(default=2026, ge=0)
-    """Seed of the split and of the search."""
+    """Seed of the search; which items prove a gain does not depend on it."""
 
     @model_validator(mode="after")
     def _what_is_wanted_can_be_done(self) -> PromptAdaptation:
@@ -169,6 +170,18 @@ class PromptAdaptation(Section):
             message = f"each strategy once is needed, found {', '.join(self.strategies)}"
             raise ValueError(message)
         return self
+
+    def rewriting_refused(self, risk: Risk | None) -> str | None:
+        """Say why strategies that write prompts anew may not search here; None where they may, or nobody searches."""
+        rewriting = [each for each in self.strategies if each in REFLECTING]
+        if self.mode_for(risk) != "minimal" or not rewriting:
+            return None
+        tier = f"for risk: {risk}" if risk else "where no risk is declared"
+        mode = f"auto, which is minimal {tier}" if self.mode == "auto" else "minimal"
+        return (
+            f"prompt.mode is {mode}, and prompt.strategies names {', '.join(rewriting)}, which write the prompt anew; "
+            "`minimal` keeps the legacy wording: name racing or random, or declare `mode: full`"
+        )
 
     def mode_for(self, risk: Risk | None) -> Mode:
         """Return the mode with `auto` settled by the workload's risk tier."""

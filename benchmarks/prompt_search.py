@@ -1,6 +1,7 @@
 """What a search over the moves of a prompt gains on the nano models, and how many calls it needs for it.
 
     python benchmarks/prompt_search.py [--json] [--quick] [--seeds N] [--policy]
+    python benchmarks/prompt_search.py --noise N [--json] [--quick]
 
 Each task's legacy prompt is asked of anven-nano in the embedded engine, live and greedily; the grade is exact match.
 With `--policy` one sentence of the legacy prompts has to stay. A search asks items of its own split only. Every figure
@@ -11,6 +12,9 @@ walked from the unchanged prompt on in its own order, the last dimension fastest
 and the grid ask each candidate on the same 24 items. Searches are deterministic and their answers are kept, so what a
 search would return at a smaller budget is found by running it again with that budget. `calls to goal` is the smallest
 number of calls tried from which on every result reaches 95 % of the best validation score that any search found.
+
+With `--noise N` no model is asked: N whole adaptations of prompts that are all equally good (`prompt_noise.py`), and
+how many of them claim a gain.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from anven_pipelines.nano.tasks import MAX_ANSWER_TOKENS, TASKS, Item, Task, gen
 from anven_pipelines.stats.paired import difference_interval
 from anven_pipelines.worker.embedded import EmbeddedEngine
 from anven_pipelines.worker.engine import ContextLengthExceeded, EngineRequest, Sampling, answer
+from benchmarks import prompt_noise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,7 +247,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer items, small budgets and one seed")
     parser.add_argument("--seeds", type=int, default=1, help="searches of each strategy, with items of their own")
     parser.add_argument("--policy", action="store_true", help="a policy sentence of the legacy prompts has to stay")
+    parser.add_argument("--noise", type=int, metavar="N", help="adapt equal prompts N times and count claims of a gain")
     options = parser.parse_args()
+    if options.noise:
+        figures = prompt_noise.measured(options.noise, prompt_noise.QUICK if options.quick else prompt_noise.FULL)
+        print(json.dumps(figures) if options.json else prompt_noise.told(figures))
+        return
     size = (QUICK if options.quick else FULL)._replace(seeds=options.seeds)
     target = Target()
     found: dict[str, Any] = {}

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from anven_pipelines.domain.errors import InvalidMigration
 from anven_pipelines.migration_file import json_schema, parse
 from anven_pipelines.spec_grading import JsonFieldGrader
+from anven_pipelines.spec_prompt import PromptAdaptation
 from anven_pipelines.spec_target import EndpointTarget, JobTarget, RecordedTarget
 
 if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
+    from anven_pipelines.spec_prompt import Risk
 
 SMALLEST: dict[str, Any] = {
     "workload": "support",
@@ -271,6 +273,46 @@ def test_a_number_with_an_exponent_is_a_number(written: str) -> None:
 def test_what_only_looks_like_a_number_stays_text(written: str) -> None:
     text = yaml.safe_dump(SMALLEST | {"owner": "OWNER"}).replace("OWNER", written)
     assert parse(text, file="m.yaml").owner == written.strip("'")
+
+
+REWRITING = {"reflection": {"model": "large", "url": "http://127.0.0.1:1/v1"}, "strategies": ["racing", "gepa"]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "risk", "minimal"),
+    [
+        ("minimal", "low", "prompt.mode is minimal, and prompt.strategies names gepa, which write the prompt anew"),
+        ("auto", "medium", "prompt.mode is auto, which is minimal for risk: medium, and prompt.strategies names gepa"),
+        ("auto", None, "prompt.mode is auto, which is minimal where no risk is declared"),
+        ("auto", "low", None),
+        ("auto", "high", None),
+        ("full", "high", None),
+        ("structural", "medium", None),
+        ("declared", "medium", None),
+    ],
+)
+def test_a_strategy_that_rewrites_is_refused_where_the_wording_stays(
+    mode: str, risk: str | None, minimal: str | None
+) -> None:
+    """Where nobody searches there is nothing to refuse: a high risk converts only, whatever strategies are named."""
+    asked = {"target": ASKED, "golden": {"holdout": 0.5}, "risk": risk}
+    file = SMALLEST | asked | {"prompt": REWRITING | {"mode": mode}}
+    if minimal is None:
+        assert read(file).prompt.strategies == ["racing", "gepa"]
+        return
+    with pytest.raises(InvalidMigration) as refused:
+        read(file)
+    assert len(refused.value.problems) == 1
+    assert minimal in str(refused.value)
+    assert read(file | {"prompt": {"mode": mode}}).prompt.strategies == ["racing"]
+
+
+@pytest.mark.parametrize(
+    ("risk", "mode"), [("high", "structural"), ("medium", "minimal"), (None, "minimal"), ("low", "full")]
+)
+def test_the_risk_settles_the_mode_and_a_mode_that_is_declared_stands(risk: Risk | None, mode: str) -> None:
+    assert PromptAdaptation(mode="auto").mode_for(risk) == mode
+    assert PromptAdaptation(mode="full").mode_for(risk) == "full"
 
 
 def test_the_schema_of_the_documentation_is_current_and_valid() -> None:

@@ -1,8 +1,6 @@
 """The legacy prompts as they are found in the logs, and the prompts that the target model is asked with."""
 
 import json
-from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -24,6 +22,7 @@ from anven_pipelines.assets.materialization import (
     result,
 )
 from anven_pipelines.assets.partitions import workloads
+from anven_pipelines.assets.prompt_looks import PromptLooks
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
@@ -98,7 +97,7 @@ def prompt_baseline(
     group_name="adapt",
     kinds={"json", "litellm"},
     owners=OWNERS,
-    code_version="4",
+    code_version="5",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
     check_specs=[_EVERY_PROMPT_FITS.spec, _GAIN_PROVEN.spec],
@@ -123,8 +122,8 @@ def adapted_prompt(
     adaptation = None
     if migration.prompt.mode != "declared":
         record_shown(golden_dataset, context.partition_key, state)
-        look = partial(earlier_looks, state, context.partition_key, golden=golden_dataset.digest)
-        adaptation = prompt_search.search(context, migration, golden, templates, look=look)
+        looks = PromptLooks(state, context.partition_key, golden_dataset.digest)
+        adaptation = prompt_search.search(context, migration, golden, templates, looks=looks)
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
     shown = preview(
         prompt,
@@ -163,16 +162,6 @@ def adapted_prompt(
     )
 
 
-def earlier_looks(state: StateStore, workload: str, version: str, *, golden: str) -> int:
-    """Write down that validation items are looked at for a prompt; return how many others were looked at before."""
-    stream = f"prompt/{workload}"
-    payload = {"golden_dataset": golden, "prompt": version}
-    event = state.append(
-        stream=stream, kind="validated", key=f"{golden}/{version}", payload=payload, now=datetime.now(UTC)
-    )
-    return sum(each.seq < event.seq for each in state.events(stream, "validated"))
-
-
 def _metadata(adaptation: Adaptation | None) -> dict[str, Any]:
     if adaptation is None:
         return {}
@@ -183,4 +172,5 @@ def _metadata(adaptation: Adaptation | None) -> dict[str, Any]:
         "changes": dg.MetadataValue.md(adaptation.changes_markdown()),
         "spent": adaptation.spent(),
         "entries": dg.MetadataValue.md(adaptation.entries_markdown()),
+        "failed": dg.MetadataValue.md(adaptation.failed_markdown()),
     }

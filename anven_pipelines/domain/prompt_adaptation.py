@@ -17,9 +17,11 @@ import numpy as np
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
+from anven_pipelines.domain.prompt_attempt import attempt, require_searched
 from anven_pipelines.domain.prompt_constraints import broken
 from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entry, chosen_entry, declared_entry, way_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
+from anven_pipelines.domain.prompt_looks import measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
 from anven_pipelines.domain.prompt_slots import unread_policies
@@ -31,7 +33,9 @@ from anven_pipelines.domain.prompts import apply, candidate_part, carry_over, fo
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from anven_pipelines.domain.prompt_attempt import Failure
     from anven_pipelines.domain.prompt_gain import Gain, Guard
+    from anven_pipelines.domain.prompt_looks import Looks
     from anven_pipelines.domain.prompt_safety import Probe, SafetyFinding
     from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems
     from anven_pipelines.domain.prompt_strategy import Strategy
@@ -60,8 +64,7 @@ class Search:
         profile: The form that the target takes.
         ask: Asks the target; answers are kept.
         grade: Scores answers.
-        look: Writes down that validation items are looked at for a prompt, by its version, and returns how many other
-            prompts were looked at before.
+        looks: Where it is written down which items are searched on, and each look at those that prove.
         tell: Is told what goes on.
         clock: Seconds.
     """
@@ -73,7 +76,7 @@ class Search:
     profile: TargetProfile
     ask: Ask
     grade: Grade
-    look: Callable[[str], int]
+    looks: Looks
     tell: Callable[[str], None]
     clock: Callable[[], float]
 
@@ -81,19 +84,23 @@ class Search:
         """Search, meet, prove.
 
         Raises:
-            InvalidInput: the target refuses what it is asked.
-            UnavailableService: the target does not answer; answers are kept.
+            InvalidInput: the target refuses what it is asked, or every strategy lacks something.
+            UnavailableService: the target does not answer, or no strategy could search; answers are kept.
+            StaleInput: another run has searched on what was to prove the gain.
         """
         declared = self.migration.prompt
         priced = declared.reflection is not None and declared.reflection.price is not None
         self._spending = Spending(declared.budget, self._price(), self.clock, rewriting_priced=priced)
         heats: list[Heat] = []
         self._searched: dict[str, int] = {}
+        self._failed: list[Failure] = []
         best: list[tuple[TemplateItems, Entry]] = []
         notes: list[str] = []
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
         if self._names() and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]
+        notes += [note for each in searched if (note := _lacking(each))]
+        self.looks.show([item for each in searched for item in each.search.rows["id"]])
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
@@ -147,11 +154,22 @@ class Search:
             spending.until = spending.calls + int(left / len(names))
             self.tell(f"{template.name}: {name} looks for a prompt, with {spending.until - spending.calls} calls")
             rng = np.random.default_rng([self.migration.prompt.seed, zlib.crc32(f"{template.name}/{name}".encode())])
-            found = self.strategies[name].search(trial, rng=rng)
-            if trial.refuse(found) is None:
+            found, note, failure = attempt(name, self.strategies[name], trial, rng=rng)
+            notes += [note] if note else []
+            if failure is not None:
+                self._note(failure, notes)
+            if found is not None:
                 entries.append(candidate_entry(template, found, origin=name, profile=self.profile))
+        failed = [each for each in self._failed if each.template == template.name]
+        require_searched(failed, strategies=len(names))
         spending.until = spending.budget.calls
         return entries
+
+    def _note(self, failure: Failure, notes: list[str]) -> None:
+        """Tell of a strategy that failed, in the reasons and in the run's log."""
+        self._failed.append(failure)
+        notes.append(str(failure))
+        self.tell(failure.in_full())
 
     def _meet(self, trial: TargetTrial, entries: Sequence[Entry], notes: list[str]) -> tuple[Entry, list[Heat]]:
         """Ask every entry on the same items and take the best; the first one, the unchanged, where none is better."""
@@ -182,7 +200,10 @@ class Search:
         if not best:
             return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
         tried = found_prompt([each.part for _, each in best], profile=self.profile, description="")
-        level = level_of_look(declared.level, earlier=self.look(tried.version))
+        proving = [item for items, _ in best for item in items.validation.rows["id"]]
+        measure = measure_of(self.migration, self.target)
+        earlier = self.looks.look(tried.version, items=proving, measure=measure)
+        level = level_of_look(declared.level, earlier=earlier)
         try:
             compared = [self._compared(items, entry) for items, entry in best]
         except BudgetSpent as spent:
@@ -240,6 +261,7 @@ class Search:
             reasons=reasons,
             chosen=tuple(chosen_entry(items, entry, profile=self.profile) for items, entry in won),
             searched=self._searched,
+            failed=tuple(self._failed),
         )
 
     def _compared(self, items: TemplateItems, entry: Entry) -> Compared:
@@ -315,3 +337,13 @@ class Search:
         if price is None:
             return None
         return lambda sent, written: (sent * price.input_usd_per_million + written * price.output_usd_per_million) / 1e6
+
+
+def _lacking(items: TemplateItems) -> str | None:
+    """Say that fewer items prove than are declared; None where as many do."""
+    if not items.lacking:
+        return None
+    return (
+        f"{items.template.name}: {items.lacking} conversations fewer than prompt.validation asks for are left to prove "
+        "a gain on, as earlier searches had them; a golden dataset of more logs brings new ones"
+    )

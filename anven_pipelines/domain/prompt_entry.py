@@ -60,7 +60,7 @@ def declared_entry(items: TemplateItems, adaptation: PromptAdaptation) -> Entry 
     if not adaptation.rewrites:
         return None
     prompt = declared_prompt(adaptation)
-    logged = [json.loads(each) for part in items[1:] for each in part.rows["source_prompt"]]
+    logged = [json.loads(each) for part in (items.search, items.validation) for each in part.rows["source_prompt"]]
     if any(fitting_rewrite(prompt.transformation, messages) is None for messages in logged):
         return None
     part = rewrites_part(items.template, prompt)

@@ -11,6 +11,7 @@ from anven_pipelines.domain.tracking import RegisteredPrompt
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from anven_pipelines.domain.prompt_attempt import Failure
     from anven_pipelines.domain.prompt_changes import Chosen
     from anven_pipelines.domain.prompt_gain import Gain, Guard
     from anven_pipelines.domain.prompt_safety import SafetyFinding
@@ -45,6 +46,7 @@ class Adaptation:
         reasons: In words, why this prompt.
         chosen: What changes, by template.
         searched: Answers of the target that each template's search took, without the proof.
+        failed: Strategies that failed while others went on.
     """
 
     prompt: AdaptedPrompt
@@ -58,6 +60,7 @@ class Adaptation:
     reasons: tuple[str, ...]
     chosen: tuple[Chosen, ...]
     searched: Mapping[str, int] = field(default_factory=dict)
+    failed: tuple[Failure, ...] = ()
 
     @property
     def adapted(self) -> bool:
@@ -80,6 +83,7 @@ class Adaptation:
             },
             "cost": {name: value for name, value in self.cost._asdict().items() if name != "seconds"},
             "searched": dict(self.searched),
+            "failed": [each.to_json() for each in self.failed],
             "level": self.level,
             "uncovered": self.uncovered,
             "reasons": list(self.reasons),
@@ -119,6 +123,15 @@ class Adaptation:
             for each in self.heats
         ]
         return "\n".join(["| prompt | entry | search items | mean score |", "|---|---|---|---|", *rows])
+
+    def failed_markdown(self) -> str:
+        """Return which strategies failed, why, and how to mend it."""
+        rows = [
+            "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in each.to_json().values()) + " |"
+            for each in self.failed
+        ]
+        head = ["| prompt | strategy | why it failed | what to do |", "|---|---|---|---|"]
+        return "\n".join([*head, *rows]) if rows else "No strategy failed."
 
     def changes_markdown(self) -> str:
         """Return what changes in each prompt and why, line by line, and the diff."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompts import AdaptedPrompt, Message
 
 NO_SYSTEM: Final = r"\A\Z"  # an absent pattern would fit any system message
+SEARCHING: Final = {"mode", "rewrites", "strategies", "reflection"}  # what a search needs and a test does not
 
 
 class Written(NamedTuple):
@@ -28,12 +29,15 @@ class Written(NamedTuple):
     notes: tuple[str, ...]
 
 
-def rewrites_of(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]]) -> Written:
+def rewrites_of(
+    prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, declared: PromptAdaptation | None = None
+) -> Written:
     """Write a prompt as rewrites that ask the same, to be edited by hand and tested again.
 
     Args:
         prompt: The workload's current prompt.
         logged: Open prompts as logged; on these it is tried whether the rewrites ask the same.
+        declared: The section that the migration file has now; what it sets for the proof stays as it is.
 
     Raises:
         InvalidInput: the legacy prompts stand unchanged, or nothing of the prompt can be said as a rewrite.
@@ -59,7 +63,8 @@ def rewrites_of(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]]) -> W
         why = "; ".join(notes) or "the legacy prompts stand unchanged"
         message = f"nothing can be written as rewrites: {why}"
         raise InvalidInput(message)
-    section = {"mode": "tested", "rewrites": [_without_nulls(each) for each in rewrites]}
+    kept = declared.model_dump(mode="json", exclude=SEARCHING, exclude_defaults=True) if declared else {}
+    section = {"mode": "tested", **kept, "rewrites": [_without_nulls(each) for each in rewrites]}
     return Written(section, (*notes, *_differences(prompt, section, templates, logged)))
 
 

@@ -13,7 +13,7 @@ from anven_pipelines.domain.golden import opened
 from anven_pipelines.domain.prompt_mining import fit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from anven_pipelines.domain.prompt_template import PromptTemplate
 
@@ -26,11 +26,19 @@ class Part(NamedTuple):
 
 
 class TemplateItems(NamedTuple):
-    """The open items of one template."""
+    """The open items of one template.
+
+    Attributes:
+        template: The template.
+        search: What searches learn from.
+        validation: What proves what they found.
+        lacking: Conversations that validation wants beside these, and that searches have had before.
+    """
 
     template: PromptTemplate
     search: Part
     validation: Part
+    lacking: int = 0
 
 
 class Split(NamedTuple):
@@ -40,20 +48,24 @@ class Split(NamedTuple):
     uncovered: int
 
 
-def split_items(golden: pl.DataFrame, templates: Sequence[PromptTemplate], *, validation: float, seed: int) -> Split:
+def split_items(
+    golden: pl.DataFrame, templates: Sequence[PromptTemplate], *, validation: float, searched: Collection[str] = ()
+) -> Split:
     """Split the open items that stand for traffic; a conversation is on one side.
 
-    Conversations are ranked by a keyed SHA-256 within their template, so the order of the rows changes nothing.
+    Conversations are ranked within their template by a SHA-256 of their name and nothing else, so neither the order
+    of the rows nor a seed draws other items to prove a gain on. Those of which a search has had an item are searched
+    on for ever; the first of the others validate.
 
     Args:
         golden: GOLDEN rows.
         templates: Tried in this order; an item belongs to the first that it fits.
         validation: Share of each template's conversations that no search sees.
-        seed: Of the ranks.
+        searched: Ids of items that a search was shown before.
     """
     items = opened(golden).filter(pl.col("role") == TRAFFIC)
     fits = [_fit(json.loads(messages), templates) for messages in items["source_prompt"]]  # a loop: nested JSON
-    ranks = [hashlib.sha256(f"{seed}:{cluster}".encode()).hexdigest() for cluster in items["cluster"]]
+    ranks = [hashlib.sha256(f"validation:{cluster}".encode()).hexdigest() for cluster in items["cluster"]]
     placed = items.with_columns(
         pl.Series("template", [number for number, _ in fits], dtype=pl.Int64),
         pl.Series("rank", ranks, dtype=pl.String),
@@ -63,10 +75,13 @@ def split_items(golden: pl.DataFrame, templates: Sequence[PromptTemplate], *, va
     found = []
     for number, template in enumerate(templates):
         mine = placed.filter(pl.col("template") == number).sort("rank", "id")
+        had = mine.filter(pl.col("id").is_in(list(searched)))["rank"]
         clusters = mine["rank"].unique(maintain_order=True)
-        kept = clusters.head(round(clusters.len() * validation)).implode()
-        unseen, seen = mine.filter(pl.col("rank").is_in(kept)), mine.filter(~pl.col("rank").is_in(kept))
-        found.append(TemplateItems(template, *(_part(each, filled) for each in (seen, unseen))))
+        wanted = round(clusters.len() * validation)
+        kept = clusters.filter(~clusters.is_in(had.implode())).head(wanted)
+        unseen, seen = (mine.filter(pl.col("rank").is_in(kept.implode()) == side) for side in (True, False))
+        search, proof = _part(seen, filled), _part(unseen, filled)
+        found.append(TemplateItems(template, search, proof, lacking=wanted - kept.len()))
     return Split(tuple(found), uncovered=placed["template"].null_count())
 
 

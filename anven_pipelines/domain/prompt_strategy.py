@@ -125,4 +125,8 @@ class Strategy(Protocol):
         Args:
             trial: The template, its items and the budget.
             rng: Seeded by the caller; the same seed asks for the same.
+
+        Raises:
+            InvalidInput: it cannot search until somebody mends what the message says; the other strategies go on.
+            UnavailableService: what it needs does not answer, and a later run may go on; the other strategies do.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -16,7 +17,7 @@ from anven_pipelines.domain.prompts import Call
 from anven_pipelines.domain.token_count import count_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -208,6 +209,7 @@ class TargetTrial:
         refuse: Says which hard constraint a candidate breaks.
         few_shot: Whether items may be shown in a prompt with their right answers.
         stratified: Columns of the rows by which failures are told apart.
+        failure: What ended asking or grading, should a strategy turn it into something else; None where nothing did.
     """
 
     template: PromptTemplate
@@ -221,6 +223,7 @@ class TargetTrial:
     refuse: Callable[[Candidate], str | None]
     few_shot: bool = True
     stratified: Sequence[str] = ()
+    failure: Exception | None = field(default=None, init=False)
     _known: dict[str, Shown] = field(default_factory=dict)
 
     @property
@@ -264,14 +267,15 @@ class TargetTrial:
     def _ask(self, missing: Sequence[tuple[int, CompletionRequest]]) -> None:
         """Ask, grade and remember; an answer that is missing or cannot be graded scores 0."""
         requests = [request for _, request in missing]
-        answers = self.ask(requests)
+        with self._failures_noted():
+            answers = self.ask(requests)
         self.spending.add(requests, answers)
         golden = self.rows[[item for item, _ in missing]].with_columns(
             pl.Series("id", [request.item_id for request in requests])
         )
-        graded = answers.select("item_id", "output").join(
-            self.grade(answers, golden), on="item_id", how="left", maintain_order="left"
-        )
+        with self._failures_noted():
+            grades = self.grade(answers, golden)
+        graded = answers.select("item_id", "output").join(grades, on="item_id", how="left", maintain_order="left")
         truths = golden["ground_truth"].to_list()
         for (item, request), truth, row in zip(missing, truths, graded.iter_rows(named=True), strict=True):
             self._known[request.item_id] = Shown(
@@ -300,8 +304,17 @@ class TargetTrial:
     def grade_answer(self, item: int, output: str) -> float:
         """Return the score in [0, 1] of an answer that a strategy got by itself; 0 where it cannot be graded."""
         answered = {"item_id": self.rows["id"][item], "status": "answered", "output": output}
-        graded = self.grade(ANSWERS.conform(pl.DataFrame([answered])), self.rows[[item]])
+        with self._failures_noted():
+            graded = self.grade(ANSWERS.conform(pl.DataFrame([answered])), self.rows[[item]])
         return graded["score"][0] or 0.0
+
+    @contextmanager
+    def _failures_noted(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            raise
 
     def strata(self) -> Mapping[int, str]:
         """Return the stratum of each item, of the columns in which items differ."""

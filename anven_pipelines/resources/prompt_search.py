@@ -15,6 +15,7 @@ import polars as pl
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.inference import ANSWERS, work_key
 from anven_pipelines.domain.prompt_adaptation import Search
+from anven_pipelines.domain.prompt_looks import Looks
 from anven_pipelines.domain.prompt_report import Adaptation
 from anven_pipelines.domain.prompt_search import Racing, RandomSearch
 from anven_pipelines.domain.prompt_split import split_items
@@ -65,7 +66,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
         golden: pl.DataFrame,
         templates: Sequence[PromptTemplate],
         *,
-        look: Callable[[str], int],
+        looks: Looks,
     ) -> Adaptation:
         """Look for better prompts and prove them.
 
@@ -74,17 +75,19 @@ class PromptSearch(dg.ConfigurableResource[None]):
             migration: What is declared.
             golden: GOLDEN rows; only open ones are asked.
             templates: The legacy prompts.
-            look: Writes down a look at the validation items, see `Search`.
+            looks: What the workload's searches were shown, and what was looked at to prove a gain.
 
         Raises:
-            InvalidInput: there is nothing to search on, a strategy cannot run, or the target refuses what it is asked.
-            UnavailableService: the target or the reflection model does not answer; what was answered is kept.
+            InvalidInput: there is nothing to search on, a strategy lacks something, or the target refuses what it
+                is asked.
+            UnavailableService: the target does not answer, or no strategy could search; what was answered is kept.
+            StaleInput: another run has searched on what was to prove the gain.
         """
         adaptation, target = migration.prompt, migration.target
         if isinstance(target, RecordedTarget):
             message = "recorded answers cannot be asked with another prompt; a target that can be asked is needed"
             raise InvalidInput(message)
-        split = split_items(golden, templates, validation=adaptation.validation, seed=adaptation.seed)
+        split = split_items(golden, templates, validation=adaptation.validation, searched=looks.searched())
         # Whose answers they are; what was asked stands in the id of each.
         key = work_key(golden_digest="", prompt_digest="search", target=target, epoch="")
         return Search(
@@ -95,7 +98,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
             profile=TargetProfile(**adaptation.form.model_dump(exclude={"switches_reasoning"})),
             ask=self.batch_inference.asker(context, target, key=key),
             grade=lambda answers, rows: self.judge.grade(migration.grading, answers, rows),
-            look=look,
+            looks=looks,
             tell=context.log.info,
             clock=time.monotonic,
         ).run()

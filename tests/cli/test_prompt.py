@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -251,6 +251,19 @@ def test_declared_rewrites_are_printed_as_they_were_declared() -> None:
     written = rewrites_of(declared_prompt(declared), [[{"role": "user", "content": "Q: why"}]])
     assert written.section == {"mode": "tested", **section}
     assert written.notes == ()
+
+
+def test_what_the_file_sets_for_the_proof_is_printed_with_the_rewrites() -> None:
+    """Who puts the section into the file must not test on another share, or at another level, than was declared."""
+    proof = {"validation": 0.3, "level": 0.01, "guard_margin": 0.2, "seed": 7, "budget": {"calls": 900, "time": "30m"}}
+    searching = {"mode": "full", "strategies": ["gepa"], "reflection": {"model": "large", "url": "http://h/v1"}}
+    file = yaml.safe_dump(MIGRATION | {"prompt": searching | proof})
+    prompt = adaptation_of(golden_rows()).prompt
+    current = CurrentPrompt("support", prompt, {}, None, logged_prompts(), parse(file, file="m.yaml").prompt)
+    section = current.to_json()["rewrites"]
+    assert {name: value for name, value in section.items() if name != "rewrites"} == {"mode": "tested", **proof}
+    again = parse(yaml.safe_dump(MIGRATION | {"prompt": section}), file="m.yaml").prompt
+    assert (again.validation, again.budget.time) == (0.3, timedelta(minutes=30))
 
 
 def test_a_few_lines_tell_what_was_found() -> None:

@@ -14,6 +14,7 @@ import pytest
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.domain.prompt_adaptation import Search
+from anven_pipelines.domain.prompt_looks import measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
 from anven_pipelines.domain.prompt_safety import CODES
 from anven_pipelines.domain.prompt_search import Racing
@@ -25,7 +26,7 @@ from anven_pipelines.domain.prompts import apply, carry_over
 from tests.builders import a_migration, golden_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy as np
 
@@ -88,7 +89,8 @@ class World:
     obeys: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()
     asked: list[CompletionRequest] = field(default_factory=list)
-    looks: list[str] = field(default_factory=list)
+    looks: list[tuple[str, frozenset[str], str]] = field(default_factory=list)
+    shown: set[str] = field(default_factory=set)
     earlier: int = 0
     now: float = 0.0
 
@@ -116,9 +118,16 @@ class World:
             pl.lit(None, pl.String).alias("reason"),
         )
 
-    def look(self, version: str) -> int:
-        self.looks.append(version)
-        return self.earlier
+    def searched(self) -> frozenset[str]:
+        return frozenset(self.shown)
+
+    def show(self, items: Collection[str]) -> None:
+        self.shown |= set(items)
+
+    def look(self, prompt: str, *, items: Collection[str], measure: str) -> int:
+        look = (prompt, frozenset(items), measure)
+        self.looks += [look] * (look not in self.looks)
+        return self.earlier + self.looks.index(look)
 
 
 def desk_prompt(at: int) -> list[dict[str, Any]]:
@@ -156,13 +165,16 @@ def adapt(
         migration=migration,
         target=migration.target,  # type: ignore[arg-type] # an endpoint
         split=split_items(
-            golden() if rows is None else rows, templates, validation=migration.prompt.validation, seed=7
+            golden() if rows is None else rows,
+            templates,
+            validation=migration.prompt.validation,
+            searched=world.searched(),
         ),
         strategies=strategies or {},
         profile=TargetProfile(),
         ask=world.ask,
         grade=world.grade,
-        look=world.look,
+        looks=world,
         tell=lambda _: None,
         clock=lambda: world.now * seconds,
     ).run()
@@ -197,7 +209,7 @@ def test_a_proven_gain_changes_the_prompt() -> None:
     assert "-Question: {question}" in adaptation.to_json()["diff"]["desk"]
     assert adaptation.metrics()["gain.desk"] == gain.interval.estimate  # type: ignore[union-attr] # it is proven
     assert "finds (chosen)" in adaptation.entries_markdown()
-    assert f"| desk | {gain.n} | 0.600 |" in adaptation.gains_markdown()
+    assert f"| desk | {gain.n} | 0.467 |" in adaptation.gains_markdown()
     assert "| word | Good |" in adaptation.changes_markdown()
 
 
@@ -448,7 +460,52 @@ def test_each_template_gets_its_share_of_the_level_and_of_the_looks() -> None:
     )
     assert adaptation.level == pytest.approx(0.1 / (4 * 5))
     assert [gain.level for gain in adaptation.gains] == [pytest.approx(adaptation.level / 2)] * 2
-    assert world.looks == [adaptation.prompt.version], "the look is at what would serve"
+    assert [prompt for prompt, *_ in world.looks] == [adaptation.prompt.version], "the look is at what would serve"
+
+
+def asked_items(world: World) -> set[str]:
+    return {request.item_id.partition("/")[2] for request in world.asked}
+
+
+@pytest.mark.parametrize("again", [{"seed": 2}, {"validation": 0.6}, {"seed": 3, "validation": 0.2}])
+def test_a_second_test_proves_nothing_on_what_a_search_saw_and_pays_for_its_look(again: dict[str, Any]) -> None:
+    world = World(half_and("Good", 9))
+    adapt(world, {"racing": Racing(rounds=2, at_once=4, first_lap=12)}, seed=1, budget={"calls": 1500})
+    assert world.looks == [], "nothing looked better, so all that was asked was searched on"
+    searched = asked_items(world)
+    first = adapt(world, mode="tested", rewrites=REWRITES, seed=1)
+    second = adapt(world, mode="tested", rewrites=REWRITES, **again)
+    proven_on, *others = [items for _, items, _ in world.looks]
+    is_another = again.get("validation") == 0.2
+    assert [len(items) for items in (proven_on, *others)] == ([60, 30] if is_another else [60])
+    assert len(searched) >= 72
+    assert not any(items & searched for items in (proven_on, *others))
+    assert second.level == pytest.approx(0.05 / 6 if is_another else 0.05 / 2)
+    assert first.level == pytest.approx(0.05 / 2)
+    told = [each for each in second.reasons if "conversations fewer than prompt.validation asks for" in each]
+    assert bool(told) == (again.get("validation") == 0.6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grading": [{"kind": "number"}]},
+        {"target": {"engine": "endpoint", "model": "m", "url": "http://localhost:1/v1", "params": {"seed": 1}}},
+        {"target": {"engine": "endpoint", "model": "other", "url": "http://localhost:1/v1"}},
+    ],
+    ids=["grading", "params", "model"],
+)
+def test_another_way_to_measure_is_a_further_look(change: dict[str, Any]) -> None:
+    target = {"engine": "endpoint", "model": "m", "url": "http://localhost:1/v1"}
+    first, again, other = (
+        measure_of(migration, migration.target)  # type: ignore[arg-type] # an endpoint
+        for migration in (
+            a_migration(target=target),
+            a_migration(target=target | {"timeout": "5m"}, prompt={"seed": 3}),
+            a_migration(**{"target": target} | change),
+        )
+    )
+    assert first == again != other
 
 
 REWRITES = [
@@ -589,7 +646,7 @@ def test_the_found_prompts_are_registered_as_candidates() -> None:
     [prompt] = candidate_prompts(adaptation, "support", inputs={"golden_dataset": "d1"})
     assert (prompt.name, prompt.version, prompt.slots) == ("support.desk", GOOD.version, ["question"])
     assert (prompt.aliases, prompt.first_aliases) == (["candidate"], [])
-    assert prompt.note.startswith("found by finds: 0.600 before, 0.9")
+    assert prompt.note.startswith("found by finds: 0.467 before, 0.9")
     assert prompt.tags == {"anven.golden_dataset": "d1"}
     refused = replace(adaptation, chosen=())
     assert candidate_prompts(refused, "support", inputs={}) == []

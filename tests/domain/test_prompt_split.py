@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from anven_pipelines.domain.prompt_split import Split, split_items
+from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems, split_items
 from anven_pipelines.domain.prompt_template import PromptTemplate
 from tests.builders import golden_of
 
@@ -42,11 +42,15 @@ def golden(**columns: Any) -> pl.DataFrame:
 
 
 def split_of(rows: pl.DataFrame, **changes: Any) -> Split:
-    return split_items(rows, (DESK, ROUTER), **{"validation": 0.4, "seed": 7} | changes)
+    return split_items(rows, (DESK, ROUTER), **{"validation": 0.4} | changes)
+
+
+def parts_of(items: TemplateItems) -> tuple[Part, Part]:
+    return items.search, items.validation
 
 
 def ids(split: Split) -> list[list[str]]:
-    return [part.rows["id"].to_list() for items in split.templates for part in (items.search, items.validation)]
+    return [part.rows["id"].to_list() for items in split.templates for part in parts_of(items)]
 
 
 def test_every_open_item_is_in_one_part_of_its_template_or_uncovered() -> None:
@@ -55,7 +59,7 @@ def test_every_open_item_is_in_one_part_of_its_template_or_uncovered() -> None:
     assert split.uncovered == ITEMS // 10
     placed = [name for part in ids(split) for name in part]
     assert len(placed) == len(set(placed)) == ITEMS - ITEMS // 10
-    assert [len(part) for part in ids(split)] == [36, 24, 28, 20]
+    assert [len(part) for part in ids(split)] == [36, 24, 30, 18]
 
 
 def test_what_fills_the_slots_stands_beside_its_item() -> None:
@@ -68,9 +72,9 @@ def test_what_fills_the_slots_stands_beside_its_item() -> None:
                 assert value.rstrip("?").split()[-1].isdigit()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_conversation_is_on_one_side(seed: int) -> None:
-    for items in split_of(golden(), seed=seed).templates:
+@pytest.mark.parametrize("names", range(5))
+def test_a_conversation_is_on_one_side(names: int) -> None:
+    for items in split_of(golden(cluster=[f"talk-{names}-{at // 6}" for at in range(ITEMS)])).templates:
         sides = [set(part.rows["cluster"]) for part in (items.search, items.validation)]
         assert all(sides)
         assert not sides[0] & sides[1]
@@ -83,8 +87,8 @@ def test_the_order_of_the_rows_changes_nothing(seed: int) -> None:
     shuffled = rows.sample(fraction=1.0, shuffle=True, seed=seed)
     one, other = split_of(rows), split_of(shuffled)
     assert ids(one) == ids(other)
-    assert [part.filled for items in one.templates for part in items[1:]] == [
-        part.filled for items in other.templates for part in items[1:]
+    assert [part.filled for items in one.templates for part in parts_of(items)] == [
+        part.filled for items in other.templates for part in parts_of(items)
     ]
 
 
@@ -101,8 +105,45 @@ def test_further_conversations_leave_the_ranks_of_the_others() -> None:
     assert ranked(fewer) == ranked(more)
 
 
-def test_another_seed_draws_another_split() -> None:
-    assert ids(split_of(golden(), seed=1)) != ids(split_of(golden(), seed=2))
+def searched_by(split: Split) -> set[str]:
+    return {name for items in split.templates for name in items.search.rows["id"]}
+
+
+@pytest.mark.parametrize("validation", [0.1, 0.4, 0.7])
+def test_what_was_searched_never_validates_and_another_share_takes_of_the_rest(validation: float) -> None:
+    before = split_of(golden())
+    searched = searched_by(before)
+    for first, items in zip(
+        before.templates, split_of(golden(), validation=validation, searched=searched).templates, strict=True
+    ):
+        validating = set(items.validation.rows["cluster"])
+        assert not searched & set(items.validation.rows["id"])
+        assert len(validating) == min(round(validation * 20), 8)
+        assert validating <= set(first.validation.rows["cluster"])
+        assert items.lacking == max(round(validation * 20) - 8, 0)
+
+
+def test_a_search_that_starts_again_splits_as_it_did() -> None:
+    first = split_of(golden())
+    again = split_of(golden(), searched=searched_by(first))
+    assert ids(again) == ids(first)
+    assert [items.lacking for items in again.templates] == [0, 0]
+
+
+def test_a_conversation_of_which_one_item_was_searched_is_searched_whole() -> None:
+    [first, _] = split_of(golden()).templates
+    [known, *_] = first.validation.rows.iter_rows(named=True)
+    [items, _] = split_of(golden(), searched={known["id"]}).templates
+    assert known["cluster"] not in set(items.validation.rows["cluster"])
+    assert len(set(items.validation.rows["cluster"])) == 8, "the next one stands in for it"
+
+
+def test_new_conversations_stand_in_where_earlier_ones_were_searched() -> None:
+    half = golden().head(ITEMS // 2)
+    searched = searched_by(split_of(half))
+    for items in split_of(golden(), searched=searched).templates:
+        assert not searched & set(items.validation.rows["id"])
+        assert (len(set(items.validation.rows["cluster"])), items.lacking) == (8, 0)
 
 
 def test_the_items_are_in_no_order_of_the_log() -> None:
@@ -122,7 +163,7 @@ def test_sealed_items_and_what_stands_for_no_traffic_never_reach_it() -> None:
 
 def test_an_item_belongs_to_the_first_template_that_it_fits() -> None:
     anything = PromptTemplate(name="anything", user="{text}", slots=("text",))
-    split = split_items(golden(), (ROUTER, anything), validation=0.4, seed=7)
+    split = split_items(golden(), (ROUTER, anything), validation=0.4)
     counts = [items.search.rows.height + items.validation.rows.height for items in split.templates]
     assert counts == [48, 12], "the desk's prompts have a system message, which neither template has"
     assert split.uncovered == 60
@@ -146,4 +187,4 @@ def test_without_open_items_the_parts_are_empty(rows: pl.DataFrame) -> None:
 
 
 def test_without_templates_every_item_is_uncovered() -> None:
-    assert split_items(golden(), (), validation=0.4, seed=7) == Split((), uncovered=ITEMS)
+    assert split_items(golden(), (), validation=0.4) == Split((), uncovered=ITEMS)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pytest
 
+from anven_pipelines.assets.prompt_looks import PromptLooks
 from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
 from anven_pipelines.domain.canonical import canonical_json
-from anven_pipelines.domain.errors import InvalidMigration
+from anven_pipelines.domain.errors import InvalidMigration, StaleInput
 from tests.pipeline.conftest import Place, logged_call
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
@@ -63,13 +64,13 @@ class Dying:
         return self.script(ask)
 
 
-def declare(place: Place, endpoint: ScriptedEndpoint, **prompt: Any) -> Declared:
+def declare(place: Place, endpoint: ScriptedEndpoint, *, risk: str | None = None, **prompt: Any) -> Declared:
     place.write_log([logged_call(at) for at in range(ITEMS)])
     target = {"engine": "endpoint", "model": "target-model", "url": endpoint.url, "concurrency": 8, "max_attempts": 1}
     # No loss among 30 right answers of 60 validation items proves that less than a tenth is lost; a fifth is safe.
     declared = {"mode": "full", "budget": BUDGET, "guard_margin": 0.2} | prompt
     sign_off = {"quality_margin": 0.1, "waive": ["ttft", "cost", "safety"]}
-    return place.declare(target=target, golden=GOLDEN, prompt=declared, sign_off=sign_off)
+    return place.declare(target=target, golden=GOLDEN, prompt=declared, sign_off=sign_off, risk=risk)
 
 
 def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
@@ -185,14 +186,65 @@ def test_reasoning_is_switched_where_the_target_can(place: Place) -> None:
 def test_every_other_prompt_that_is_held_against_the_items_is_a_look_of_its_own(place: Place) -> None:
     with ScriptedEndpoint(tosses_a_coin) as endpoint:
         levels = []
-        for seed in range(2):
+        for seed in (3, 4):  # their searches hold two other prompts for better
             assert materialize(place, declare(place, endpoint, seed=seed, level=0.06)).success
             if report(place)["gains"]:
                 levels.append(report(place)["level"])
     looks = place.state.events("prompt/support", "validated")
     assert len({event.payload["prompt"] for event in looks}) == len(looks) == len(levels)
-    assert levels, "a search that never proposes anything proves nothing about its looks"
-    assert levels == [pytest.approx(0.06 / ((k + 1) * (k + 2))) for k in range(len(levels))]
+    assert levels == [pytest.approx(0.06 / 2), pytest.approx(0.06 / 6)]
+
+
+@pytest.mark.parametrize(
+    ("risk", "tried", "rewords", "moves"),
+    [
+        ("high", ["unchanged", "structural"], False, False),
+        ("medium", ["unchanged", "structural", "racing"], False, True),
+        (None, ["unchanged", "structural", "racing"], False, True),
+        ("low", ["unchanged", "structural", "racing"], True, True),
+    ],
+)
+def test_the_risk_says_what_is_tried(
+    place: Place, risk: str | None, tried: list[str], rewords: bool, moves: bool
+) -> None:
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        assert materialize(place, declare(place, endpoint, mode="auto", risk=risk)).success
+        assert [heat["origin"] for heat in report(place)["heats"]] == tried
+        asked = ["\n".join(message["content"] for message in ask.body["messages"]) for ask in endpoint.asks]
+    assert any("Answer with the value only." in each for each in asked) == rewords
+    assert any(len(ask.body["messages"]) > 1 for ask in endpoint.asks) == moves
+
+
+ASKED_OTHERWISE = [{"user": "(?P<asked>.*)", "messages": [{"role": "user", "content": "Tell me. {asked}"}]}]
+
+
+def test_no_share_and_no_seed_gives_a_rewrite_another_look_for_nothing(place: Place) -> None:
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        assert materialize(place, declare(place, endpoint, seed=1)).success
+        levels = [report(place)["level"]]
+        [searched] = place.state.events("prompt/support", "searched")
+        for again in ({"seed": 1}, {"seed": 2}, {"validation": 0.2}, {"validation": 0.4}, {"validation": 0.6}):
+            declared = declare(place, endpoint, mode="tested", rewrites=ASKED_OTHERWISE, **again)
+            assert materialize(place, declared).success
+            levels.append(report(place)["level"])
+        more = place.state.events("prompt/support", "searched")[1:]
+    assert levels == [pytest.approx(0.05 / share) for share in (2, 6, 6, 12, 12, 12)]
+    first, second = (set(event.payload["items"]) for event in (searched, *more))
+    assert (len(first), len(second)) == (90, 30), "a smaller share gives the search what it does not validate on"
+    assert not first & second
+    assert report(place)["gains"][0]["n"] == 30, "what was searched on once validates no more"
+
+
+def test_a_run_beside_another_proves_nothing_on_what_the_other_searches_on(place: Place) -> None:
+    one, other = (PromptLooks(place.state, "support", golden) for golden in ("g1", "g2"))
+    one.show(["a", "b"])
+    assert other.searched() == {"a", "b"}
+    assert other.look("p", items=["c", "d"], measure="m") == 0
+    one.show(["a", "c"])
+    assert [event.payload["items"] for event in place.state.events("prompt/support", "searched")] == [["a", "b"], ["c"]]
+    with pytest.raises(StaleInput, match="another run searches on 1 of the 2 items that were to prove a gain"):
+        other.look("p", items=["c", "d"], measure="m")
+    assert len(place.state.events("prompt/support", "validated")) == 1
 
 
 @pytest.mark.parametrize("mode", ["tested", "structural", "minimal", "full", "auto"])

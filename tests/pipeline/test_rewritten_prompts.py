@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from anven_pipelines.domain.canonical import canonical_json
 from tests.pipeline.test_adapted_prompt import check, declare, materialize, report
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
@@ -66,10 +67,7 @@ def test_gepa_finds_a_rule_proves_it_and_pays_once(place: Place) -> None:
         assert cost["calls"] == len(endpoint.asks)
         assert cost["rewriting_calls"] == len(large.asks) > 0
         assert cost["rewriting_usd"] * 1e6 == cost["rewriting_tokens"] > cost["rewriting_calls"]
-        shown = place.instance.get_latest_materialization_event(dg.AssetKey("adapted_prompt"))
-        assert shown is not None
-        assert shown.asset_materialization is not None
-        told = {name: str(each.value) for name, each in shown.asset_materialization.metadata.items()}
+        told = metadata(place)
         assert "| helpdesk | gepa (chosen) |" in told["entries"]
         assert f"| helpdesk | {gain['n']} | {gain['before']:.3f} | 1.000 | +" in told["gains"]
         assert "1.000 on the items that GEPA scores with" in told["changes"]
@@ -111,13 +109,81 @@ def test_gepa_and_racing_compete_and_the_better_one_wins_by_the_same_test(place:
     assert searched["cost"]["calls"] == len(endpoint.asks) <= 1000
 
 
+def metadata(place: Place) -> dict[str, str]:
+    shown = place.instance.get_latest_materialization_event(dg.AssetKey("adapted_prompt"))
+    assert shown is not None
+    assert shown.asset_materialization is not None
+    return {name: str(each.value) for name, each in shown.asset_materialization.metadata.items()}
+
+
+def test_strategies_that_fail_leave_the_others_and_a_later_run_goes_on_from_what_they_asked(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prepare(monkeypatch, tmp_path, mode="crash")
+    is_up = False
+
+    def proposes_nothing_and_goes_down(ask: Ask) -> Reply:
+        if is_up:
+            return plants_the_rule(ask)
+        # It asks for more time than anybody waits, so that nobody tries again.
+        down = Reply("starting", status=503, headers={"retry-after": "9999"})
+        return Reply("Let me think about it.") if len(large.asks) == 1 else down
+
+    with (
+        ScriptedEndpoint(wants_the_planted_rule) as endpoint,
+        ScriptedEndpoint(proposes_nothing_and_goes_down) as large,
+    ):
+        reflection = {"model": "large", "url": large.url, "calls": 4}
+        three = ["prompt_ops", "racing", "gepa"]
+        declared = declare(place, endpoint, strategies=three, reflection=reflection, budget={"calls": 1500})
+        result = materialize(place, declared)
+        assert result.success
+        assert check(result, "gain_proven").passed
+        first = report(place)
+        assert chosen(first) == ["racing"]
+        assert [each["strategy"] for each in first["failed"]] == ["prompt_ops", "gepa"]
+        assert "the optimiser fell over" in first["failed"][0]["why"]
+        assert "see that it is up" in first["failed"][1]["why"]
+        assert all(each["why"] in " ".join(first["reasons"]) for each in first["failed"])
+        assert metadata(place)["failed"].count("materialise adapted_prompt again") == 2
+        assert place.state.events("prompt/support", "validated")[0].payload["prompt"] == first["version"]
+
+        paid = large.asks[0].prompt
+        is_up = True
+        prepare(monkeypatch, tmp_path, mode="well")
+        assert materialize(place, declared).success
+        second = report(place)
+        assert chosen(second) != ["racing"]
+        assert (second["failed"], metadata(place)["failed"]) == ([], "No strategy failed.")
+        asked = [canonical_json(ask.body["messages"]) for ask in endpoint.asks]
+        assert len(asked) == len(set(asked)), "what was answered in the first run is not asked again"
+        assert [ask.prompt for ask in large.asks].count(paid) == 1
+
+
+def test_the_only_strategy_that_fails_ends_the_run_before_a_look(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prepare(monkeypatch, tmp_path, mode="crash")
+    with ScriptedEndpoint(wants_the_planted_rule) as endpoint:
+        reflection = {"model": "large", "url": endpoint.url}
+        assert not materialize(
+            place, declare(place, endpoint, strategies=["prompt_ops"], reflection=reflection)
+        ).success
+    assert place.state.events("prompt/support", "validated") == []
+
+
+def prepare(monkeypatch: pytest.MonkeyPatch, folder: Path, *, mode: str) -> None:
+    """Name a Python that takes `-I -m MODULE` as the one of llama-prompt-ops does, and runs the stand-in."""
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = -c ] && exit 0\nshift 3\nexec {sys.executable} {STAND_IN} {mode} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("ANVEN_PROMPT_OPS_PYTHON", str(python))
+
+
 def test_prompt_ops_counts_what_it_asks_by_itself(
     place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    python = tmp_path / "python"  # takes `-I -m MODULE` as the real one does, and has the package
-    python.write_text(f'#!/bin/sh\n[ "$2" = -c ] && exit 0\nshift 3\nexec {sys.executable} {STAND_IN} well "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setenv("ANVEN_PROMPT_OPS_PYTHON", str(python))
+    prepare(monkeypatch, tmp_path, mode="well")
     with ScriptedEndpoint(wants_the_planted_rule) as endpoint, ScriptedEndpoint(lambda _: Reply(PLANTED)) as large:
         reflection = {"model": "large", "url": large.url}
         declared = declare(place, endpoint, strategies=["prompt_ops"], reflection=reflection)
