@@ -18,6 +18,7 @@ StrategyName = Literal["racing", "random", "gepa", "prompt_ops"]
 Risk = Literal["low", "medium", "high"]
 
 REFLECTING: Final[frozenset[StrategyName]] = frozenset({"gepa", "prompt_ops"})
+_SLOT: Final = regex.compile(r"\{([A-Za-z_]\w*)\}")  # as `domain.prompt_template` reads it, which rests on this file
 BY_RISK: Final[Mapping[Risk | None, Mode]] = {"high": "structural", "medium": "minimal", None: "minimal", "low": "full"}
 
 
@@ -52,6 +53,45 @@ class PromptRewrite(Section):
         written = "".join(message.content for message in self.messages)
         if lost := [slot for slot in regex.compile(self.user).groupindex if f"{{{slot}}}" not in written]:
             message = f"the slots {', '.join(lost)} of user must stand in messages, as {{{lost[0]}}}"
+            raise ValueError(message)
+        return self
+
+
+class DeclaredTemplate(Section):
+    """A prompt of the application as its code has it: fixed text, and slots that each call fills."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """Names it among the workload's prompts, and in the prompt registry."""
+    system: str | None = None
+    """System message as it is logged, with its slots; absent where the calls have none."""
+    user: str
+    """Last user message as it is logged, with its slots; its other characters, line breaks too, are text."""
+    slots: list[str] | None = None
+    """Names in braces that are slots, each once; all of them where absent, other braces are text."""
+    examples: list[PromptMessage] = Field(default_factory=list)
+    """Question and answer turns that stand before the user message in every call."""
+
+    @property
+    def found_slots(self) -> tuple[str, ...]:
+        """The slots in the order in which they stand."""
+        named = _SLOT.findall(f"{self.system or ''}\n{self.user}")
+        return tuple(name for name in named if self.slots is None or name in self.slots)
+
+    @model_validator(mode="after")
+    def _it_can_be_found_in_a_log(self) -> DeclaredTemplate:
+        found = self.found_slots
+        if lost := [name for name in self.slots or () if name not in found]:
+            message = f"the slots {', '.join(lost)} must stand in system or user, as {{{lost[0]}}}"
+            raise ValueError(message)
+        if twice := next((name for name in found if found.count(name) > 1), None):
+            message = (
+                f"the slot {{{twice}}} stands {found.count(twice)} times; a name of its own is needed at each place, "
+                "or `slots` where it is text"
+            )
+            raise ValueError(message)
+        roles = [message.role for message in self.examples]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
+            message = f"examples of a question (user) and its answer (assistant) each are needed, found {roles}"
             raise ValueError(message)
         return self
 
@@ -134,6 +174,9 @@ class PromptAdaptation(Section):
     """
     rewrites: list[PromptRewrite] = Field(default_factory=list)
     """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
+    templates: list[DeclaredTemplate] = Field(default_factory=list)
+    """Prompts of the application. A logged call belongs to the first that it fits; templates of the other calls are
+    found in the logs. Tools and output format of a template are those that all its calls share."""
     strategies: list[StrategyName] = Field(default=["racing"], min_length=1)
     """Who looks for a better prompt in `minimal` and `full`; they compete on the same items."""
     budget: SearchBudget = SearchBudget()
@@ -161,6 +204,12 @@ class PromptAdaptation(Section):
     def _what_is_wanted_can_be_done(self) -> PromptAdaptation:
         if self.reflection is None and (reflecting := REFLECTING & set(self.strategies)):
             message = f"prompt.reflection is needed by {', '.join(sorted(reflecting))}: a model larger than the target"
+            raise ValueError(message)
+        names = [template.name for template in self.templates]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            message = (
+                f"prompt.templates: a name of its own is needed for each, found {twice} {names.count(twice)} times"
+            )
             raise ValueError(message)
         if self.mode == "tested" and not self.rewrites:
             message = "prompt.rewrites is needed with `mode: tested`; `full` looks for a prompt by itself"
