@@ -163,6 +163,9 @@ def legacy_prompts(baseline: Baseline, workload: str, *, golden: str) -> list[Re
             tags={"anven.golden_dataset": golden, "anven.template": each.version},
             aliases=["legacy"],
             first_aliases=["production"],
+            tools=list(each.tools),
+            contract=each.contract,
+            policies=list(each.policies),
         )
         for each in baseline.templates
     ]

@@ -14,7 +14,7 @@ import pytest
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.domain.prompt_adaptation import Search
-from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
+from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts, served_versions
 from anven_pipelines.domain.prompt_safety import CODES
 from anven_pipelines.domain.prompt_search import Racing
 from anven_pipelines.domain.prompt_split import split_items
@@ -587,12 +587,24 @@ def test_items_that_fit_no_template_are_counted() -> None:
 def test_the_found_prompts_are_registered_as_candidates() -> None:
     adaptation = adapt(World(half_and("Good", 9)), finds(replace_origin(GOOD)))
     [prompt] = candidate_prompts(adaptation, "support", inputs={"golden_dataset": "d1"})
-    assert (prompt.name, prompt.version, prompt.slots) == ("support.desk", GOOD.version, ["question"])
+    assert (prompt.name, prompt.slots) == ("support.desk", ["question"])
+    assert prompt.version == served_versions(adaptation.prompt)["desk"]
+    assert (prompt.messages, prompt.policies) == ([each.model_dump() for each in GOOD.messages], [POLICY])
     assert (prompt.aliases, prompt.first_aliases) == (["candidate"], [])
     assert prompt.note.startswith("found by finds: 0.600 before, 0.9")
     assert prompt.tags == {"anven.golden_dataset": "d1"}
     refused = replace(adaptation, chosen=())
     assert candidate_prompts(refused, "support", inputs={}) == []
+
+
+def test_rewrites_that_a_person_wrote_are_registered_once_they_are_proven() -> None:
+    adaptation = adapt(World(half_and("Good", 9)), mode="tested", rewrites=REWRITES)
+    [prompt] = candidate_prompts(adaptation, "support", inputs={})
+    assert prompt.messages == REWRITES[0]["messages"]
+    assert prompt.note.startswith("declared: 0.")
+    assert {"support.desk": prompt.version} == {
+        f"support.{name}": v for name, v in served_versions(adaptation.prompt).items()
+    }
 
 
 def replace_origin(candidate: Candidate) -> Candidate:

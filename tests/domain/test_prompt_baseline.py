@@ -167,3 +167,4 @@ def test_the_legacy_prompts_serve_production_until_another_one_does() -> None:
     assert (desk.aliases, desk.first_aliases) == (["legacy"], ["production"])
     assert desk.tags == {"anven.golden_dataset": "d1", "anven.template": baseline.templates[0].version}
     assert desk.note == "as found in 30 golden prompts"
+    assert (desk.policies, router.policies) == ([POLICY], [])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
+from mlflow import MlflowClient
 
 from anven_pipelines.assets.materialization import read_document
 from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
@@ -29,6 +30,7 @@ ITEMS = 200
 AS_LOGGED = re.compile(r"What is the number of ticket \d+\?")
 GOLDEN = {"size": "all", "holdout": 0.25}
 BUDGET = {"calls": 700}
+ALIASES = ("legacy", "candidate", "production")
 
 
 def number_of(ask: Ask) -> str:
@@ -168,6 +170,17 @@ def test_the_form_of_the_target_is_declared_and_its_reasons_stand_in_the_report(
         ("nothing → Answer in German.", "the target may answer in another language unless it is told")
     ]
     assert "# the target may answer in another language unless it is told\n" in searched["diff"]["helpdesk"]
+    client = MlflowClient(f"sqlite:///{place.folder / 'home' / 'mlflow' / 'mlflow.db'}")
+    registered = {alias: client.get_prompt_version_by_alias("support.helpdesk", alias) for alias in ALIASES}
+    assert (registered["production"].version, registered["legacy"].version) == (1, 1)
+    assert registered["candidate"].version == 2, "with nothing but its form changed it is another prompt"
+    [asked] = registered["candidate"].template
+    assert (asked["role"], "Answer in German." in asked["content"], "{{slot_1}}" in asked["content"]) == (
+        "user",
+        True,
+        True,
+    )
+    assert registered["candidate"].model_config == {"temperature": 0}
 
 
 def test_calls_of_a_declared_template_are_searched_under_its_name_and_the_others_are_found(place: Place) -> None:
