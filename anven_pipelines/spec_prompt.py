@@ -121,11 +121,50 @@ class Reflection(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters, such as temperature."""
     timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
-    """Longest wait for one answer."""
+    """Longest wait for one attempt. An answer may take `max_attempts` of them and, between them, waits that grow."""
+    max_attempts: int = Field(default=5, ge=1, le=20)
+    """Attempts at one answer, the first one included."""
     calls: int = Field(default=60, ge=1)
-    """Answers of this model that a search may ask for."""
+    """Answers of this model that the search of one strategy for one prompt may ask for."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Prompt and answer tokens of such a search; the answer that reaches it is the last."""
+    usd: float | None = Field(default=None, gt=0)
+    """Cost of such a search at `price`; the answer that reaches it is the last."""
     price: Price | None = None
     """Token price, for the cost of the search."""
+
+    @model_validator(mode="after")
+    def _a_limit_can_be_held(self) -> Reflection:
+        if self.usd is not None and self.price is None:
+            message = (
+                f"usd is {self.usd:g} and no price is declared, so it could not be held; price is needed, or tokens"
+            )
+            raise ValueError(message)
+        return self
+
+
+class PromptOps(Section):
+    """How llama-prompt-ops searches; the Python of its environment is named by ANVEN_PROMPT_OPS_PYTHON."""
+
+    timeout: PositiveDuration | None = None
+    """Longest run for one prompt; `budget.time` where absent, or 30 minutes."""
+    strategy: Literal["basic", "llama"] = "basic"
+    """Its `basic` takes `settings`; its `llama` adds formatting of its own and takes none."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of its BasicOptimizationStrategy, such as num_trials, num_threads, auto and use_llama_tips."""
+    items: int = Field(default=100, ge=4)
+    """At most so many items of a prompt are used, half to choose examples from and half to score with."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest answer of a model, where its own params say nothing else."""
+
+    @model_validator(mode="after")
+    def _settings_are_taken(self) -> PromptOps:
+        if self.settings and self.strategy != "basic":
+            message = (
+                f"settings are taken by `strategy: basic` only, found {self.strategy} with {', '.join(self.settings)}"
+            )
+            raise ValueError(message)
+        return self
 
 
 class TargetForm(Section):
@@ -197,6 +236,8 @@ class PromptAdaptation(Section):
     """The form that the target takes, in all modes but `declared` and `tested`."""
     reflection: Reflection | None = None
     """Needed by the strategies `gepa` and `prompt_ops`."""
+    prompt_ops: PromptOps = PromptOps()
+    """Of the strategy `prompt_ops`."""
     seed: int = Field(default=2026, ge=0)
     """Seed of the split and of the search."""
 

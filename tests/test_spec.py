@@ -82,6 +82,16 @@ def test_a_section_that_a_page_on_prompts_shows_is_read(block: str) -> None:
     read({**SMALLEST, "target": ASKED, "golden": {"holdout": 0.5}, **yaml.safe_load(block)})
 
 
+def test_the_page_on_rewriting_shows_both_strategies_with_all_limits() -> None:
+    asked = {**SMALLEST, "target": ASKED}
+    shown = [read({**asked, **yaml.safe_load(block)}).prompt for block in SHOWN if "reflection:" in block]
+    assert [each.strategies for each in shown] == [["racing", "gepa"], ["prompt_ops"]]
+    for prompt in shown:
+        assert prompt.reflection is not None
+        assert {"calls", "tokens", "usd", "price", "api_key_env", "timeout"} <= prompt.reflection.model_fields_set
+    assert shown[1].prompt_ops.settings["num_threads"] == 8
+
+
 def test_a_declared_template_of_the_documentation_has_the_slots_that_it_lists() -> None:
     [block] = [block for block in SHOWN if "templates:" in block]
     [template] = read({**SMALLEST, **yaml.safe_load(block)}).prompt.templates
@@ -170,6 +180,14 @@ def test_a_declared_template_of_the_documentation_has_the_slots_that_it_lists() 
         (
             {"prompt": {"templates": [{"name": "a", "user": "Q"}, {"name": "a", "user": "R"}]}},
             "prompt.templates: a name of its own is needed for each, found a 2 times",
+        ),
+        (
+            {"prompt": {"reflection": {"model": "m", "url": "http://x", "usd": 2}}},
+            "prompt.reflection is a mapping of model, url, usd; usd is 2 and no price is declared, so it could not",
+        ),
+        (
+            {"prompt": {"prompt_ops": {"strategy": "llama", "settings": {"num_trials": 3}}}},
+            "settings are taken by `strategy: basic` only, found llama with num_trials",
         ),
         ({"golden": {"strata": ["colour"]}}, "golden.strata[0] is 'colour'"),
         (
