@@ -174,7 +174,7 @@ def test_proposals_that_are_none_leave_the_prompt_unchanged(
     ("script", "key", "changes", "error", "said"),
     [
         (planting, "another", {}, InvalidInput, "refused 1 requests"),
-        (lambda ask: Reply(delay_s=5), KEY, {"timeout": "1s"}, UnavailableService, "no whole answer within 1 s"),
+        (lambda ask: Reply(delay_s=5), KEY, {"timeout": "1s"}, UnavailableService, r"within 1 s; attempts: 2\)"),
         (lambda ask: Reply("busy", status=503), KEY, {}, UnavailableService, "HTTP 503"),
         (lambda ask: Reply(breaks="midway"), KEY, {}, UnavailableService, "broken_answer"),
         (planting, KEY, {"budget": ReflectionBudget(calls=6, usd=1.0)}, InvalidInput, "price"),
