@@ -18,6 +18,7 @@ StrategyName = Literal["racing", "random", "gepa", "prompt_ops"]
 Risk = Literal["low", "medium", "high"]
 
 REFLECTING: Final[frozenset[StrategyName]] = frozenset({"gepa", "prompt_ops"})
+_SLOT: Final = regex.compile(r"\{([A-Za-z_]\w*)\}")  # as `domain.prompt_template` reads it, which rests on this file
 BY_RISK: Final[Mapping[Risk | None, Mode]] = {"high": "structural", "medium": "minimal", None: "minimal", "low": "full"}
 
 
@@ -56,6 +57,45 @@ class PromptRewrite(Section):
         return self
 
 
+class DeclaredTemplate(Section):
+    """A prompt of the application as its code has it: fixed text, and slots that each call fills."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """Names it among the workload's prompts, and in the prompt registry."""
+    system: str | None = None
+    """System message as it is logged, with its slots; absent where the calls have none."""
+    user: str
+    """Last user message as it is logged, with its slots; its other characters, line breaks too, are text."""
+    slots: list[str] | None = None
+    """Names in braces that are slots, each once; all of them where absent, other braces are text."""
+    examples: list[PromptMessage] = Field(default_factory=list)
+    """Question and answer turns that stand before the user message in every call."""
+
+    @property
+    def found_slots(self) -> tuple[str, ...]:
+        """The slots in the order in which they stand."""
+        named = _SLOT.findall(f"{self.system or ''}\n{self.user}")
+        return tuple(name for name in named if self.slots is None or name in self.slots)
+
+    @model_validator(mode="after")
+    def _it_can_be_found_in_a_log(self) -> DeclaredTemplate:
+        found = self.found_slots
+        if lost := [name for name in self.slots or () if name not in found]:
+            message = f"the slots {', '.join(lost)} must stand in system or user, as {{{lost[0]}}}"
+            raise ValueError(message)
+        if twice := next((name for name in found if found.count(name) > 1), None):
+            message = (
+                f"the slot {{{twice}}} stands {found.count(twice)} times; a name of its own is needed at each place, "
+                "or `slots` where it is text"
+            )
+            raise ValueError(message)
+        roles = [message.role for message in self.examples]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
+            message = f"examples of a question (user) and its answer (assistant) each are needed, found {roles}"
+            raise ValueError(message)
+        return self
+
+
 class SearchBudget(Section):
     """What the search for a prompt may spend, validation included; the first limit that is reached ends it."""
 
@@ -81,11 +121,50 @@ class Reflection(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """Request parameters, such as temperature."""
     timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
-    """Longest wait for one answer."""
+    """Longest wait for one attempt. An answer may take `max_attempts` of them and, between them, waits that grow."""
+    max_attempts: int = Field(default=5, ge=1, le=20)
+    """Attempts at one answer, the first one included."""
     calls: int = Field(default=60, ge=1)
-    """Answers of this model that a search may ask for."""
+    """Answers of this model that the search of one strategy for one prompt may ask for."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Prompt and answer tokens of such a search; the answer that reaches it is the last."""
+    usd: float | None = Field(default=None, gt=0)
+    """Cost of such a search at `price`; the answer that reaches it is the last."""
     price: Price | None = None
     """Token price, for the cost of the search."""
+
+    @model_validator(mode="after")
+    def _a_limit_can_be_held(self) -> Reflection:
+        if self.usd is not None and self.price is None:
+            message = (
+                f"usd is {self.usd:g} and no price is declared, so it could not be held; price is needed, or tokens"
+            )
+            raise ValueError(message)
+        return self
+
+
+class PromptOps(Section):
+    """How llama-prompt-ops searches; the Python of its environment is named by ANVEN_PROMPT_OPS_PYTHON."""
+
+    timeout: PositiveDuration | None = None
+    """Longest run for one prompt; `budget.time` where absent, or 30 minutes."""
+    strategy: Literal["basic", "llama"] = "basic"
+    """Its `basic` takes `settings`; its `llama` adds formatting of its own and takes none."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of its BasicOptimizationStrategy, such as num_trials, num_threads, auto and use_llama_tips."""
+    items: int = Field(default=100, ge=4)
+    """At most so many items of a prompt are used, half to choose examples from and half to score with."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Longest answer of a model, where its own params say nothing else."""
+
+    @model_validator(mode="after")
+    def _settings_are_taken(self) -> PromptOps:
+        if self.settings and self.strategy != "basic":
+            message = (
+                f"settings are taken by `strategy: basic` only, found {self.strategy} with {', '.join(self.settings)}"
+            )
+            raise ValueError(message)
+        return self
 
 
 class TargetForm(Section):
@@ -134,6 +213,9 @@ class PromptAdaptation(Section):
     """
     rewrites: list[PromptRewrite] = Field(default_factory=list)
     """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
+    templates: list[DeclaredTemplate] = Field(default_factory=list)
+    """Prompts of the application. A logged call belongs to the first that it fits; templates of the other calls are
+    found in the logs. Tools and output format of a template are those that all its calls share."""
     strategies: list[StrategyName] = Field(default=["racing"], min_length=1)
     """Who looks for a better prompt in `minimal` and `full`; they compete on the same items. `gepa` and `prompt_ops`,
     which write it anew, only in `full`."""
@@ -155,6 +237,8 @@ class PromptAdaptation(Section):
     """The form that the target takes, in all modes but `declared` and `tested`."""
     reflection: Reflection | None = None
     """Needed by the strategies `gepa` and `prompt_ops`."""
+    prompt_ops: PromptOps = PromptOps()
+    """Of the strategy `prompt_ops`."""
     seed: int = Field(default=2026, ge=0)
     """Seed of the search; which items prove a gain does not depend on it."""
 
@@ -162,6 +246,12 @@ class PromptAdaptation(Section):
     def _what_is_wanted_can_be_done(self) -> PromptAdaptation:
         if self.reflection is None and (reflecting := REFLECTING & set(self.strategies)):
             message = f"prompt.reflection is needed by {', '.join(sorted(reflecting))}: a model larger than the target"
+            raise ValueError(message)
+        names = [template.name for template in self.templates]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            message = (
+                f"prompt.templates: a name of its own is needed for each, found {twice} {names.count(twice)} times"
+            )
             raise ValueError(message)
         if self.mode == "tested" and not self.rewrites:
             message = "prompt.rewrites is needed with `mode: tested`; `full` looks for a prompt by itself"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from anven_pipelines.spec import Migration
     from anven_pipelines.spec_prompt import Risk
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 SMALLEST: dict[str, Any] = {
     "workload": "support",
     "legacy": {"model": "gpt-4o-2024-08-06", "logs": "logs/*.jsonl"},
@@ -63,6 +66,39 @@ def test_the_example_of_the_documentation_is_read() -> None:
     )
     assert isinstance(migration.target, EndpointTarget)
     assert migration.rollout.steps[1].soak == timedelta(days=3)
+
+
+PAGES = ("prompt-adaptation.md", "prompt-rewriting.md")
+SHOWN = [
+    block
+    for page in PAGES
+    for block in re.findall(
+        r"^```yaml\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    if "..." not in block
+]
+
+
+@pytest.mark.parametrize("block", SHOWN, ids=lambda block: "-".join(re.findall(r"\w+", block)[:4]))
+def test_a_section_that_a_page_on_prompts_shows_is_read(block: str) -> None:
+    read({**SMALLEST, "target": ASKED, "golden": {"holdout": 0.5}, **yaml.safe_load(block)})
+
+
+def test_the_page_on_rewriting_shows_both_strategies_with_all_limits() -> None:
+    asked = {**SMALLEST, "target": ASKED}
+    shown = [read({**asked, **yaml.safe_load(block)}).prompt for block in SHOWN if "reflection:" in block]
+    assert [each.strategies for each in shown] == [["racing", "gepa"], ["prompt_ops"]]
+    for prompt in shown:
+        assert prompt.reflection is not None
+        assert {"calls", "tokens", "usd", "price", "api_key_env", "timeout"} <= prompt.reflection.model_fields_set
+    assert shown[1].prompt_ops.settings["num_threads"] == 8
+
+
+def test_a_declared_template_of_the_documentation_has_the_slots_that_it_lists() -> None:
+    [block] = [block for block in SHOWN if "templates:" in block]
+    [template] = read({**SMALLEST, **yaml.safe_load(block)}).prompt.templates
+    assert template.found_slots == ("shop", "notes", "question") == tuple(template.slots or ())
+    assert not template.user.endswith("\n")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +161,35 @@ def test_the_example_of_the_documentation_is_read() -> None:
         (
             {"target": ASKED, "golden": {"holdout": 0.5}, "prompt": {"mode": "full", "budget": {"usd": 5}}},
             "prompt.budget.usd is 5 and target.price is not declared, so the limit could not be held",
+        ),
+        ({"prompt": {"templates": [{"name": "a"}]}}, "prompt.templates[0].user is missing"),
+        (
+            {"prompt": {"templates": [{"name": "a b", "user": "x"}]}},
+            "prompt.templates[0].name is 'a b'; text of the form",
+        ),
+        (
+            {"prompt": {"templates": [{"name": "a", "user": "Q: {q}", "slots": ["q", "r"]}]}},
+            "prompt.templates[0] is a mapping of name, slots, user; the slots r must stand in system or user, as {r}",
+        ),
+        (
+            {"prompt": {"templates": [{"name": "a", "system": "{q}", "user": "{q}"}]}},
+            "the slot {q} stands 2 times; a name of its own is needed at each place",
+        ),
+        (
+            {"prompt": {"templates": [{"name": "a", "user": "Q", "examples": [{"role": "user", "content": "Q"}]}]}},
+            "examples of a question (user) and its answer (assistant) each are needed, found ['user']",
+        ),
+        (
+            {"prompt": {"templates": [{"name": "a", "user": "Q"}, {"name": "a", "user": "R"}]}},
+            "prompt.templates: a name of its own is needed for each, found a 2 times",
+        ),
+        (
+            {"prompt": {"reflection": {"model": "m", "url": "http://x", "usd": 2}}},
+            "prompt.reflection is a mapping of model, url, usd; usd is 2 and no price is declared, so it could not",
+        ),
+        (
+            {"prompt": {"prompt_ops": {"strategy": "llama", "settings": {"num_trials": 3}}}},
+            "settings are taken by `strategy: basic` only, found llama with num_trials",
         ),
         ({"golden": {"strata": ["colour"]}}, "golden.strata[0] is 'colour'"),
         (

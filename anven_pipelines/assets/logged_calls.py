@@ -1,6 +1,6 @@
 """The logged calls that a step reads: all days of them, or those of one workload's source."""
 
-from anven_pipelines.domain.errors import MissingInput
+from anven_pipelines.domain.errors import InvalidInput, MissingInput
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.request_log import REQUEST_LOG
 from anven_pipelines.ingest.log_source import source_key
@@ -29,16 +29,16 @@ def calls_of(request_log: dict[str, Manifest], declared: Declared) -> Manifest:
     """Keep the parts that came from the source which the migration declares.
 
     Raises:
-        MissingInput: no materialised day holds any.
+        InvalidInput: no materialised day holds any, as where its files hold none, or none that can be read.
     """
     logged = all_days(request_log)
     key = source_key(declared.migration.legacy, declared.folder)
     parts = tuple(part for part in logged.parts if part.labels.get("source") == key)
-    if not parts:
+    if not any(part.rows for part in parts):
         message = (
             f"{declared.file}: legacy.logs {declared.migration.legacy.logs} has no calls in request_log; calls that "
             "can be read are needed: add some where the files hold none, mend those that request_log's checks name, or "
             "materialise request_log for the days of these files"
         )
-        raise MissingInput(message)
+        raise InvalidInput(message)
     return logged.model_copy(update={"parts": parts})

@@ -70,7 +70,8 @@ def prompt_baseline(
     """The legacy prompts as templates: shared text, slots, few-shot turns, tools, output contract, policies."""
     migration = migrations.of(context.partition_key).migration
     require_current(migration, golden_dataset=golden_dataset)
-    baseline = baseline_of(artifacts.read(golden_dataset), policies=migration.prompt.policies)
+    declared = migration.prompt
+    baseline = baseline_of(artifacts.read(golden_dataset), policies=declared.policies, declared=declared.templates)
     document = baseline.to_json()
     inputs = {"golden_dataset": golden_dataset.digest, **declared_input(migration, "prompt_baseline")}
     return result(

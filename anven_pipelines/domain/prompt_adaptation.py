@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 FEWEST: Final = 10  # search items of a template; below, a search would learn their noise
 
+_AS_LOGGED: Final = "asked as logged, neither converted nor searched"
+
 LEAST_CHARACTERS: Final = 2_000
 """Length that any prompt may have: a short legacy prompt is no reason against an example."""
 
@@ -95,7 +97,7 @@ class Search:
         self._searched: dict[str, int] = {}
         self._failed: list[Failure] = []
         best: list[tuple[TemplateItems, Entry]] = []
-        notes: list[str] = []
+        notes = self._uncovered()
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
         if self._names() and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]
@@ -113,13 +115,16 @@ class Search:
                 best.append((items, chosen))
         return self._proven(best, heats, notes)
 
+    def _uncovered(self) -> list[str]:
+        """Say how many items nothing is done for, not even a conversion that the target's form needs."""
+        count = self.split.uncovered
+        return [f"{count} open items fit no template: {_AS_LOGGED}"] if count else []
+
     def _is_searched(self, items: TemplateItems, notes: list[str]) -> bool:
-        if items.search.rows.height >= FEWEST:
-            return True
-        notes.append(
-            f"{items.template.name}: {items.search.rows.height} search items, at least {FEWEST} are needed; unchanged"
-        )
-        return False
+        found = items.search.rows.height
+        if found < FEWEST:
+            notes.append(f"{items.template.name}: {found} search items, at least {FEWEST} are needed: {_AS_LOGGED}")
+        return found >= FEWEST
 
     def _reserve(self, searched: Sequence[TemplateItems]) -> int:
         """Return the calls that strategies must leave: all entries on all search items, and the proof both ways."""
@@ -234,8 +239,7 @@ class Search:
         """Say why there is nothing to prove; of what was never asked nobody knows how it looks."""
         if heats:
             return "nothing looked better than the unchanged prompts on the search items"
-        fit_none = f"; {self.split.uncovered} open items fit no template" if self.split.uncovered else ""
-        return f"no prompt was searched, and the legacy prompts stand as they are{fit_none}"
+        return "no prompt was searched, and the legacy prompts stand as they are"
 
     def _end(
         self,

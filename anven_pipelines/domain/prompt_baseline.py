@@ -12,11 +12,13 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_diff import folded
 from anven_pipelines.domain.prompt_mining import mine
-from anven_pipelines.domain.prompt_template import PromptTemplate, unchanged
+from anven_pipelines.domain.prompt_template import PromptTemplate, TemplateMessage, unchanged
 from anven_pipelines.domain.tracking import RegisteredPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from anven_pipelines.spec_prompt import DeclaredTemplate
 
 _TABLE: Final = pl.Schema(
     {
@@ -108,18 +110,24 @@ class Baseline:
         return "\n\n".join(shown) or "no template was found"
 
 
-def baseline_of(golden: pl.DataFrame, *, policies: Literal["found"] | Sequence[str]) -> Baseline:
+def baseline_of(
+    golden: pl.DataFrame, *, policies: Literal["found"] | Sequence[str], declared: Sequence[DeclaredTemplate] = ()
+) -> Baseline:
     """Find the templates of the golden prompts; answers play no part in it.
 
     Args:
         golden: GOLDEN rows, sealed ones too: each of them is asked.
         policies: Sentences that must stay; each binds the templates in which it stands. `found`: those that look like
             policy.
+        declared: Templates that are known; a prompt that fits one belongs to the first of them.
 
     Raises:
-        InvalidInput: a policy stands in no template.
+        InvalidInput: a policy stands in no template, or a declared template is that of no prompt.
     """
-    found = mine(golden.select("id", "application", "source_prompt", "model_config"))
+    known = [_template(each) for each in declared]
+    found = mine(golden.select("id", "application", "source_prompt", "model_config"), declared=known)
+    counted = dict(sorted(found.calls.drop_nulls("template").group_by("template").len().iter_rows()))
+    _require_calls(known, counted, golden.height)
     wanted = {
         each.name: found.proposed.get(each.name, ()) if policies == "found" else policies for each in found.templates
     }
@@ -135,10 +143,9 @@ def baseline_of(golden: pl.DataFrame, *, policies: Literal["found"] | Sequence[s
             "a sentence as it is written there is needed"
         )
         raise InvalidInput(message)
-    counted = found.calls.drop_nulls("template").group_by("template").len()
     return Baseline(
         templates=tuple(bound),
-        calls=dict(sorted(counted.iter_rows())),
+        calls=counted,
         uncovered=found.uncovered,
         proposed=found.proposed,
     )
@@ -156,9 +163,34 @@ def legacy_prompts(baseline: Baseline, workload: str, *, golden: str) -> list[Re
             tags={"anven.golden_dataset": golden, "anven.template": each.version},
             aliases=["legacy"],
             first_aliases=["production"],
+            tools=list(each.tools),
+            contract=each.contract,
+            policies=list(each.policies),
         )
         for each in baseline.templates
     ]
+
+
+def _template(declared: DeclaredTemplate) -> PromptTemplate:
+    return PromptTemplate(
+        name=declared.name,
+        system=declared.system,
+        user=declared.user,
+        slots=declared.found_slots,
+        examples=tuple(TemplateMessage(role=each.role, content=each.content) for each in declared.examples),
+    )
+
+
+def _require_calls(known: Sequence[PromptTemplate], calls: Mapping[str, int], golden: int) -> None:
+    """Refuse a declared template without a call: a slip in its text would have its calls taken apart some other way."""
+    for number, each in enumerate(known):
+        if each.name not in calls:
+            message = (
+                f"prompt.templates[{number}] ({each.name}) is the template of none of the {golden} golden prompts; its "
+                "text as it is logged is needed, to the last space and line break (YAML's `|-` adds none at the end), "
+                "and before any template that takes its calls; leave it out where no call uses it"
+            )
+            raise InvalidInput(message)
 
 
 def _stands_in(policy: str, template: PromptTemplate) -> bool:

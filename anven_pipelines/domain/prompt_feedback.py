@@ -118,18 +118,18 @@ def records_of(feedback: Feedback, *, refused: Sequence[str] = ()) -> list[dict[
     return records
 
 
-def rules_for(template: PromptTemplate, *, slots: bool) -> list[str]:
+def rules_for(template: PromptTemplate, *, slots: Sequence[str]) -> list[str]:
     """Say what a proposal must keep.
 
     Args:
         template: What is rewritten.
-        slots: Whether the text that is rewritten holds the slots.
+        slots: Those that the text which is rewritten holds; the others stand in another message.
     """
     rules = []
-    if slots and template.slots:
-        names = ", ".join(f"{{{name}}}" for name in template.slots)
+    if slots:
+        names = ", ".join(f"{{{name}}}" for name in slots)
         rules.append(f"Each of these placeholders stands in the new text exactly once, braces included: {names}.")
-    if not slots:
+    elif template.slots:
         rules.append("The new text holds no placeholders: the inputs are filled into another message.")
     if template.policies:
         sentences = "\n".join(f"  {sentence}" for sentence in template.policies)

@@ -94,7 +94,8 @@ def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_
     Args:
         calls: Columns id, application, source_prompt (JSON list of messages) and model_config (JSON object), as
             GOLDEN has them.
-        declared: Taken as they are and tried first, in their order; names must be their own.
+        declared: Tried first, in their order; names must be their own. Taken as they are, with the tools and the
+            output format that all of their calls share where they name none.
         least_calls: So many calls tell shared text from slots; fewer are not covered.
     """
     # Prompts are taken apart one by one: Polars has no words for what is in their JSON.
@@ -107,7 +108,7 @@ def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_
     found = []
     for template in declared:
         taken = [call for call in open_calls if _fit_call(template, call) is not None]
-        found.append(_Found(template, taken))
+        found.append(_Found(_completed(template, taken), taken))
         gone = set(map(id, taken))
         open_calls = [call for call in open_calls if id(call) not in gone]
     mined = []
@@ -117,6 +118,18 @@ def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_
         reasons |= {id(call): why for call, why in left}
     found += _named(mined, {template.name for template in declared})
     return _inventory(every, found, reasons)
+
+
+def _completed(template: PromptTemplate, calls: Sequence[LoggedCall]) -> PromptTemplate:
+    """Return a declared template with what all its calls share beside their texts."""
+    if not calls:
+        return template
+    first, *others = calls
+    same_tools = all(canonical_json(call.tools) == canonical_json(first.tools) for call in others)
+    same_contract = all(call.contract == first.contract for call in others)
+    shared: dict[str, Any] = {"tools": first.tools} if same_tools and not template.tools else {}
+    shared |= {"contract": first.contract} if same_contract and template.contract is None else {}
+    return template.model_copy(update=shared)
 
 
 def fit(template: PromptTemplate, messages: Sequence[Mapping[str, Any]]) -> Fitted | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import regex  # type: ignore[import-untyped] # as the rewrites are compiled everywhere
+
+from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.token_count import spent_words
 from anven_pipelines.domain.tracking import RegisteredPrompt
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompt_changes import Chosen
     from anven_pipelines.domain.prompt_gain import Gain, Guard
     from anven_pipelines.domain.prompt_safety import SafetyFinding
+    from anven_pipelines.domain.prompt_template import Candidate
     from anven_pipelines.domain.prompt_trial import Cost
     from anven_pipelines.domain.prompts import AdaptedPrompt
 
@@ -165,18 +169,42 @@ def _interval(gain: Gain) -> str:
 
 
 def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[str, str]) -> list[RegisteredPrompt]:
-    """Return the found prompts for the prompt registry."""
+    """Return what was found, or edited by hand, and proven, for the prompt registry: as the target gets it."""
+    versions = served_versions(adaptation.prompt)
+    reasons = {gain.template: gain.reason for gain in adaptation.gains}
     return [
         RegisteredPrompt(
             name=f"{workload}.{each.template.name}",
-            version=each.candidate.version,
-            messages=[message.model_dump() for message in each.candidate.messages],
-            slots=list(each.template.slots),
-            note=f"found by {each.candidate.origin}: {gain.reason}",
+            version=versions[each.template.name],
+            messages=[{"role": message["role"], "content": message["content"]} for message in each.after.messages],
+            slots=list(each.template.slots if each.candidate else _groups(adaptation.prompt, each.template.name)),
+            note=f"{_maker(each.candidate)}: {reasons[each.template.name]}",
             tags={f"anven.{name}": digest for name, digest in inputs.items()},
             aliases=["candidate"],
+            tools=list(each.template.tools),
+            contract=each.template.contract,
+            policies=list(each.template.policies),
+            params={name: value for name, value in each.after.params.items() if name != "tools"},
         )
         for each in adaptation.chosen
-        for gain in adaptation.gains
-        if each.candidate is not None and gain.template == each.template.name
+        if each.template.name in versions
     ]
+
+
+def _maker(candidate: Candidate | None) -> str:
+    return "declared" if candidate is None else f"found by {candidate.origin}"
+
+
+def served_versions(prompt: AdaptedPrompt) -> dict[str, str]:
+    """Return by template the version, in the prompt registry, of what the target is asked with; none stay as logged."""
+    profile = prompt.transformation.get("profile")
+    return {
+        part["template"]["name"]: digest_of({"part": part, "profile": profile})
+        for part in prompt.transformation.get("templates", [])
+    }
+
+
+def _groups(prompt: AdaptedPrompt, template: str) -> list[str]:
+    """Return the slots of the declared rewrites of a template."""
+    [part] = [part for part in prompt.transformation["templates"] if part["template"]["name"] == template]
+    return list(dict.fromkeys(name for each in part["rewrites"] for name in regex.compile(each["user"]).groupindex))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.canonical import canonical_json
@@ -12,7 +12,7 @@ from anven_pipelines.domain.rollout_status import CHANGES, RolloutStatus, follow
 from anven_pipelines.domain.tracking import StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from anven_pipelines.domain.events import Event
@@ -44,11 +44,14 @@ class Attempt:
         record: Its run, but for the metrics; it goes on, and says more with each event.
         points: The metrics' histories: one value a generation each, so that what is there needs no second one.
         seq: Number of its newest event.
+        production: Prompt to the version of it that is served for good, by digest; None for the legacy one. Nothing
+            while the ramp goes on, and of what the registry does not hold.
     """
 
     record: StepRecord
     points: tuple[Point, ...]
     seq: int
+    production: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class _Followed(NamedTuple):
@@ -105,7 +108,16 @@ def _attempt(workload: str, events: list[_Followed]) -> Attempt:
         documents={AUDIT: "".join(f"{canonical_json(_line(each.event))}\n" for each in events)},
     )
     points = [point for each in events if each.event.kind in CHANGES for point in _points(each, plan)]
-    return Attempt(record=record, points=tuple(points), seq=newest.seq)
+    return Attempt(record=record, points=tuple(points), seq=newest.seq, production=_production(workload, events))
+
+
+def _production(workload: str, events: list[_Followed]) -> dict[str, str | None]:
+    """Return what serves production once an attempt has ended; a target at 100 % that still proves itself does not."""
+    served: dict[str, str] = events[0].event.payload.get("prompts") or {}
+    phase = events[-1].status.phase
+    if phase not in _ENDS:
+        return {}
+    return {f"{workload}.{name}": digest if phase == "completed" else None for name, digest in served.items()}
 
 
 def _params(started: dict[str, Any], plan: RolloutPlan | None) -> dict[str, str]:

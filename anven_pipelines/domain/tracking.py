@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping  # noqa: TC003 - pydantic reads the record's annotations at run time
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -69,6 +69,10 @@ class RegisteredPrompt:
         tags: What it was made from.
         aliases: That point at this version from now on.
         first_aliases: That point at it where they point at none yet.
+        tools: Tools that its calls offer, in the chat completions form.
+        contract: JSON Schema that answers must keep; None where the calls demand none.
+        policies: Sentences that must stay word for word.
+        params: Parameters of its requests; a value in words where it differs by call.
     """
 
     name: str
@@ -79,6 +83,10 @@ class RegisteredPrompt:
     tags: dict[str, str]
     aliases: list[str] = field(default_factory=list)
     first_aliases: list[str] = field(default_factory=list)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    contract: dict[str, Any] | None = None
+    policies: list[str] = field(default_factory=list)
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

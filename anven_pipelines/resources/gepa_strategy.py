@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_feedback import PERFECT, feedback_on, proposed_text, records_of, rules_for
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
-from anven_pipelines.domain.prompt_template import Candidate, TemplateMessage, unchanged
+from anven_pipelines.domain.prompt_template import SLOT, Candidate, TemplateMessage, unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,13 +35,14 @@ _log = logging.getLogger(__name__)
 SYSTEM: Final = "system"
 USER: Final = "user"
 _WORDS: Final = {SYSTEM: "the system message", USER: "the user message"}
-_NONE_YET: Final = "(there is none yet)"
 _REMEMBERED: Final = 3  # refused proposals that the model is told of
 _IDLE_STEPS: Final = 5  # steps per allowed call: a step whose answers are all right calls nobody
-_BRIEF: Final = """I use the following text as {part} of every request to an assistant:
+_PRESENT: Final = """I use the following text as {part} of every request to an assistant:
 ```
 <curr_param>
-```
+```"""
+_ABSENT: Final = "My requests to an assistant have no text as {part} yet.<curr_param>"  # GEPA asks for the mark
+_BRIEF: Final = """{present}
 
 This is what became of requests with it, grouped by what went wrong:
 <side_info>
@@ -230,15 +231,18 @@ class _Search:
     def _proposal(self, part: str, texts: Mapping[str, str], records: Sequence[Mapping[str, Any]]) -> str | None:
         from gepa.strategies.instruction_proposal import InstructionProposalSignature  # noqa: PLC0415 - the extra `adapt`
 
-        rules = "\n".join(f"- {rule}" for rule in rules_for(self.trial.template, slots=part == USER))
+        template = self.trial.template
+        slots = [name for name in SLOT.findall(texts[part]) if name in template.slots]
+        rules = "\n".join(f"- {rule}" for rule in rules_for(template, slots=slots))
+        brief = _BRIEF.replace("{present}", _PRESENT if texts[part].strip() else _ABSENT)
         asked = {
-            "current_instruction_doc": texts[part] or _NONE_YET,
+            "current_instruction_doc": texts[part],
             "dataset_with_feedback": records,
-            "prompt_template": _BRIEF.replace("{part}", _WORDS[part]).replace("{rules}", rules),
+            "prompt_template": brief.replace("{part}", _WORDS[part]).replace("{rules}", rules),
         }
         reply = self.reflector(str(InstructionProposalSignature.prompt_renderer(asked)))
         text = proposed_text(reply.text) if reply.text is not None and reply.is_whole else None
-        if text is None or text in {texts[part], _NONE_YET}:
+        if text is None or text == texts[part]:
             return None
         if refusal := self.trial.refusal(self.candidate_of({**texts, part: text})):
             self._refused[part] = [*self._refused[part], refusal][-_REMEMBERED:]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.errors import InvalidInput, UnavailableService
 from anven_pipelines.domain.tracking import StepRecord, fit
-from anven_pipelines.resources.prompt_registry import register
+from anven_pipelines.resources.prompt_registry import point, register
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KEY_TAG: Final = "anven.key"
 RECORD_TAG: Final = "anven.record"
 SEQ_TAG: Final = "anven.seq"
+PRODUCTION_TAG: Final = "rollout.production"
 # A request to log a batch may hold 1 MB; escaped, a parameter takes at most 37 kB and a metric 0.5 kB.
 PARAMS_PER_REQUEST: Final = 25
 METRICS_PER_REQUEST: Final = 1000
@@ -58,7 +59,7 @@ def deliver(client: MlflowClient, step: StepRecord, *, folder: str | None) -> Pl
     return Place(experiment, run.info.run_id)
 
 
-def follow(client: MlflowClient, attempt: Attempt, *, folder: str | None) -> Place:
+def follow(client: MlflowClient, attempt: Attempt, *, folder: str | None, waiting: int = 0) -> Place:
     """Bring the run of a rollout's attempt to where the audit log is.
 
     The number of the newest event is written last, so that a run which was half written is written again; what is
@@ -69,16 +70,20 @@ def follow(client: MlflowClient, attempt: Attempt, *, folder: str | None) -> Pla
         client: MLflow.
         attempt: What the log says of it.
         folder: Where documents of a new experiment go; None for the server's own choice.
+        waiting: Records of steps that MLflow does not have yet, of which one may register a prompt that is served.
+
+    Raises:
+        UnavailableService: a prompt that is served is not registered and may yet be.
     """
     step = attempt.record
     experiment = experiment_id(client, step.experiment, folder)
     run = _run_of(client, experiment, step, {})
     if int(run.data.tags.get(SEQ_TAG, 0)) < attempt.seq:
-        _bring(client, run, attempt)
+        _bring(client, run, attempt, waiting)
     return Place(experiment, run.info.run_id)
 
 
-def _bring(client: MlflowClient, run: Run, attempt: Attempt) -> None:
+def _bring(client: MlflowClient, run: Run, attempt: Attempt, waiting: int) -> None:
     from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - mlflow is loaded by now
 
     run_id, fitted, step = run.info.run_id, fit(attempt.record), attempt.record
@@ -93,7 +98,19 @@ def _bring(client: MlflowClient, run: Run, attempt: Attempt) -> None:
     client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in fitted.tags.items()])
     if step.status != "RUNNING":
         client.set_terminated(run_id, status=step.status, end_time=_milliseconds(step.ended))
+    if attempt.production:
+        client.set_tag(run_id, PRODUCTION_TAG, _production(client, attempt, waiting))
     client.set_tag(run_id, SEQ_TAG, str(attempt.seq))
+
+
+def _production(client: MlflowClient, attempt: Attempt, waiting: int) -> str:
+    """Point the alias `production` of the prompts at what is served, and say where it is."""
+    placed = point(client, "production", attempt.production)
+    missing = [name for name, version in placed.items() if version is None]
+    if missing and waiting:
+        message = f"the version of {', '.join(missing)} that is served is not registered yet; {waiting} records wait"
+        raise UnavailableService(message)
+    return "; ".join(f"{name} {version or 'is not registered'}" for name, version in placed.items())
 
 
 def _lacking(client: MlflowClient, run: Run, attempt: Attempt) -> list[Point]:

@@ -145,7 +145,10 @@ class MlflowTracking(dg.ConfigurableResource[None]):
         attempt = replace(attempt, record=replace(attempt.record, tags=tags))
         try:
             load_mlflow(self.tracking_uri, timeout_s=self.timeout_s)
-            return within(FILL_S, lambda: follow(self._client(), attempt, folder=self._artifact_folder()))
+            waiting = len(Outbox(Path(self.outbox)).waiting())
+            return within(
+                FILL_S, lambda: follow(self._client(), attempt, folder=self._artifact_folder(), waiting=waiting)
+            )
         except Exception as error:
             message = f"MLflow at {self.tracking_uri} did not take {attempt.record.name}: {_reason(error)}"
             raise UnavailableService(self._public(message)) from error

@@ -138,11 +138,17 @@ class PromptSearch(dg.ConfigurableResource[None]):
         require_installed(command)
         # What it may really ask is the trial's to say, which counts its calls with all others.
         budget = ReflectionBudget(calls=migration.prompt.budget.calls)
+        declared = migration.prompt.prompt_ops
+        longest = declared.timeout or migration.prompt.budget.time or PROMPT_OPS_TIME
         return PromptOpsStrategy(
             command=command,
             target=lambda: self._client(target, budget, asks_anew=False),
             proposer=self._reflector(migration),
-            timeout_s=(migration.prompt.budget.time or PROMPT_OPS_TIME).total_seconds(),
+            timeout_s=longest.total_seconds(),
+            strategy=declared.strategy,
+            settings=declared.settings,
+            items=declared.items,
+            max_tokens=declared.max_tokens,
         )
 
     def _reflector(self, migration: Migration) -> Callable[[], Reflector]:
@@ -157,10 +163,12 @@ class PromptSearch(dg.ConfigurableResource[None]):
             api_key_env=reflection.api_key_env,
             params=reflection.params,
             timeout=reflection.timeout,
+            max_attempts=reflection.max_attempts,
             price=reflection.price,
         )
         api_key(endpoint.api_key_env, of=f"the reflection model {endpoint.model!r}")
-        return lambda: self._client(endpoint, ReflectionBudget(calls=reflection.calls))
+        budget = ReflectionBudget(calls=reflection.calls, tokens=reflection.tokens, usd=reflection.usd)
+        return lambda: self._client(endpoint, budget)
 
     def _client(self, endpoint: EndpointTarget, budget: ReflectionBudget, *, asks_anew: bool = True) -> Reflector:
         kept = Remembered(self.artifacts.checkpoint(ANSWERS, reflection_key(endpoint)))

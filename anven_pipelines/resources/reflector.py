@@ -177,8 +177,8 @@ class Reflector:
         kind = (row["reason"] or "").partition(":")[0]
         if kind in ASKED_AGAIN:
             message = (
-                f"the model {self.endpoint.model!r} at {self.endpoint.url} gave no answer ({row['reason']}); "
-                "see that it is up, then run again: what it answered before is kept"
+                f"the model {self.endpoint.model!r} at {self.endpoint.url} gave no answer ({row['reason']}; "
+                f"attempts: {row['attempts']}); see that it is up, then run again: what it answered before is kept"
             )
             raise UnavailableService(message)
         text = row["output"] or ""

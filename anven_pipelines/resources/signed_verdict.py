@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_report import served_versions
 from anven_pipelines.domain.prompts import AdaptedPrompt
 
 if TYPE_CHECKING:
@@ -12,8 +13,10 @@ if TYPE_CHECKING:
     from anven_pipelines.resources.artifact_store import ArtifactStore
 
 
-def signed_for(artifacts: ArtifactStore, workload: str, verdict: Event | None) -> dict[str, str | None]:
+def signed_for(artifacts: ArtifactStore, workload: str, verdict: Event | None) -> dict[str, Any]:
     """Return the verdict's event and document by their hashes, and the version of the prompt that it was given for.
+
+    `prompts` has by template what the prompt registry knows of it; see `served_versions`.
 
     Args:
         artifacts: Where the prompt is.
@@ -26,18 +29,23 @@ def signed_for(artifacts: ArtifactStore, workload: str, verdict: Event | None) -
         UnavailableService: the artifact store does not answer.
     """
     if verdict is None:
-        return {"verdict": None, "verdict_digest": None, "prompt": None}
+        return {"verdict": None, "verdict_digest": None, "prompt": None, "prompts": {}}
     payload = verdict.payload
     prompt = None
     if digest := payload.get("adapted_prompt"):
-        prompt = prompt_version(artifacts, workload, digest)
+        prompt = _prompt(artifacts, workload, digest)
         if prompt is None:
             message = (
                 f"the rollout of {workload} cannot start: the prompt that its verdict was given for, adapted_prompt "
                 f"{digest[:12]}, is not in the artifact store; restore it, or reach a new verdict with `anven migrate`"
             )
             raise InvalidInput(message)
-    return {"verdict": verdict.hash, "verdict_digest": payload.get("verdict_digest"), "prompt": prompt}
+    return {
+        "verdict": verdict.hash,
+        "verdict_digest": payload.get("verdict_digest"),
+        "prompt": prompt and prompt.version,
+        "prompts": served_versions(prompt) if prompt else {},
+    }
 
 
 def prompt_version(artifacts: ArtifactStore, workload: str, digest: str) -> str | None:
@@ -47,7 +55,12 @@ def prompt_version(artifacts: ArtifactStore, workload: str, digest: str) -> str 
         CorruptArtifact: it cannot be read.
         UnavailableService: the artifact store does not answer.
     """
+    prompt = _prompt(artifacts, workload, digest)
+    return None if prompt is None else prompt.version
+
+
+def _prompt(artifacts: ArtifactStore, workload: str, digest: str) -> AdaptedPrompt | None:
     manifest = artifacts.load_manifest("adapted_prompt", workload, digest=digest)
     if manifest is None:
         return None
-    return AdaptedPrompt.model_validate_json(artifacts.read(manifest)["json"].item()).version
+    return AdaptedPrompt.model_validate_json(artifacts.read(manifest)["json"].item())

@@ -116,6 +116,41 @@ def test_bad_input_exits_with_two_and_one_clear_line(text: str | None, message: 
     assert message in json.loads(done.stdout)["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("", "legacy.logs ['log.jsonl'] has no calls in request_log; calls that can be read are needed"),
+        ("\n{\n", "mend those that request_log's checks name"),
+        (
+            json.dumps(
+                {
+                    "id": "a",
+                    "startTime": "2026-11-01T00:00:00Z",
+                    "model": "other",
+                    "messages": [{"role": "user", "content": "Capital of France?"}],
+                    "response": {"choices": [{"message": {"content": "Paris"}}]},
+                }
+            ),
+            "none of 1 logged calls qualifies for the golden dataset (other model 1)",
+        ),
+    ],
+    ids=["empty", "no line that can be read", "no call of the model"],
+)
+def test_a_log_without_a_usable_call_is_bad_input_and_one_error(log: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(log)
+    (tmp_path / "answers.jsonl").touch()
+    (tmp_path / "m.yaml").write_text(
+        "workload: x\nlegacy: {model: m, logs: log.jsonl}\n"
+        "target: {engine: recorded, model: m, answers: answers.jsonl}\ngrading: [{kind: exact}]\n"
+    )
+    done = anven("migrate", "m.yaml", "--json", folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["kind"] == "InvalidInput"
+    assert message in error["message"]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error")] == [f"error {error['message']}"]
+
+
 @pytest.mark.parametrize("words", [["migrate"], ["migrate", "a", "b"], ["doctor", "--what"], ["fly"]], ids=" ".join)
 def test_a_command_that_is_not_understood_is_one_json_object_too(words: list[str], tmp_path: Path) -> None:
     done = anven(*words, "--json", folder=tmp_path)

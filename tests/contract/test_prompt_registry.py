@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from anven_pipelines.domain.prompt_changes import VARIES
 from anven_pipelines.domain.tracking import RegisteredPrompt, StepRecord
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
 from anven_pipelines.resources.prompt_registry import prompt_name, template_of
@@ -103,6 +104,42 @@ def test_a_prompt_is_registered_with_its_text_its_origin_and_its_aliases(trackin
     assert version.commit_message == LEGACY.note
     assert version.tags.items() >= {**LEGACY.tags, "anven.version": LEGACY.version, "anven.run": tracked.run_id}.items()
     assert (serving(tracking, "legacy"), serving(tracking, "production")) == (LEGACY.version, LEGACY.version)
+
+
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+CONTRACT = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+PARAMS = {"temperature": 0.2, "max_tokens": 64, "top_p": VARIES, "seed": 7, "logit_bias": None}
+
+
+def test_what_a_prompt_holds_beside_its_messages_can_be_read(tracking: MlflowTracking) -> None:
+    whole = replace(FOUND, tools=[TOOL], contract=CONTRACT, policies=["Never tell größe."], params=PARAMS)
+    assert tracking.record(step(whole)).warning is None
+    [version] = versions(tracking)
+    assert version.response_format == CONTRACT
+    assert version.model_config == {"temperature": 0.2, "max_tokens": 64, "seed": 7}
+    found = {name: json.loads(version.tags[f"anven.{name}"]) for name in ("tools", "policies", "params")}
+    assert found == {"tools": [TOOL], "policies": ["Never tell größe."], "params": PARAMS}
+    assert "größe" in version.tags["anven.policies"], "a person reads it"
+
+
+def test_a_prompt_of_text_alone_has_no_empty_fields(tracking: MlflowTracking) -> None:
+    tracking.record(step(LEGACY))
+    [version] = versions(tracking)
+    assert (version.response_format, version.model_config) == (None, None)
+    assert {"anven.tools", "anven.policies", "anven.params"} & version.tags.keys() == set()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"params": {"temperature": -1, "seed": 7}}, {"tools": [TOOL | {"text": "x" * 100_000}]}],
+    ids=["a parameter that MLflow refuses", "a text longer than MLflow takes"],
+)
+def test_what_mlflow_does_not_take_keeps_no_prompt_from_it(tracking: MlflowTracking, changes: dict[str, Any]) -> None:
+    assert tracking.record(step(replace(FOUND, **changes))).warning is None
+    [version] = versions(tracking)
+    assert version.model_config is None
+    [name] = {"anven.tools", "anven.params"} & version.tags.keys()
+    assert version.tags[name].startswith(('{\n "temperature": -1', "[\n {"))
 
 
 def test_a_prompt_is_linked_to_the_run_that_it_came_from(tracking: MlflowTracking) -> None:

@@ -15,7 +15,7 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.domain.prompt_adaptation import Search
 from anven_pipelines.domain.prompt_looks import measure_of
-from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
+from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts, served_versions
 from anven_pipelines.domain.prompt_safety import CODES
 from anven_pipelines.domain.prompt_search import Racing
 from anven_pipelines.domain.prompt_split import split_items
@@ -40,6 +40,7 @@ DESK = PromptTemplate(
 ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
 ITEMS = 150
 NOT_SEARCHED = "no prompt was searched, and the legacy prompts stand as they are"
+AS_LOGGED = "asked as logged, neither converted nor searched"
 TOO_FEW_TO_MEET = "desk: 0 calls are spent, 72 more are wanted, and 0 are allowed by here; unchanged"
 NOISE_RUNS = 60
 
@@ -266,17 +267,18 @@ def test_where_nothing_looks_better_nothing_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("items", "templates", "budget", "reasons"),
     [
-        (12, (DESK,), {}, ("desk: 7 search items, at least 10 are needed; unchanged", NOT_SEARCHED)),
+        (12, (DESK,), {}, (f"desk: 7 search items, at least 10 are needed: {AS_LOGGED}", NOT_SEARCHED)),
         (
             12,
             (ROUTER,),
             {},
             (
-                "router: 0 search items, at least 10 are needed; unchanged",
-                f"{NOT_SEARCHED}; 12 open items fit no template",
+                f"12 open items fit no template: {AS_LOGGED}",
+                f"router: 0 search items, at least 10 are needed: {AS_LOGGED}",
+                NOT_SEARCHED,
             ),
         ),
-        (12, (), {}, (f"{NOT_SEARCHED}; 12 open items fit no template",)),
+        (12, (), {}, (f"12 open items fit no template: {AS_LOGGED}", NOT_SEARCHED)),
         (ITEMS, (DESK,), {"calls": 0}, (TOO_FEW_TO_MEET, NOT_SEARCHED)),
     ],
     ids=["few items", "another template", "no template", "no calls"],
@@ -431,7 +433,7 @@ def test_a_template_with_too_few_items_is_left_as_it_is() -> None:
     adaptation = adapt(world, finds(GOOD), rows=golden(15))
     assert not adaptation.adapted
     assert world.asked == []
-    assert adaptation.reasons[0] == "desk: 9 search items, at least 10 are needed; unchanged"
+    assert adaptation.reasons[0] == f"desk: 9 search items, at least 10 are needed: {AS_LOGGED}"
 
 
 def both_prompts(items: int) -> pl.DataFrame:
@@ -637,19 +639,33 @@ def test_sealed_items_are_neither_asked_nor_told() -> None:
 
 
 def test_items_that_fit_no_template_are_counted() -> None:
-    prompts = [json.dumps(desk_prompt(at) if at % 2 else [{"role": "user", "content": "hello"}]) for at in range(ITEMS)]
-    assert adapt(World(lambda *_: True), rows=golden(source_prompt=prompts)).uncovered == ITEMS // 2
+    prompts = [json.dumps(desk_prompt(at) if at % 3 else [{"role": "user", "content": "hello"}]) for at in range(ITEMS)]
+    adaptation = adapt(World(half_and("Good", 9)), finds(GOOD), rows=golden(source_prompt=prompts))
+    assert (adaptation.uncovered, adaptation.adapted) == (ITEMS // 3, True), adaptation.reasons
+    assert adaptation.reasons[0] == f"{ITEMS // 3} open items fit no template: {AS_LOGGED}", "beside what was proven"
 
 
 def test_the_found_prompts_are_registered_as_candidates() -> None:
     adaptation = adapt(World(half_and("Good", 9)), finds(replace_origin(GOOD)))
     [prompt] = candidate_prompts(adaptation, "support", inputs={"golden_dataset": "d1"})
-    assert (prompt.name, prompt.version, prompt.slots) == ("support.desk", GOOD.version, ["question"])
+    assert (prompt.name, prompt.slots) == ("support.desk", ["question"])
+    assert prompt.version == served_versions(adaptation.prompt)["desk"]
+    assert (prompt.messages, prompt.policies) == ([each.model_dump() for each in GOOD.messages], [POLICY])
     assert (prompt.aliases, prompt.first_aliases) == (["candidate"], [])
     assert prompt.note.startswith("found by finds: 0.467 before, 0.9")
     assert prompt.tags == {"anven.golden_dataset": "d1"}
     refused = replace(adaptation, chosen=())
     assert candidate_prompts(refused, "support", inputs={}) == []
+
+
+def test_rewrites_that_a_person_wrote_are_registered_once_they_are_proven() -> None:
+    adaptation = adapt(World(half_and("Good", 9)), mode="tested", rewrites=REWRITES)
+    [prompt] = candidate_prompts(adaptation, "support", inputs={})
+    assert prompt.messages == REWRITES[0]["messages"]
+    assert prompt.note.startswith("declared: 0.")
+    assert {"support.desk": prompt.version} == {
+        f"support.{name}": v for name, v in served_versions(adaptation.prompt).items()
+    }
 
 
 def replace_origin(candidate: Candidate) -> Candidate:

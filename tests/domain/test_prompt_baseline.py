@@ -10,6 +10,7 @@ import pytest
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
 from anven_pipelines.domain.prompt_template import unchanged
+from anven_pipelines.spec_prompt import DeclaredTemplate
 from tests.builders import golden_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,48 @@ def test_a_policy_that_stands_nowhere_is_refused(policies: list[str]) -> None:
         baseline_of(golden(), policies=policies)
 
 
+QUESTION = DeclaredTemplate(name="question", system=SYSTEM, user="Question: what is item {item} in {town}?\nAnswer:")
+
+
+def test_a_prompt_that_fits_a_declared_template_is_its_own_and_the_others_are_found() -> None:
+    """Mined, a declared one has the names of its slots from what stands before them."""
+    baseline = baseline_of(golden(), policies="found", declared=[QUESTION])
+    assert [(each.name, each.slots) for each in baseline.templates] == [
+        ("question", ("item", "town")),
+        ("router", baseline_of(golden(), policies="found").templates[1].slots),
+    ]
+    assert baseline.calls == {"question": DESK, "router": ROUTER}
+    assert baseline.templates[0].policies == (POLICY,), "its policies are found, too"
+    assert Baseline.from_json(baseline.to_json()) == baseline
+
+
+def test_prompts_too_few_to_be_mined_have_a_template_where_one_is_declared() -> None:
+    joke = DeclaredTemplate(name="joke", user="Tell me a joke.")
+    baseline = baseline_of(golden(), policies="found", declared=[joke])
+    assert baseline.calls == {"desk": DESK, "joke": 1, "router": ROUTER}
+    assert sum(baseline.uncovered.values()) == STRAY - 1
+
+
+def test_braces_that_are_no_slots_are_text_and_the_rest_of_the_calls_is_found() -> None:
+    rows = golden_of(12, source_prompt=[prompt(f"Fill {{form}} for {at}.") for at in range(12)])
+    form = DeclaredTemplate(name="form", user="Fill {form} for {who}.", slots=["who"])
+    [template] = baseline_of(rows, policies=[], declared=[form]).templates
+    assert (template.name, template.slots) == ("form", ("who",))
+
+
+@pytest.mark.parametrize(
+    ("declared", "named"),
+    [
+        ([QUESTION.model_copy(update={"user": f"{QUESTION.user}\n"})], r"prompt.templates\[0\] \(question\)"),
+        ([QUESTION, QUESTION.model_copy(update={"name": "again"})], r"prompt.templates\[1\] \(again\)"),
+    ],
+    ids=["a line break too many", "its calls are another's"],
+)
+def test_a_declared_template_without_a_prompt_is_refused(declared: list[DeclaredTemplate], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named + r" is the template of none of the 44 golden prompts"):
+        baseline_of(golden(), policies="found", declared=declared)
+
+
 def test_policies_change_the_version_of_a_template_and_answers_do_not() -> None:
     found, none = baseline_of(golden(), policies="found").templates[0], baseline_of(golden(), policies=[]).templates[0]
     assert found.version != none.version
@@ -124,3 +167,4 @@ def test_the_legacy_prompts_serve_production_until_another_one_does() -> None:
     assert (desk.aliases, desk.first_aliases) == (["legacy"], ["production"])
     assert desk.tags == {"anven.golden_dataset": "d1", "anven.template": baseline.templates[0].version}
     assert desk.note == "as found in 30 golden prompts"
+    assert (desk.policies, router.policies) == ([POLICY], [])

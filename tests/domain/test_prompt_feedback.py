@@ -108,13 +108,13 @@ def test_rules_name_what_must_stay() -> None:
         tools=({"type": "function", "function": {"name": "look_up"}}, {"name": "close"}),
         contract={"type": "object"},
     )
-    user, system = "\n".join(rules_for(template, slots=True)), "\n".join(rules_for(template, slots=False))
+    user, system = "\n".join(rules_for(template, slots=["ticket"])), "\n".join(rules_for(template, slots=[]))
     assert "{ticket}" in user
     assert "{ticket}" not in system
     assert "no placeholders" in system
     for words in ("Never ask for a password.", "close, look_up", "JSON"):
         assert words in user
         assert words in system
-    assert rules_for(PromptTemplate(name="plain", user="hi", slots=()), slots=True) == [
+    assert rules_for(PromptTemplate(name="plain", user="hi", slots=()), slots=[]) == [
         "State general rules; do not copy the right answers of the examples into the text."
     ]

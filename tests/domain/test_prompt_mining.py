@@ -245,6 +245,18 @@ def test_declared_templates_come_first_and_as_they_are() -> None:
     assert json.loads(inventory.calls.filter(pl.col("template") == "mine")["slots"][0])["rest"].startswith("B: ")
 
 
+def test_a_declared_template_has_the_tools_and_the_format_that_all_its_calls_share() -> None:
+    prompts = pairs("A: {a}\nB: {b}")[:10]
+    declared = PromptTemplate(name="mine", system="Be brief.", user="A: {x}\nB: {y}", slots=("x", "y"))
+    tool = {"type": "function", "function": {"name": "look_up"}}
+    asked = calls_of(prompts, tools=[tool], response_format={"type": "json_object"})
+    [template] = mine(asked, declared=[declared]).templates
+    assert (template.tools, template.contract) == ((tool,), {"type": "object"})
+    some = pl.concat([asked, calls_of(prompts, "other", response_format={"type": "json_object"})])
+    [template] = mine(some, declared=[declared]).templates
+    assert (template.tools, template.contract) == ((), {"type": "object"}), "not all of its calls offer the tool"
+
+
 IMAGE = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "data:"}}]
 
 

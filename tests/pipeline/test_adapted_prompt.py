@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
+from mlflow import MlflowClient
 
+from anven_pipelines.assets.materialization import read_document
 from anven_pipelines.assets.prompt_looks import PromptLooks
 from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidMigration, StaleInput
+from anven_pipelines.domain.prompt_baseline import Baseline
 from tests.pipeline.conftest import Place, logged_call
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
@@ -28,6 +31,7 @@ ITEMS = 200
 AS_LOGGED = re.compile(r"What is the number of ticket \d+\?")
 GOLDEN = {"size": "all", "holdout": 0.25}
 BUDGET = {"calls": 700}
+ALIASES = ("legacy", "candidate", "production")
 
 
 def number_of(ask: Ask) -> str:
@@ -167,6 +171,38 @@ def test_the_form_of_the_target_is_declared_and_its_reasons_stand_in_the_report(
         ("nothing → Answer in German.", "the target may answer in another language unless it is told")
     ]
     assert "# the target may answer in another language unless it is told\n" in searched["diff"]["helpdesk"]
+    client = MlflowClient(f"sqlite:///{place.folder / 'home' / 'mlflow' / 'mlflow.db'}")
+    registered = {alias: client.get_prompt_version_by_alias("support.helpdesk", alias) for alias in ALIASES}
+    assert (registered["production"].version, registered["legacy"].version) == (1, 1)
+    assert registered["candidate"].version == 2, "with nothing but its form changed it is another prompt"
+    [asked] = registered["candidate"].template
+    assert (asked["role"], "Answer in German." in asked["content"], "{{slot_1}}" in asked["content"]) == (
+        "user",
+        True,
+        True,
+    )
+    assert registered["candidate"].model_config == {"temperature": 0}
+
+
+def test_calls_of_a_declared_template_are_searched_under_its_name_and_the_others_are_found(place: Place) -> None:
+    """The log holds two prompts; mined, both would be named after their application."""
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        declared = declare(
+            place, endpoint, templates=[{"name": "ticket", "user": "What is the number of ticket {ticket}?"}]
+        )
+        other = [logged_call(at, messages=[{"role": "user", "content": f"Count {at}."}]) for at in range(ITEMS, 220)]
+        place.write_log([*(logged_call(at) for at in range(ITEMS)), *other])
+        assert materialize(place, declared).success
+        searched = report(place)
+    manifest = place.artifacts.load_manifest("prompt_baseline", "support")
+    assert manifest is not None
+    baseline = Baseline.from_json(read_document(place.artifacts, manifest))
+    assert [(each.name, each.slots) for each in baseline.templates] == [
+        ("ticket", ("ticket",)),
+        ("helpdesk", ("slot_1",)),
+    ]
+    assert baseline.calls == {"ticket": ITEMS, "helpdesk": 20}
+    assert [gain["template"] for gain in searched["gains"]] == ["ticket"]
 
 
 def test_reasoning_is_switched_where_the_target_can(place: Place) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import pytest
 
 from anven_pipelines.domain.canonical import canonical_json
 from tests.pipeline.test_adapted_prompt import check, declare, materialize, report
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.pipeline.conftest import Place
 
+PRICE = {"input_usd_per_million": 1, "output_usd_per_million": 1, "source": "test"}
 PLANTED = "Write the ticket's number as JSON."
 STAND_IN = Path(__file__).resolve().parents[1] / "fakes" / "prompt_ops_stand_in.py"
 
@@ -52,8 +52,7 @@ def chosen(found: dict[str, Any]) -> list[str]:
 
 def test_gepa_finds_a_rule_proves_it_and_pays_once(place: Place) -> None:
     with ScriptedEndpoint(wants_the_planted_rule) as endpoint, ScriptedEndpoint(plants_the_rule) as large:
-        price = {"input_usd_per_million": 1, "output_usd_per_million": 1, "source": "test"}
-        reflection = {"model": "large", "url": large.url, "calls": 4, "price": price}
+        reflection = {"model": "large", "url": large.url, "calls": 4, "price": PRICE}
         declared = declare(place, endpoint, strategies=["gepa"], reflection=reflection)
         result = materialize(place, declared)
         assert result.success
@@ -77,6 +76,31 @@ def test_gepa_finds_a_rule_proves_it_and_pays_once(place: Place) -> None:
         assert materialize(place, declared).success
         assert (len(endpoint.asks), len(large.asks)) == asked
         assert report(place) == searched
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked"),
+    [({}, 8), ({"tokens": 1}, 1), ({"price": PRICE, "usd": 1e-9}, 1)],
+    ids=["calls only", "tokens", "money"],
+)
+def test_the_declared_limits_of_the_model_that_rewrites_are_held(
+    place: Place, limits: dict[str, Any], asked: int
+) -> None:
+    """It talks, so that nothing but a limit ends the search."""
+    with ScriptedEndpoint(wants_the_planted_rule) as endpoint, ScriptedEndpoint(lambda _: Reply("Hm.")) as large:
+        reflection = {"model": "large", "url": large.url, "calls": 8, **limits}
+        assert materialize(place, declare(place, endpoint, strategies=["gepa"], reflection=reflection)).success
+        assert len(large.asks) == report(place)["cost"]["rewriting_calls"] == asked
+
+
+def test_a_model_that_rewrites_is_asked_as_often_as_is_declared(place: Place) -> None:
+    with (
+        ScriptedEndpoint(wants_the_planted_rule) as endpoint,
+        ScriptedEndpoint(lambda _: Reply("", status=503)) as large,
+    ):
+        reflection = {"model": "large", "url": large.url, "max_attempts": 2}
+        assert not materialize(place, declare(place, endpoint, strategies=["gepa"], reflection=reflection)).success
+        assert len(large.asks) == 2
 
 
 def test_a_rewritten_prompt_that_drops_a_slot_is_never_asked(place: Place) -> None:
@@ -181,15 +205,18 @@ def prepare(monkeypatch: pytest.MonkeyPatch, folder: Path, *, mode: str) -> None
 
 
 def test_prompt_ops_counts_what_it_asks_by_itself(
-    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="anven_pipelines.resources.prompt_ops")
     prepare(monkeypatch, tmp_path, mode="well")
     with ScriptedEndpoint(wants_the_planted_rule) as endpoint, ScriptedEndpoint(lambda _: Reply(PLANTED)) as large:
         reflection = {"model": "large", "url": large.url}
-        declared = declare(place, endpoint, strategies=["prompt_ops"], reflection=reflection)
+        size = {"items": 20, "settings": {"num_trials": 3}, "timeout": "1m"}
+        declared = declare(place, endpoint, strategies=["prompt_ops"], reflection=reflection, prompt_ops=size)
         assert materialize(place, declared).success
         searched = report(place)
         assert chosen(searched) == ["prompt_ops"]
+        assert "optimising 20 rows" in caplog.text
         assert searched["adapted"], searched["reasons"]
         assert searched["cost"]["calls"] == len(endpoint.asks)
         assert searched["cost"]["rewriting_calls"] == len(large.asks) == 1

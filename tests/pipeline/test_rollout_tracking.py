@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,9 +18,13 @@ from mlflow import MlflowClient
 
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.notice import HELD, hold_stream
+from anven_pipelines.domain.prompt_report import served_versions
+from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
+from anven_pipelines.domain.prompts import AdaptedPrompt, candidate_part, found_prompt
 from anven_pipelines.domain.rollout import RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import sign_off_stream
+from anven_pipelines.domain.tracking import RegisteredPrompt, StepRecord
 from anven_pipelines.migrate import filled_in, of_kind
 from anven_pipelines.resources.mlflow_run import SEQ_TAG
 from anven_pipelines.resources.rollout_tracking import RolloutTracking
@@ -93,6 +98,9 @@ def shown(place: Place) -> list[Shown]:
     return found
 
 
+BACK = {"who": "bo", "reason": "enough"}
+
+
 def advance(place: Place, generation: int, stage: int) -> None:
     """Write what a step writes that advances."""
     payload = {"stage": stage, "reasons": ["proven"], "evidence": [], "measured": {"errors": NUMBERS}, "as_of": None}
@@ -147,6 +155,138 @@ def test_an_attempt_is_a_run_that_says_what_began_what_changed_and_where_it_stan
     tags = second.run.data.tags
     assert (tags["rollout.attempt"], tags["rollout.started_by"], tags["deployment"]) == ("2", "cy", "local")
     assert second.points["share"] == [(4, 0.05)]
+
+
+DESK = PromptTemplate(name="desk", user="Question: {question}", slots=("question",))
+ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
+ASKED: dict[str, Any] = {"reasons": ["proven"], "evidence": [], "measured": {}, "as_of": None}
+
+
+def served(word: str) -> AdaptedPrompt:
+    """Return a prompt that changes the desk's and leaves the router's as it was logged."""
+    message = TemplateMessage(role="user", content=f"{word}: {{question}}")
+    part = candidate_part(DESK, Candidate(template="desk", messages=(message,)))
+    return found_prompt([part], profile=None, description="")
+
+
+def registers(tracking: RolloutTracking, prompt: AdaptedPrompt, key: str) -> None:
+    """Have MLflow register a prompt, and the legacy ones of both templates, as the assets do."""
+    legacy = [
+        RegisteredPrompt(
+            name=f"support.{each.name}",
+            version=unchanged(each).version,
+            messages=[{"role": "user", "content": each.user}],
+            slots=list(each.slots),
+            note="",
+            tags={},
+            aliases=["legacy"],
+            first_aliases=["production"],
+        )
+        for each in (DESK, ROUTER)
+    ]
+    found = replace(legacy[0], version=served_versions(prompt)["desk"], aliases=["candidate"], first_aliases=[])
+    step = StepRecord(
+        key=key,
+        experiment="anven/support",
+        name="adapted_prompt",
+        started=NOW,
+        ended=NOW,
+        status="FINISHED",
+        prompts=[*legacy, found],
+    )
+    tracking.tracking.record(step)
+
+
+def in_production(place: Place) -> dict[str, str]:
+    client = client_of(place)
+    names = ("support.desk", "support.router")
+    return {name: client.get_prompt_version_by_alias(name, "production").tags["anven.version"] for name in names}
+
+
+@pytest.fixture
+def adapted(place: Place, tracking: RolloutTracking) -> tuple[Rollouts, AdaptedPrompt]:
+    """Give the rollouts of a place in which `support` has begun with a prompt that was found and is registered."""
+    declared, prompt = place.declare(rollout=PLAN), served("Well")
+    registers(tracking, prompt, "adapted")
+    sign_off(declared.migration, place.state, place.artifacts, now=NOW, prompt=prompt)
+    rollouts = of_kind(place.definitions, "rollouts", Rollouts)
+    rollouts.start("support", who="ada", now=NOW)
+    return rollouts, prompt
+
+
+LEGACY = {"support.desk": unchanged(DESK).version, "support.router": unchanged(ROUTER).version}
+
+
+def completes(place: Place, generation: int = 3) -> None:
+    stream, key = stream_of("support"), f"generation-{generation}"
+    place.state.append(stream=stream, kind="completed", key=key, payload=ASKED, now=NOW)
+
+
+@pytest.mark.parametrize("ended", ["aborted", "rolled_back"])
+def test_the_alias_production_follows_what_is_served_for_good_and_goes_back(
+    place: Place, adapted: tuple[Rollouts, AdaptedPrompt], tracking: RolloutTracking, ended: str
+) -> None:
+    rollouts, prompt = adapted
+    found = LEGACY | {"support.desk": served_versions(prompt)["desk"]}
+    advance(place, 2, 1)
+    assert tracking.deliver("support", now=NOW).problem is None
+    assert in_production(place) == LEGACY, "at 100 % it still has to prove itself"
+    completes(place)
+    assert tracking.deliver("support", now=NOW).problem is None
+    assert in_production(place) == found
+    [run] = shown(place)
+    assert run.run.data.tags["rollout.production"] == "support.desk 2"
+    place.state.append(stream=stream_of("support"), kind=ended, key="generation-4", payload=BACK | ASKED, now=NOW)
+    assert tracking.deliver("support", now=NOW).problem is None
+    assert in_production(place) == LEGACY
+    assert rollouts.status("support").phase == ended
+
+
+def test_production_is_moved_once_mlflow_is_up_again_and_a_delivery_that_breaks_off_is_ended(
+    place: Place,
+    adapted: tuple[Rollouts, AdaptedPrompt],
+    tracking: RolloutTracking,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rollouts, prompt = adapted
+    advance(place, 2, 1)
+    completes(place)
+    assert without_mlflow(tracking).deliver("support", now=NOW).problem
+    assert rollouts.status("support").phase == "completed", "no step waits for MLflow"
+    for done in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "set_prompt_alias", broken("set_prompt_alias", done=done))
+            assert "broken off at set_prompt_alias" in str(tracking.deliver("support", now=NOW).problem)
+    assert tracking.deliver("support", now=NOW).problem is None
+    assert in_production(place)["support.desk"] == served_versions(prompt)["desk"]
+    assert len(shown(place)) == 1
+
+
+def test_a_prompt_whose_registration_still_waits_is_waited_for_and_one_that_is_gone_is_told(
+    place: Place, rollouts: Rollouts, tracking: RolloutTracking
+) -> None:
+    prompt = served("Well")
+    rollouts.act("support", "aborted", {"who": "bo", "reason": "enough"}, now=NOW)
+    declared = place.migrations.of("support")
+    sign_off(declared.migration, place.state, place.artifacts, now=NOW, prompt=prompt)
+    rollouts.start("support", who="ada", now=NOW)
+    advance(place, 4, 1)
+    completes(place, 5)
+    registers(without_mlflow(tracking), prompt, "adapted")
+    told = tracking.deliver("support", now=NOW)
+    assert "the version of support.desk that is served is not registered yet; 1 records wait" in str(told.problem)
+    assert tracking.tracking.fill().delivered == 1
+    assert tracking.deliver("support", now=NOW).problem is None
+    assert in_production(place)["support.desk"] == served_versions(prompt)["desk"]
+
+    rollouts.act("support", "aborted", {"who": "bo", "reason": "enough"}, now=NOW)
+    sign_off(declared.migration, place.state, place.artifacts, now=NOW, prompt=served("Unheard"))
+    rollouts.start("support", who="ada", now=NOW)
+    advance(place, 8, 1)
+    completes(place, 9)
+    assert tracking.deliver("support", now=NOW).problem is None, "nothing that waits could bring it"
+    assert shown(place)[-1].run.data.tags["rollout.production"] == "support.desk is not registered"
+    assert in_production(place) == LEGACY
 
 
 def test_what_happens_after_an_attempt_has_ended_is_no_part_of_its_run(

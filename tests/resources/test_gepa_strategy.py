@@ -28,6 +28,7 @@ KEY = "s3cret-key-of-the-team"
 TEMPLATE = PromptTemplate(
     name="capitals", system="You are helpful.", user="Question: {question}\nAnswer:", slots=("question",)
 )
+PARTS = ("system", "user")
 PLANTED = "Answer with the name alone, in capitals."
 
 
@@ -117,6 +118,28 @@ def test_the_planted_instruction_is_found(bench: Bench, capfd: pytest.CaptureFix
     assert (captured.out, captured.err) == ("", "")
 
 
+def test_the_model_is_told_that_there_is_no_system_message_and_not_that_one_says_so(bench: Bench) -> None:
+    bare = trial(template=TEMPLATE.model_copy(update={"system": None}))
+    with ScriptedEndpoint(planting, api_key=KEY) as endpoint:
+        found = bench.search(endpoint, bare)
+    asked = next(ask.prompt for ask in endpoint.asks if "the system message" in ask.prompt)
+    assert asked.startswith("My requests to an assistant have no text as the system message yet.\n\nThis is what")
+    assert "I use the following text" not in asked
+    assert [message.content for message in found.messages] == [PLANTED, TEMPLATE.user]
+
+
+def test_each_text_is_asked_for_its_own_slots_only(bench: Bench) -> None:
+    """A model that is told to put a slot of the system message into the user message breaks a constraint each time."""
+    both = TEMPLATE.model_copy(update={"system": "You help at {shop}.", "slots": ("shop", "question")})
+    inputs = [{"question": f"What is the capital of C{number}?", "shop": "ours"} for number in range(24)]
+    with ScriptedEndpoint(lambda _: Reply("Hm."), api_key=KEY) as endpoint:
+        bench.search(endpoint, trial(template=both, inputs=inputs))
+    told = {part: next(ask.prompt for ask in endpoint.asks if f"as the {part} message" in ask.prompt) for part in PARTS}
+    rules = {part: next(line for line in text.splitlines() if "placeholders" in line) for part, text in told.items()}
+    assert ("{shop}" in rules["system"], "{question}" in rules["system"]) == (True, False)
+    assert ("{shop}" in rules["user"], "{question}" in rules["user"]) == (False, True)
+
+
 def test_a_prompt_that_is_right_everywhere_is_left_alone_and_nobody_is_asked_to_rewrite_it(bench: Bench) -> None:
     perfect = trial(target=lambda messages: f"CITY{messages[-1]['content'].partition('C')[2].partition('?')[0]}")
     with ScriptedEndpoint(planting, api_key=KEY) as endpoint:
@@ -151,7 +174,7 @@ def test_proposals_that_are_none_leave_the_prompt_unchanged(
     ("script", "key", "changes", "error", "said"),
     [
         (planting, "another", {}, InvalidInput, "refused 1 requests"),
-        (lambda ask: Reply(delay_s=5), KEY, {"timeout": "1s"}, UnavailableService, "no whole answer within 1 s"),
+        (lambda ask: Reply(delay_s=5), KEY, {"timeout": "1s"}, UnavailableService, r"within 1 s; attempts: 2\)"),
         (lambda ask: Reply("busy", status=503), KEY, {}, UnavailableService, "HTTP 503"),
         (lambda ask: Reply(breaks="midway"), KEY, {}, UnavailableService, "broken_answer"),
         (planting, KEY, {"budget": ReflectionBudget(calls=6, usd=1.0)}, InvalidInput, "price"),
