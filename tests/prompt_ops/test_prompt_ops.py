@@ -116,7 +116,12 @@ def test_through_dagster_it_wins_by_the_same_test_and_all_that_it_asks_is_counte
         place_at(new_place(tmp_path, empty_mlflow)) as place,
     ):
         reflection = {"model": "large", "url": proposer.url}
-        wanted: dict[str, Any] = {"strategies": ["prompt_ops"], "reflection": reflection, "examples": True, "guard_margin": 0.5}
+        wanted: dict[str, Any] = {
+            "strategies": ["prompt_ops"],
+            "reflection": reflection,
+            "examples": True,
+            "guard_margin": 0.5,
+        }
         declared = declare(place, target, **wanted)
         place.write_log([logged_call(at) for at in range(140)])
         assert materialize(place, declared).success
