@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.notice import Notice
     from anven_pipelines.domain.rollout import Decision
-    from anven_pipelines.domain.rollout_evidence import Comparison, Evidence
+    from anven_pipelines.domain.rollout_evidence import Assignment, Comparison, Evidence
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.rollout_status import RolloutStatus
 
@@ -69,13 +69,14 @@ def report_of(
             {"id": flag.id, "who": flag.who, "reason": flag.reason, "at": flag.at.isoformat()} for flag in status.flags
         ],
         "shared_accounts": shared_accounts(status.signed),
-        "units": None if dealt is None else {"target": dealt.target, "legacy": dealt.legacy, "p_value": dealt.p_value},
+        "units": _units(dealt),
         "evidence": [
             {
                 "metric": found.metric,
                 "found": found.words,
                 "harm": found.is_harm,
                 "proven": found.is_proven(widened=widened),
+                "by_mirrored": bool(found.proven_by(widened=widened)),
                 "state": _state(found, widened=widened),
                 "waived": found.metric in plan.rollout.waive,
             }
@@ -113,10 +114,20 @@ def harm_of(changes: Sequence[Notice]) -> tuple[str, ...]:
     return told[-1].reasons if told and told[-1].change == "roll_back" else ()
 
 
+def _units(dealt: Assignment | None) -> dict[str, Any] | None:
+    """Return how many units were counted; mirrored ones where there are any."""
+    if dealt is None:
+        return None
+    mirrored = {"mirrored": dealt.mirrored} if dealt.mirrored else {}
+    return {"target": dealt.target, "legacy": dealt.legacy, "p_value": dealt.p_value, **mirrored}
+
+
 def _state(found: Comparison, *, widened: float) -> str:
     """Say in a word what is known of a metric."""
     if found.is_harm:
         return "harm"
     if found.unknown is not None:
         return "unknown"
+    if found.proven_by(widened=widened):
+        return "proven by mirrored requests"
     return "proven" if found.is_proven(widened=widened) else "not proven"

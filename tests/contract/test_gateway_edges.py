@@ -123,8 +123,33 @@ def test_a_mirrored_request_is_the_request_without_its_user(gate: Gateway) -> No
     gate.until(lambda: gate.target.asked["adapted whole?"] == 1)
     body = gate.target.asks[-1].body
     assert {name: body.get(name) for name in asked} == asked
-    assert not body.get("stream")
+    assert body["stream"] is True
     assert "ada" not in str({**body, "messages": None})
+
+
+@pytest.mark.parametrize(
+    ("reply", "stream", "found"),
+    [
+        (Reply('{"answer": "target"}'), False, ("ok", True)),
+        (Reply('{"answer": "target"}'), True, ("ok", True)),
+        (Reply("one two three four", breaks="error"), True, ("error", None)),
+    ],
+    ids=["plain", "stream", "broken stream"],
+)
+def test_a_request_is_mirrored_in_the_way_that_the_client_asked(
+    gate: Gateway, reply: Reply, found: tuple[str, bool | None], *, stream: bool
+) -> None:
+    gate.routed("mirrored", 0.0, shadow=1.0)
+    gate.arms.target = lambda _: reply
+    answer = gate.ask("mirrored", "ada", content="Q: alike?", stream=stream)
+    assert "target" not in answer.text
+    request_id = answer.headers["x-litellm-call-id"]
+    [request] = gate.events(request_id).iter_rows(named=True)
+    [shadow] = gate.events(request_id, kind="shadow").iter_rows(named=True)
+    assert (request["flags"], request["status"]) == (["mirrored"], "ok")
+    assert (shadow["status"], shadow["contract_ok"]) == found
+    assert (shadow["stream"], shadow["unit"]) == (stream, request["unit"])
+    assert (shadow["output_tokens"] is None) == (found[0] == "error")
 
 
 def test_a_mirrored_request_of_unknown_cost_is_charged_what_it_may_have_cost(gate: Gateway) -> None:
