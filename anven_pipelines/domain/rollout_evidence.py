@@ -53,7 +53,7 @@ class Mirrored:
         """Write the finding in words."""
         if self.proof is None:
             return f"mirrored requests show nothing of it: {self.unknown}"
-        found = f"{self.requests:,} mirrored {_worse(self.proof.estimate, unit, named=True)}"
+        found = f"over {self.requests:,} mirrored requests {_worse(self.proof.estimate, unit, named=True)}"
         return f"{found} ({_between(self.proof, unit)}), {_size(self.limit, unit)} worse allowed"
 
 

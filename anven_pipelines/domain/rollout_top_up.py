@@ -38,6 +38,7 @@ class _Reading(NamedTuple):
     known: pl.Expr
 
 
+_ROUNDING: Final = 1e-9  # of a product such as 500 x 0.7, which is 349.99999999999994
 _FAILED: Final = pl.col("target_failed").fill_null(value=True)
 _READINGS: Final[Mapping[Metric, _Reading]] = {
     # What is not known counts as failed by the target.
@@ -125,9 +126,8 @@ def counted_in(assignment: Assignment, comparisons: Sequence[Comparison]) -> Ass
 
 def mirrored_that_count(plan: RolloutPlan, found: Assignment) -> int:
     """Return how many of the mirrored units stand in for the target's own, whose part `shadow_top_up` leaves."""
-    rollout = plan.rollout
-    own = math.ceil(rollout.least_units * (1 - rollout.shadow_top_up))
-    return min(found.mirrored, rollout.least_units - own)
+    most = math.floor(plan.rollout.least_units * plan.rollout.shadow_top_up + _ROUNDING)
+    return min(found.mirrored, most)
 
 
 def few_units(plan: RolloutPlan, stage: Stage, found: Assignment) -> list[str]:

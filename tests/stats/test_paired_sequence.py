@@ -48,7 +48,7 @@ def test_batches_are_as_one_and_a_sign_turns_the_bounds_round(differences: list[
 
 @pytest.mark.parametrize("bad", [[1.01], [-1.01], [float("nan")], [[0.0]]])
 def test_what_is_no_difference_is_refused(bad: list[float]) -> None:
-    with pytest.raises(ValueError, match="from -1 to 1 are needed|shape"):
+    with pytest.raises(ValueError, match=r"from -1 to 1 are needed|shape"):
         PairedDifference().update(bad)
 
 
