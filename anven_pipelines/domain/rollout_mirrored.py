@@ -46,8 +46,9 @@ _ORDER: Final = ("ts", "worker", "seq", "event_id")
 def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: datetime) -> pl.DataFrame:
     """Return one row per settled unit of legacy's whose first request in a generation was drawn to be mirrored.
 
-    A client may name several requests alike: only the first one of a name is paired, and the others are left out, as
-    nobody can tell which one the target was asked.
+    A client may name several requests alike. Only the first unit of a name is paired: one draw decided for all of them.
+    Where that unit itself used the name again before it settled, nobody can tell which answer belongs to its first
+    request, and another one's might stand in for one that was lost: it counts as not asked.
 
     Args:
         events: GATEWAY_EVENTS of the workload, in any order, each once; requests and shadows are read.
@@ -60,6 +61,7 @@ def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
     """
     settle = plan.rollout.settle
     named = events.filter(pl.col("kind") == "request").sort(_ORDER).unique("request_id", keep="first")
+    in_time = pl.col("ts") <= pl.col("ts").min().over("unit") + settle
     first = (
         events.filter(
             pl.col("kind") == "request",
@@ -67,6 +69,7 @@ def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
             pl.col("unit").is_not_null(),
             pl.col("intended").is_not_null(),
         )
+        .with_columns(alike=in_time.sum().over("unit", "request_id"))
         .sort(_ORDER)
         .unique("unit", keep="first", maintain_order=True)
         .filter(
@@ -84,8 +87,8 @@ def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
     )
     paired = first.join(shadows, on=("request_id", "unit"), how="left", suffix="_of_target", maintain_order="left")
     # A stream may break where a plain answer does not, and its tokens are counted otherwise.
-    asked = (pl.col("ts_of_target") <= pl.col("ts") + settle) & (pl.col("stream") == pl.col("stream_of_target"))
-    asked = asked.fill_null(value=False)
+    is_alike = (pl.col("stream") == pl.col("stream_of_target")) & (pl.col("alike") == 1)
+    asked = ((pl.col("ts_of_target") <= pl.col("ts") + settle) & is_alike).fill_null(value=False)
     return PAIRS.conform(
         paired.select(
             "unit",

@@ -55,9 +55,10 @@ _READINGS: Final[Mapping[Metric, _Reading]] = {
         known=pl.col("legacy_failed")
         | (pl.col("asked") & pl.col("legacy_broke").is_not_null() & (_FAILED | pl.col("target_broke").is_not_null())),
     ),
-    # A cost has no worst: what is not known is left out, and no more than 1 - MEASURED of it.
+    # A cost has no worst: what is not known is left out, and no more than 1 - MEASURED of it. Where the target fails a
+    # user, legacy answers and is paid, so that a failure is never the cheaper for being one.
     "cost": _Reading(
-        target=pl.when(_FAILED).then(pl.col("target_usd").fill_null(0.0)).otherwise("target_usd"),
+        target=pl.col("target_usd").fill_null(0.0) + pl.when(_FAILED).then("legacy_usd").otherwise(0.0),
         legacy=pl.col("legacy_usd"),
         applies=pl.col("timed"),
         known=pl.col("asked")

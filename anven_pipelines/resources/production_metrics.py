@@ -115,8 +115,10 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
                     strict=True,
                 )
             ]
-            pairs = pairs_of(events, plan, generation=status.generation, now=now)
-            compared = topped_up(plan, status.stage, compare(plan, status.stage, windows, before=before), pairs)
+            compared = compare(plan, status.stage, windows, before=before)
+            if plan.rollout.shadow_top_up:
+                pairs = pairs_of(events, plan, generation=status.generation, now=now)
+                compared = topped_up(plan, status.stage, compared, pairs)
             return replace(
                 known,
                 as_of=as_of,

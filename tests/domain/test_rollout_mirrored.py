@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -160,6 +161,38 @@ def test_of_requests_that_a_client_named_alike_only_the_first_is_paired() -> Non
     shadows = [replace(SHADOW, event_id=f"s{copy.unit}", unit=copy.unit) for copy in alike]
     assert [row["unit"] for row in pairs([REQUEST, SHADOW, *alike, *shadows])] == ["aa000000"]
     assert pairs([replace(REQUEST, flags=()), *alike, *shadows]) == []
+
+
+@pytest.mark.parametrize(
+    "others",
+    [[SHADOW, replace(SHADOW, event_id="s2", seq=9, ts=T0 + timedelta(seconds=9))], [SHADOW], []],
+    ids=["both told", "one is lost", "none told"],
+)
+def test_a_name_that_its_own_user_gave_again_is_no_answer_to_the_first(others: list[GatewayEvent]) -> None:
+    """The answer to the second request would stand in for that to the first, which a slow target did not give."""
+    again = replace(REQUEST, event_id="e2", seq=5, ts=T0 + timedelta(seconds=5))
+    assert pairs([REQUEST, again, *others]) == [WHOLE | UNASKED]
+
+
+def test_a_name_that_its_user_gives_again_after_it_has_settled_changes_nothing() -> None:
+    later = T0 + timedelta(minutes=11)
+    again = replace(REQUEST, event_id="e2", seq=5, ts=later), replace(SHADOW, event_id="s2", seq=9, ts=later)
+    assert pairs([REQUEST, SHADOW, *again]) == [WHOLE]
+    assert pairs([REQUEST, *again]) == [WHOLE | UNASKED]
+
+
+def test_a_look_adds_pairs_and_changes_none() -> None:
+    """What was told late counts as not told, at any look: else an outcome could be looked at until it suits."""
+    late = [replace(SHADOW, event_id=f"s{n}", seq=90 + n, request_id=f"r{n}", unit=f"{n:08x}") for n in range(1, 30)]
+    late = [replace(each, ts=T0 + timedelta(minutes=n)) for n, each in enumerate(late)]
+    events = [*(request(number, unit=f"{number:08x}") for number in range(1, 30)), *late]
+    looks = [
+        pairs([each for each in events if each.ts <= now], now=now)
+        for now in (T0 + timedelta(minutes=10, seconds=5 * n) for n in range(8))
+    ]
+    assert [len(found) for found in looks] == [1, 6, 11, 16, 21, 26, 29, 29]
+    assert all(after[: len(before)] == before for before, after in pairwise(looks))
+    assert {row["asked"] for row in looks[-1]} == {True, False}
 
 
 def test_pairs_stand_in_the_order_of_their_requests() -> None:

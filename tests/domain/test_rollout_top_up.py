@@ -169,6 +169,20 @@ def test_what_is_not_known_counts_as_failed_by_the_target(metric: Metric) -> Non
     assert proof.estimate == 0.01
 
 
+@pytest.mark.parametrize("part_usd", [None, 0.001], ids=["nothing is known to be spent", "a part was spent"])
+def test_a_failure_costs_what_legacys_answer_in_its_place_does(part_usd: float | None) -> None:
+    """A target 2 % dearer that fails 4 % is not the cheaper for it."""
+    dearer = mirrored(4000).with_columns(
+        target_usd=pl.when(pl.int_range(pl.len()) < 160).then(pl.lit(part_usd)).otherwise(1.02 * pl.col("legacy_usd")),
+        target_failed=pl.int_range(pl.len()) < 160,
+    )
+    proof = shown(dearer, "cost").proof
+    assert proof is not None
+    usd = dearer["legacy_usd"].to_numpy()
+    assert proof.estimate == pytest.approx((160 * (part_usd or 0.0) + 0.02 * usd[160:].sum()) / 4000)
+    assert not shown(dearer, "cost").is_proven(widened=4)
+
+
 def test_what_users_leave_unknown_or_in_doubt_mirrored_requests_do_not_prove() -> None:
     proven = Mirrored(requests=2000, proof=Interval(0.0, -0.01, 0.005, 0.95, "for a test"), limit=0.01)
     errors = replace(BY_USERS[1], mirrored=proven)
@@ -183,7 +197,7 @@ def test_mirrored_requests_that_all_fail_are_no_harm() -> None:
     """No user met them: the breaker and the target's own users roll back."""
     comparisons = found(mirrored(5000, target_failed=True, target_broke=True))
     assert not any(each.is_harm for each in comparisons.values())
-    assert not any(each.is_proven(widened=1) for each in comparisons.values() if each.metric != "cost")
+    assert not any(each.is_proven(widened=1) for each in comparisons.values())
     evidence = replace(EVIDENCE, comparisons=tuple(comparisons.values()))
     assert isinstance(decide(PLAN, STATUS, evidence, now=NOW), Hold)
 

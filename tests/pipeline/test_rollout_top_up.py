@@ -126,6 +126,20 @@ def test_what_mirrored_requests_do_not_show_holds(place: Place, traffic: dict[st
     assert share_in_force(rollouts) == SHARE
 
 
+def test_a_log_that_is_delivered_twice_is_no_more_evidence(place: Place) -> None:
+    """A gateway that is started anew, or a log that is copied, hands in what was read before."""
+    rollouts = begun(place, TOPPED_UP)
+    busy(place, fails=0.003)
+    once = rollouts.look("support", now=NOW).evidence
+    for written in list(event_log(place).glob("*.jsonl")):
+        (event_log(place) / f"{written.stem[:-6]}900000.jsonl").write_bytes(written.read_bytes())
+
+    again = rollouts.look("support", now=NOW).evidence
+
+    assert again.of("errors").mirrored is not None
+    assert (again.comparisons, again.assignment) == (once.comparisons, once.assignment)
+
+
 def test_mirrored_requests_that_all_fail_roll_nothing_back(place: Place) -> None:
     rollouts = begun(place, TOPPED_UP)
     busy(place, fails=1.0)

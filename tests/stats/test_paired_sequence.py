@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.stats.boundaries import gamma_exponential_bound
@@ -44,6 +44,38 @@ def test_batches_are_as_one_and_a_sign_turns_the_bounds_round(differences: list[
     assert PairedDifference.from_json(whole.to_json()) == whole
     turned = PairedDifference().update([-each for each in differences]).bounds()
     assert turned == pytest.approx((-whole.bounds().upper, -whole.bounds().lower))
+
+
+@settings(max_examples=50, deadline=None)
+@given(DIFFERENCES)
+def test_it_is_the_sum_of_its_source_taken_pair_by_pair(differences: list[float]) -> None:
+    """Written out from the theorem, without arrays."""
+    above = below = total = 0.0
+    for n, each in enumerate(differences):
+        predicted = total / n if n else 0.0
+        above += (each - max(predicted, 0.0)) ** 2
+        below += (each - min(predicted, 0.0)) ** 2
+        total += each
+    mean, n = total / len(differences), len(differences)
+    reach_below, reach_above = (gamma_exponential_bound(v, alpha=0.025, v_opt=V_OPT, scale=1) for v in (below, above))
+    expected = max(mean - reach_below / n, -1), min(mean + reach_above / n, 1)
+    assert PairedDifference().update(differences).bounds() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("v", [0.5, 5.0, 40.0, 400.0])
+def test_the_boundary_is_where_the_mixture_itself_reaches_its_odds(v: float) -> None:
+    """An independent integral of exp(rate s + v (log(1 - rate) + rate)) over the prior of the rate in [0, 1)."""
+    alpha = 0.025
+    rho = V_OPT / (-2 * np.log(2 * alpha) + np.log1p(-2 * np.log(2 * alpha)))
+
+    def integral(s: float, time: float) -> float:
+        def density(rate: float) -> float:
+            return float(np.exp(rate * s + (time + rho) * rate + (time + rho - 1) * np.log1p(-rate)))
+
+        return float(integrate.quad(density, 0, 1, limit=500, epsabs=0, epsrel=1e-10)[0])
+
+    bound = gamma_exponential_bound(v, alpha=alpha, v_opt=V_OPT, scale=1)
+    assert integral(bound, v) / integral(0, 0) == pytest.approx(1 / alpha, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [[1.01], [-1.01], [float("nan")], [[0.0]]])
