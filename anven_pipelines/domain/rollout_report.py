@@ -9,7 +9,7 @@ from anven_pipelines.domain.rollout import drill_gaps
 from anven_pipelines.domain.signature import shared_accounts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from anven_pipelines.domain.notice import Notice
@@ -106,6 +106,12 @@ def history_of(changes: Sequence[Notice]) -> list[dict[str, Any]]:
 def percent(share: float) -> str:
     """Write a share, to three digits: a stage may have less than a hundredth of the traffic."""
     return f"{share * 100:.3g} %"
+
+
+def units_words(units: Mapping[str, Any]) -> str:
+    """Write the units of a report in words."""
+    mirrored = f", {units['mirrored']:,} of these mirrored" if "mirrored" in units else ""
+    return f"{units['target']:,} of the target, {units['legacy']:,} of legacy{mirrored}"
 
 
 def harm_of(changes: Sequence[Notice]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from anven_pipelines.domain.rollout_evidence import Assignment, Comparison, Evid
 from anven_pipelines.domain.rollout_measure import UNITS, assignment_of, compare, windows_of
 from anven_pipelines.domain.rollout_mirrored import PAIRS
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
-from anven_pipelines.domain.rollout_report import report_of
+from anven_pipelines.domain.rollout_report import report_of, units_words
 from anven_pipelines.domain.rollout_status import Drill, RolloutStatus
 from anven_pipelines.domain.rollout_top_up import counted_in, few_units, topped_up
 from anven_pipelines.spec_rollout import Limits, Metric, Rollout, Stage
@@ -292,7 +292,10 @@ def test_an_advance_names_what_mirrored_requests_proved() -> None:
     )
     assert "212 units of target and 300 mirrored" in decision.reasons
     report = report_of(PLAN, STATUS, EVIDENCE, decision, STATUS)
-    assert report["units"]["mirrored"] == 300
+    assert units_words(report["units"]) == "212 of the target, 5,000 of legacy, 300 of these mirrored"
+    off = replace(EVIDENCE, assignment=Assignment(target=212, legacy=5000))
+    units = report_of(OFF, STATUS, off, decision, STATUS)["units"]
+    assert units_words(units) == "212 of the target, 5,000 of legacy"
     assert {row["metric"]: row["state"] for row in report["evidence"]} == {
         **dict.fromkeys(("quality", "safety", "ttft", "latency"), "proven"),
         **dict.fromkeys(("errors", "contract", "cost"), "proven by mirrored requests"),
