@@ -12,7 +12,7 @@ from rich.table import Table
 
 from anven_pipelines.domain.errors import AnvenError, InvalidInput, UnavailableService
 from anven_pipelines.domain.rollout_act import Act, Verb
-from anven_pipelines.domain.rollout_report import drill_report, percent, report_of
+from anven_pipelines.domain.rollout_report import drill_report, percent, report_of, units_words
 from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.drills import Drills
 from anven_pipelines.resources.notices import Notices
@@ -136,7 +136,7 @@ def show_rollout(report: dict[str, Any], console: Console) -> None:
     attempt = f", attempt {report['attempt']}, generation {report['generation']}" if report["generation"] else ""
     console.print(f"[bold]{report['workload']}[/bold]  {report['phase'].replace('_', ' ')}: {place}{attempt}")
     if units := report["units"]:
-        console.print(f"{units['target']:,} units of the target, {units['legacy']:,} of legacy", highlight=False)
+        console.print(f"units: {units_words(units)}", highlight=False)
     if report["units"]:
         table = Table("state", "found", box=None, pad_edge=False)
         for found in report["evidence"]:

@@ -126,6 +126,11 @@ class Rollout(Section):
     drill_s: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """Longest time to 100 % legacy that a drill may measure, in seconds: one in which the gateway's workers follow
     their traffic file, and one for writing it and for seeing that they did."""
+    shadow_top_up: float = Field(default=0.0, ge=0, le=0.9)
+    """Largest part of the target's `least_units` that legacy's mirrored requests (`shadow` of the route) stand in for.
+
+    Above 0, they may also prove that errors, contract and cost are no worse; they never roll back.
+    """
     metrics: Metrics = Metrics()
     """Where the evidence comes from: the gateway's event log, or a Prometheus server."""
     judge: OnlineJudge | None = None
@@ -163,6 +168,12 @@ class Rollout(Section):
             raise ValueError(message)
         if self.recent < timedelta(minutes=1):
             message = f"`recent` of at least 1m is needed, found {self.recent.total_seconds():g} s"
+            raise ValueError(message)
+        if self.shadow_top_up and self.metrics.source == "prometheus":
+            message = (
+                f"`shadow_top_up` of 0 is needed with `source: prometheus`, found {self.shadow_top_up:g}: counters do "
+                "not pair a mirrored request with its own; `source: event_log` does"
+            )
             raise ValueError(message)
         if shares[-1] != 1:
             message = f"a last stage of share 1.0 is needed, found {shares[-1]:g}"

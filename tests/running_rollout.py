@@ -15,6 +15,7 @@ from anven_pipelines.sensors.rollout import rollout
 from tests.signed_off import sign_off
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from tests.pipeline.conftest import Place
@@ -30,9 +31,9 @@ ROLLOUT = {
 }
 
 
-def begun(place: Place) -> Rollouts:
+def begun(place: Place, declares: Mapping[str, Any] = ROLLOUT) -> Rollouts:
     """Sign `support` off and begin its first stage; return the rollouts of the place."""
-    declared = place.declare(rollout=ROLLOUT)
+    declared = place.declare(rollout=dict(declares))
     found = of_kind(place.definitions, "rollouts", Rollouts)
     sign_off(declared.migration, place.state, place.artifacts, now=START)
     found.start("support", who="ada", now=START)
@@ -45,13 +46,15 @@ def event_log(place: Place) -> Path:
     return folder
 
 
-def serve(place: Place, units: int = 6_000, *, errors: float = 0.0, seed: int = 1, **change: Any) -> None:
+def serve(
+    place: Place, units: int = 6_000, *, errors: float = 0.0, seed: int = 1, share: float = 0.5, **change: Any
+) -> None:
     """Write what a gateway writes of so many users in the first 24 hours, one request and one score each."""
     rng = np.random.default_rng(seed)
     lines = []
     for number in range(units):
         at = START + timedelta(hours=24) * number / units
-        target = bool(rng.random() < 0.5)
+        target = bool(rng.random() < share)
         fails = target and bool(rng.random() < errors)
         arm = "target" if target else "legacy"
         request: dict[str, Any] = {
@@ -64,7 +67,7 @@ def serve(place: Place, units: int = 6_000, *, errors: float = 0.0, seed: int = 
             "attempt": 1,
             "generation": 1,
             "stage": 0,
-            "share": 0.5,
+            "share": share,
             "unit": f"{number:032x}",
             "bucket": 0.1,
             "intended": arm,

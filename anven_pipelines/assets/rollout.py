@@ -22,7 +22,7 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest
 from anven_pipelines.domain.notice import Notice, notices_of
 from anven_pipelines.domain.rollout import RollBack
-from anven_pipelines.domain.rollout_report import harm_of, history_of, percent, report_of
+from anven_pipelines.domain.rollout_report import harm_of, history_of, percent, report_of, units_words
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -88,7 +88,7 @@ def _shown(found: Look, report: Mapping[str, Any], changes: Sequence[Notice]) ->
     flags = "; ".join(flag.words for flag in found.status.flags)
     units = report["units"]
     told = {
-        "units": units and f"{units['target']:,} of the target, {units['legacy']:,} of legacy",
+        "units": units and units_words(units),
         "evidence_of": report["as_of"],
         "problem": report["problem"],
         "flags": flags,

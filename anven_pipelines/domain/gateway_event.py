@@ -25,6 +25,9 @@ Why = Literal["killed", "breaker", "fallback"]
 UNKNOWN_REQUEST: Final = "unknown_request"
 """Flag of a feedback whose request the worker that took it had not served itself."""
 
+MIRRORED: Final = "mirrored"
+"""Flag of a request of legacy's that was drawn to be asked of the target, too, whatever has become of that."""
+
 SAFE: Final = "safe"
 """Flag of a feedback, by a judge or a person, on an answer that was looked at and may be given."""
 UNSAFE: Final = "unsafe"
@@ -149,7 +152,7 @@ GATEWAY_EVENTS: Final = Table(
         Column("prompt_version", pl.String, "Version of the prompt that was asked."),
         Column("score", pl.Float64, "Of a feedback, in [0, 1]; 1 is best."),
         Column("outcome", pl.String, "Of a feedback: what became of the answer. Of a breaker: its new state."),
-        Column("flags", pl.List(pl.String), "Remarks, such as unknown_request."),
+        Column("flags", pl.List(pl.String), "Remarks, such as unknown_request or mirrored."),
     ),
 )
 

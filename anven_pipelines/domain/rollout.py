@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from anven_pipelines.domain.rollout_prompt import mixed_prompts, other_prompt
 from anven_pipelines.domain.rollout_status import CLOCK_SKEW, OVERRIDE_PEOPLE
+from anven_pipelines.domain.rollout_top_up import few_units, top_up_words
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -247,9 +248,7 @@ def _approval_gaps(plan: RolloutPlan, status: RolloutStatus) -> list[Gap]:
 def _assignment_gaps(plan: RolloutPlan, stage: Stage, found: Assignment | None) -> list[Gap]:
     if found is None:
         return [Gap("unknown", "how traffic was dealt to the arms is unknown")]
-    gaps, least = [], plan.rollout.least_units
-    arms = {"target": found.target} | ({"legacy": found.legacy} if stage.share < 1 else {})
-    gaps += [Gap("wait", f"{count:,} of {least:,} units of {arm}") for arm, count in arms.items() if count < least]
+    gaps = [Gap("wait", reason) for reason in few_units(plan, stage, found)]
     if found.p_value is not None and found.p_value < MISMATCH_P:
         reason = (
             f"sample ratio mismatch: {found.target:,} of {found.target + found.legacy:,} units at the target, planned "
@@ -269,7 +268,10 @@ def _assignment_gaps(plan: RolloutPlan, stage: Stage, found: Assignment | None) 
 
 def _proofs(plan: RolloutPlan, evidence: Evidence, stage: Stage) -> tuple[str, ...]:
     waived = [f"{name} is waived" for name in plan.rollout.waive]
-    return (*(f"{evidence.of(metric).words}{_widened(stage)}" for metric in plan.gating), *waived)
+    proofs = (evidence.of(metric) for metric in plan.gating)
+    told = [f"{found.words}{_widened(stage)}{found.proven_by(widened=stage.widened)}" for found in proofs]
+    topped_up = top_up_words(plan, evidence.assignment)
+    return (*told, *([] if topped_up is None else [topped_up]), *waived)
 
 
 def _blind(plan: RolloutPlan) -> str:

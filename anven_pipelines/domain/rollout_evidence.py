@@ -22,6 +22,42 @@ _WHOLE: Final = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mirrored:
+    """How much worse the target is at requests that legacy answered and that were asked of the target, too.
+
+    It proves that a metric is no worse, and never that it is.
+
+    Attributes:
+        requests: Of how many, each of another unit of legacy's, both outcomes are known.
+        proof: Bounds at half of the error rate of an advance; None where there are none.
+        limit: What the upper bound has to stay below.
+        unknown: Why there are no bounds; None where there are.
+    """
+
+    requests: int
+    proof: Interval | None = None
+    limit: float = 0.0
+    unknown: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse NaN, which no limit would stop, and a finding that says nothing."""
+        if math.isnan(self.limit) or (self.proof is None) == (self.unknown is None):
+            message = f"limit {self.limit}, {self.proof}, {self.unknown}; a limit, and bounds or a reason are needed"
+            raise ValueError(message)
+
+    def is_proven(self, *, widened: float) -> bool:
+        """Tell whether it is proven that the target is worse by less than so many times the limit."""
+        return self.proof is not None and self.proof.upper < self.limit * widened
+
+    def words(self, unit: str) -> str:
+        """Write the finding in words."""
+        if self.proof is None:
+            return f"mirrored requests show nothing of it: {self.unknown}"
+        found = f"over {self.requests:,} mirrored requests {_worse(self.proof.estimate, unit, named=True)}"
+        return f"{found} ({_between(self.proof, unit)}), {_size(self.limit, unit)} worse allowed"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """How much worse the target is than legacy, in one metric; above 0 is worse.
 
@@ -37,6 +73,7 @@ class Comparison:
         proof_limit: What the upper bound of `proof` has to stay below.
         unknown: Why there are no bounds; None where there are.
         doubt: Why the bounds prove no advance all the same; None where nothing is against it.
+        mirrored: What mirrored requests show, which may prove an advance, too; None where none count.
     """
 
     metric: Metric
@@ -47,6 +84,7 @@ class Comparison:
     proof_limit: float = 0.0
     unknown: str | None = None
     doubt: str | None = None
+    mirrored: Mirrored | None = None
 
     def __post_init__(self) -> None:
         """Refuse NaN, which no limit would stop, and a comparison that says nothing."""
@@ -65,10 +103,23 @@ class Comparison:
     def is_proven(self, *, widened: float) -> bool:
         """Tell whether it is proven that the target is worse by less than so many times its limit.
 
-        A limit of 0 cannot be widened: what may not be worse at all has to be better.
+        A limit of 0 cannot be widened: what may not be worse at all has to be better. What users' own requests leave
+        unknown or in doubt, mirrored ones do not prove.
         """
-        is_known = self.unknown is None and self.doubt is None
-        return is_known and self.proof is not None and self.proof.upper < self.proof_limit * widened
+        if self.unknown is not None or self.doubt is not None:
+            return False
+        return self._is_proven_by_users(widened) or (
+            self.mirrored is not None and self.mirrored.is_proven(widened=widened)
+        )
+
+    def proven_by(self, *, widened: float) -> str:
+        """Say that mirrored requests were needed for the proof; nothing where users' own proved it."""
+        if self._is_proven_by_users(widened) or not self.is_proven(widened=widened):
+            return ""
+        return " (proven by the mirrored requests)"
+
+    def _is_proven_by_users(self, widened: float) -> bool:
+        return self.proof is not None and self.proof.upper < self.proof_limit * widened
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -89,7 +140,9 @@ class Comparison:
             return f"{self.metric} unknown: {self.unknown}"
         bounds, doubt = _between(self.proof, self.unit), f"; {self.doubt}" if self.doubt else ""
         allowed = f"{_size(self.proof_limit, self.unit)} worse allowed"
-        return f"{self.metric} {_worse(self.proof.estimate, self.unit, named=True)} ({bounds}), {allowed}{doubt}"
+        mirrored = "" if self.mirrored is None else f"; {self.mirrored.words(self.unit)}"
+        found = f"{self.metric} {_worse(self.proof.estimate, self.unit, named=True)} ({bounds})"
+        return f"{found}, {allowed}{mirrored}{doubt}"
 
     @property
     def harm_words(self) -> str:
@@ -111,6 +164,7 @@ class Assignment:
         p_value: Of the planned share, all looks together; None where one arm has all of it.
         moved: Units that were asked of both arms while the share did not change.
         fell_back: Units of the target of which legacy answered a request.
+        mirrored: Units of legacy of which the target was asked the first request, too; 0 where they do not count.
     """
 
     target: int
@@ -118,6 +172,7 @@ class Assignment:
     p_value: float | None = None
     moved: int = 0
     fell_back: int = 0
+    mirrored: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def judged(plan: RolloutPlan, sides: Sequence[tuple[Side, float | None]], *, dou
     if unknown := whole.unmeasured(least):
         return unknown_of(whole.metric, unknown)
     try:
-        proof, proof_limit = _worse(plan, whole, alpha=plan.rollout.level, end="lower")
+        proof, proof_limit = worse(plan, whole, alpha=plan.proof_level(whole.metric, share=whole.share), end="lower")
     except TooFewPairs as error:
         return unknown_of(whole.metric, str(error))
     harms = []
@@ -65,7 +65,7 @@ def judged(plan: RolloutPlan, sides: Sequence[tuple[Side, float | None]], *, dou
         if harm_level is None or side.unmeasured(least):
             continue
         try:
-            harms.append(_worse(plan, side, alpha=harm_level, end="upper"))
+            harms.append(worse(plan, side, alpha=harm_level, end="upper"))
         except TooFewPairs:  # a window that has just begun
             continue
     # The proof's own bounds are the narrower ones: where no window has any, they are no harm either.
@@ -86,8 +86,18 @@ def unknown_of(metric: Metric, why: str) -> Comparison:
     return Comparison(metric=metric, unit=READINGS[metric].unit, unknown=why)
 
 
-def _worse(plan: RolloutPlan, side: Side, *, alpha: float, end: End) -> tuple[Interval, float]:
-    """Return how much worse the target is, and its limit, which together err at a rate of alpha on either side."""
+def worse(plan: RolloutPlan, side: Side, *, alpha: float, end: End) -> tuple[Interval, float]:
+    """Return how much worse the target is, and its limit, which together err at a rate of alpha on either side.
+
+    Args:
+        plan: Has the limits.
+        side: What the arms are compared on.
+        alpha: Of both numbers together, on either side.
+        end: Of legacy's mean, where the limit is a share of that: the one that makes the claim the harder.
+
+    Raises:
+        TooFewPairs: there are no bounds yet.
+    """
     wider, limits = HISTORIC if side.share is None else 1.0, plan.rollout.limits
     fixed = {
         "errors": limits.errors,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from anven_pipelines.spec_grading import OnlineJudge
 
 METRICS: Final[tuple[Metric, ...]] = get_args(Metric)
+MIRRORED_METRICS: Final[tuple[Metric, ...]] = ("errors", "contract", "cost")
+"""What a mirrored request shows. Nobody judges its answer, and its clock is the gateway's and not a client's."""
 SERVING: Final = ("target", "prompt", "gateway", "contract", "legacy.price")
 """What of a migration file says what the arms are and how they are judged: sections, or one field of a section.
 
@@ -72,12 +74,27 @@ class RolloutPlan:
         """
         return self.rollout.level / (len(self.metrics) * (len(self.stages) + 1))
 
+    def proof_level(self, metric: Metric, *, share: float | None) -> float:
+        """One-sided error rate of one proof that a metric is no worse.
+
+        It is half of `rollout.level` where mirrored requests may prove the metric, too.
+
+        Args:
+            metric: Which one.
+            share: The target's; None or 1 where legacy has no traffic, and so none that is mirrored.
+        """
+        is_mirrored = bool(self.rollout.shadow_top_up) and metric in MIRRORED_METRICS and share not in (None, 1)
+        return self.rollout.level / 2 if is_mirrored else self.rollout.level
+
     @property
     def decisive(self) -> dict[str, Any]:
         """What of the section `rollout` decides; who is told decides nothing, nor how a judge is asked."""
         decisive = self.rollout.model_dump(mode="json", exclude={"notify": True, "judge": set(_OPERATION)})
-        if decisive["judge"] is None:  # releases that knew none wrote plans, whose digests stay
+        # Releases that knew neither wrote plans, whose digests stay.
+        if decisive["judge"] is None:
             del decisive["judge"]
+        if not self.rollout.shadow_top_up:
+            del decisive["shadow_top_up"]
         return decisive
 
     @property

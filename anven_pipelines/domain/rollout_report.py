@@ -9,12 +9,12 @@ from anven_pipelines.domain.rollout import drill_gaps
 from anven_pipelines.domain.signature import shared_accounts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from anven_pipelines.domain.notice import Notice
     from anven_pipelines.domain.rollout import Decision
-    from anven_pipelines.domain.rollout_evidence import Comparison, Evidence
+    from anven_pipelines.domain.rollout_evidence import Assignment, Comparison, Evidence
     from anven_pipelines.domain.rollout_plan import RolloutPlan
     from anven_pipelines.domain.rollout_status import RolloutStatus
 
@@ -69,13 +69,14 @@ def report_of(
             {"id": flag.id, "who": flag.who, "reason": flag.reason, "at": flag.at.isoformat()} for flag in status.flags
         ],
         "shared_accounts": shared_accounts(status.signed),
-        "units": None if dealt is None else {"target": dealt.target, "legacy": dealt.legacy, "p_value": dealt.p_value},
+        "units": _units(dealt),
         "evidence": [
             {
                 "metric": found.metric,
                 "found": found.words,
                 "harm": found.is_harm,
                 "proven": found.is_proven(widened=widened),
+                "by_mirrored": bool(found.proven_by(widened=widened)),
                 "state": _state(found, widened=widened),
                 "waived": found.metric in plan.rollout.waive,
             }
@@ -107,10 +108,24 @@ def percent(share: float) -> str:
     return f"{share * 100:.3g} %"
 
 
+def units_words(units: Mapping[str, Any]) -> str:
+    """Write the units of a report in words."""
+    mirrored = f", {units['mirrored']:,} of these mirrored" if "mirrored" in units else ""
+    return f"{units['target']:,} of the target, {units['legacy']:,} of legacy{mirrored}"
+
+
 def harm_of(changes: Sequence[Notice]) -> tuple[str, ...]:
     """Return what rolled the newest attempt back; nothing where it was not, or another one has begun since."""
     told = [change for change in changes if change.change in ("start", "roll_back")]
     return told[-1].reasons if told and told[-1].change == "roll_back" else ()
+
+
+def _units(dealt: Assignment | None) -> dict[str, Any] | None:
+    """Return how many units were counted; mirrored ones where there are any."""
+    if dealt is None:
+        return None
+    mirrored = {"mirrored": dealt.mirrored} if dealt.mirrored else {}
+    return {"target": dealt.target, "legacy": dealt.legacy, "p_value": dealt.p_value, **mirrored}
 
 
 def _state(found: Comparison, *, widened: float) -> str:
@@ -119,4 +134,6 @@ def _state(found: Comparison, *, widened: float) -> str:
         return "harm"
     if found.unknown is not None:
         return "unknown"
+    if found.proven_by(widened=widened):
+        return "proven by mirrored requests"
     return "proven" if found.is_proven(widened=widened) else "not proven"

@@ -108,12 +108,14 @@ class Dealer:
             return
         if not is_mirrored(self._key, assignment.route, request_id=exchange.request_id or exchange.id):
             return
+        exchange.is_mirrored = True
         try:
             call = apply(workload.target.prompt, data.get("messages") or [], workload.target.params)
             exchange.shadow = shadow_request(data, call)
         except InvalidInput:
-            return
+            exchange.unmirrored = PROMPT_UNFIT
         except Exception as error:  # noqa: BLE001 - legacy is asked all the same, and as itself
+            exchange.unmirrored = NOT_DEALT
             self._mistakes.note("a request for %s was not mirrored", assignment.route.workload, error=error)
 
 

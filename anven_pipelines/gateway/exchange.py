@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from anven_pipelines.domain.gateway_event import TEXT_LIMIT
+from anven_pipelines.domain.gateway_event import MIRRORED, TEXT_LIMIT
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -68,7 +68,9 @@ class Exchange:
         stream_failed: An error came where the stream should have gone on.
         usage: What the log callback told; None before it did.
         timer: Writes the event without what the log callback has not told by then.
+        is_mirrored: This request was drawn to be asked of the target, too.
         shadow: What to ask the target, where this request is mirrored.
+        unmirrored: Error class of a drawn request that the target cannot be asked.
         prompt_versions: Arm to the version of the prompt that it would be asked with.
         messages: As the application wrote them, where the workload's text is kept.
         answer: The whole message that answered, where the workload's text is kept.
@@ -93,7 +95,9 @@ class Exchange:
     stream_failed: bool = False
     usage: Usage | None = None
     timer: TimerHandle | None = None
+    is_mirrored: bool = False
     shadow: dict[str, Any] | None = None
+    unmirrored: str | None = None
     messages: list[Any] | None = None
     answer: dict[str, Any] | None = None
     prompt_versions: dict[Arm, str] = field(default_factory=dict)
@@ -149,7 +153,7 @@ class Exchange:
             "finish_reason": usage.finish_reason,
             "contract_ok": usage.contract_ok,
             "prompt_version": self.prompt_versions.get(served or assignment.asked),
-            "flags": assignment.flags,
+            "flags": (*assignment.flags, MIRRORED) if self.is_mirrored else assignment.flags,
         }
 
     def _served(self, usage: Usage) -> Arm | None:

@@ -91,7 +91,11 @@ class Recorder:
         """Write the event of a mirrored request; `facts` are its outcome, `trace` its own time."""
         if (assignment := exchange.assignment) is not None:
             version = exchange.prompt_versions.get("target")
-            request = {"prompt_version": version, "request_id": exchange.request_id, **facts}
+            request = {
+                "prompt_version": version,
+                "request_id": (exchange.request_id or "")[:TEXT_LIMIT] or None,
+                **facts,
+            }
             self.append(trace, **assignment.facts() | request, kind="shadow")
 
     def keep_text(

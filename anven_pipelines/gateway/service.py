@@ -61,7 +61,7 @@ class GatewayService:
         self.workloads = settings.workloads
         self.mistakes = Mistakes()
         self.after: Callable[[Exchange], None] = lambda _: None
-        """Gets each request that ended well, for what is done after the client has its answer."""
+        """Gets each request that did not fail, for what is done after the client has its answer or has hung up."""
         self.requests: dict[str, Exchange] = {}
         self._numbers = itertools.count(1)
         self._feedback_ids = FeedbackIds()
@@ -137,7 +137,7 @@ class GatewayService:
             self._count(exchange, failed=True)
         if exchange.request_id:
             self._remember(exchange)
-        if exchange.status == "ok":
+        if exchange.status != "error":
             self.after(exchange)
         if exchange.usage is not None or exchange.status == "error":
             self._write(exchange)

@@ -66,7 +66,13 @@ class Shadows:
 
     def mirror(self, exchange: Exchange) -> None:
         """Ask the target in a task of its own, once the client has its answer, where a cap allows it."""
-        if exchange.shadow is None or exchange.assignment is None:
+        if exchange.assignment is None:
+            return
+        if exchange.unmirrored is not None:  # as for the target's own users, whom legacy then answers
+            facts = {"stream": exchange.stream, "status": "error", "error_class": exchange.unmirrored}
+            now_ns = time.time_ns()
+            self._service.recorder.shadowed(exchange, facts, Trace(exchange.traceparent, now_ns, now_ns))
+        if exchange.shadow is None:
             return
         purse = self._purses[exchange.assignment.route.workload]
         if purse.take(datetime.now(UTC).date()):
@@ -78,10 +84,10 @@ class Shadows:
     def close(self) -> None:
         """Write the events of those that have not ended, as the program ends and cuts them off."""
         for exchange, started_ns in list(self._open.values()):
-            self._end(exchange, {"stream": False, "status": "error", "error_class": STOPPED}, started_ns)
+            self._end(exchange, {"stream": exchange.stream, "status": "error", "error_class": STOPPED}, started_ns)
 
     async def _ask(self, exchange: Exchange, purse: Purse) -> None:
-        facts: dict[str, Any] = {"stream": False}
+        facts: dict[str, Any] = {"stream": exchange.stream}
         started, started_ns = time.perf_counter(), time.time_ns()
         response: Any = None
         try:
@@ -113,14 +119,15 @@ class Shadows:
             message = "the proxy has no router"
             raise RuntimeError(message)
         target = group(exchange.assignment.route.workload, "target")
-        return await llm_router.acompletion(
+        response = await llm_router.acompletion(
             model=target,
             **exchange.shadow,
-            stream=False,
+            stream=exchange.stream,
             disable_fallbacks=True,
             num_retries=0,
             cache={"no-cache": True},
         )
+        return await _whole(response) if exchange.stream else response
 
     def _outcome(self, exchange: Exchange, response: Any) -> dict[str, Any]:  # noqa: ANN401 - LiteLLM's response
         if exchange.assignment is None:
@@ -138,3 +145,14 @@ class Shadows:
             "contract_ok": kept,
             "cached": False,
         }
+
+
+async def _whole(stream: Any) -> Any:  # noqa: ANN401 - LiteLLM's stream, and its response
+    """Read a stream to its end and put it together, as LiteLLM does for what it logs of a client's."""
+    from litellm import stream_chunk_builder  # noqa: PLC0415 - the proxy has loaded it
+
+    response = stream_chunk_builder([chunk async for chunk in stream])
+    if response is None:
+        message = "the stream was empty"
+        raise RuntimeError(message)
+    return response

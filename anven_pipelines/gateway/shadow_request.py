@@ -20,8 +20,8 @@ SHAPING: Final = frozenset({
     "guided_grammar", "guided_json", "guided_regex", "ignore_eos", "logit_bias", "logprobs", "max_completion_tokens",
     "max_tokens", "min_p", "min_tokens", "modalities", "n", "parallel_tool_calls", "prediction", "presence_penalty",
     "reasoning_effort", "repetition_penalty", "response_format", "seed", "stop", "stop_token_ids",
-    "structured_outputs", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_logprobs", "top_p",
-    "verbosity",
+    "stream_options", "structured_outputs", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_logprobs",
+    "top_p", "verbosity",
 })
 # fmt: on
 """Parameters that shape an answer, of OpenAI's API and of vLLM's. Only these are mirrored: whatever else a client sends

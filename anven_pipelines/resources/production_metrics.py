@@ -16,6 +16,8 @@ from anven_pipelines.domain.rollout_capacity import peak_rate_of
 from anven_pipelines.domain.rollout_evidence import Evidence
 from anven_pipelines.domain.rollout_losses import is_whole, losses_of
 from anven_pipelines.domain.rollout_measure import assignment_of, compare, spans_of, windows_of
+from anven_pipelines.domain.rollout_mirrored import pairs_of
+from anven_pipelines.domain.rollout_top_up import counted_in, topped_up
 from anven_pipelines.domain.rollout_units import units_of
 from anven_pipelines.resources.prometheus_metrics import prometheus_evidence
 
@@ -98,7 +100,7 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
         if present.is_empty() or status.stage is None or since is None:
             return known
         as_of: datetime | None = present["ts"].max()  # type: ignore[assignment]  # a maximum of times
-        prompts = _prompts(present)
+        prompts = _prompts(present, mirrored=bool(plan.rollout.shadow_top_up))
         newest = None if prompts.is_empty() else prompts.sort("ts")["prompt_version"][-1]
         known = replace(known, prompt=newest, prompts=dict(prompts["prompt_version"].value_counts().iter_rows()))
         try:
@@ -113,12 +115,16 @@ class ProductionMetrics(dg.ConfigurableResource[None]):
                     strict=True,
                 )
             ]
+            compared = compare(plan, status.stage, windows, before=before)
+            if plan.rollout.shadow_top_up:
+                pairs = pairs_of(events, plan, generation=status.generation, now=now)
+                compared = topped_up(plan, status.stage, compared, pairs)
             return replace(
                 known,
                 as_of=as_of,
                 peak_rate=_peak_rate(present),
-                comparisons=compare(plan, status.stage, windows, before=before),
-                assignment=assignment_of(plan, status.stage, units),
+                comparisons=compared,
+                assignment=counted_in(assignment_of(plan, status.stage, units), compared),
             )
         except (AnvenError, pl.exceptions.PolarsError, ArithmeticError, LookupError, ValueError) as error:
             return replace(known, problem=f"the events cannot be evaluated: {type(error).__name__}: {error}")
@@ -165,9 +171,10 @@ def _peak_rate(present: pl.DataFrame) -> float | None:
     return peak_rate_of(times.to_numpy())
 
 
-def _prompts(present: pl.DataFrame) -> pl.DataFrame:
-    """Return `ts` and `prompt_version` of the target's answers."""
-    answered = (pl.col("kind") == "request") & (pl.col("served") == "target") & pl.col("prompt_version").is_not_null()
+def _prompts(present: pl.DataFrame, *, mirrored: bool) -> pl.DataFrame:
+    """Return `ts` and `prompt_version` of the target's answers, those to mirrored requests where they count, too."""
+    kinds = ["request", "shadow"] if mirrored else ["request"]
+    answered = pl.col("kind").is_in(kinds) & (pl.col("served") == "target") & pl.col("prompt_version").is_not_null()
     return present.filter(answered).select("ts", "prompt_version")
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from anven_pipelines.domain.rollout_mirrored import pairs_of
+from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
+from anven_pipelines.ingest.gateway_events import read_batch
+from anven_pipelines.spec_rollout import Rollout
 from tests.gateway_proxy import Arms, Gateway, gateway
 from tests.scripted_endpoint import Reply
 
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
 
     from httpx import Response
 
+    from anven_pipelines.domain.traffic import Route
     from tests.scripted_endpoint import Ask
 
 pytestmark = pytest.mark.timeout(400)
@@ -104,6 +110,14 @@ def test_what_the_target_alone_refuses_counts_against_it(gate: Gateway) -> None:
     gate.until(lambda: gate.status()["breakers"]["one"] == "errors")
 
 
+def pairs(gate: Gateway, workload: str, route: Route) -> list[dict[str, Any]]:
+    """Pair what the gateway wrote under a route, looked at an hour later."""
+    plan = RolloutPlan(workload=workload, rollout=Rollout(shadow_top_up=0.5), metrics=METRICS)
+    events = read_batch(gate.started.events, {}).events.filter(workload=workload)
+    now = datetime.now(UTC) + timedelta(hours=1)
+    return pairs_of(events, plan, generation=route.generation, now=now).to_dicts()
+
+
 def test_a_mirrored_request_is_the_request_without_its_user(gate: Gateway) -> None:
     gate.routed("mirrored", 0.0, shadow=1.0)
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
@@ -123,19 +137,52 @@ def test_a_mirrored_request_is_the_request_without_its_user(gate: Gateway) -> No
     gate.until(lambda: gate.target.asked["adapted whole?"] == 1)
     body = gate.target.asks[-1].body
     assert {name: body.get(name) for name in asked} == asked
-    assert not body.get("stream")
+    assert body["stream"] is True
     assert "ada" not in str({**body, "messages": None})
 
 
+@pytest.mark.parametrize(
+    ("reply", "stream", "found"),
+    [
+        (Reply('{"answer": "target"}'), False, ("ok", True)),
+        (Reply('{"answer": "target"}'), True, ("ok", True)),
+        (Reply("one two three four", breaks="error"), True, ("error", None)),
+    ],
+    ids=["plain", "stream", "broken stream"],
+)
+def test_a_request_is_mirrored_in_the_way_that_the_client_asked(
+    gate: Gateway, reply: Reply, found: tuple[str, bool | None], *, stream: bool
+) -> None:
+    route = gate.routed("mirrored", 0.0, shadow=1.0)
+    gate.arms.target = lambda _: reply
+    answer = gate.ask("mirrored", "ada", content="Q: alike?", stream=stream)
+    assert "target" not in answer.text
+    request_id = answer.headers["x-litellm-call-id"]
+    [request] = gate.events(request_id).iter_rows(named=True)
+    [shadow] = gate.events(request_id, kind="shadow").iter_rows(named=True)
+    assert (request["flags"], request["status"]) == (["mirrored"], "ok")
+    assert (shadow["status"], shadow["contract_ok"]) == found
+    assert (shadow["stream"], shadow["unit"]) == (stream, request["unit"])
+    assert (shadow["output_tokens"] is None) == (found[0] == "error")
+    [pair] = pairs(gate, "mirrored", route)
+    assert (pair["asked"], pair["legacy_failed"], pair["target_failed"]) == (True, False, found[0] == "error")
+    assert pair["target_broke"] == (None if found[1] is None else not found[1])
+
+
 def test_a_mirrored_request_of_unknown_cost_is_charged_what_it_may_have_cost(gate: Gateway) -> None:
-    gate.routed("spent", 0.0, shadow=1.0)
+    route = gate.routed("spent", 0.0, shadow=1.0)
     gate.target.asked.clear()
     gate.arms.target = lambda _: Reply("boom", status=500)
     first = gate.ask("spent", "ada", content="Q: dear?", max_tokens=100)  # 200 micro-dollars for the answer alone
     gate.events(first.headers["x-litellm-call-id"], kind="shadow")
-    later = [gate.ask("spent", "ada", content="Q: dear?", max_tokens=100) for _ in range(3)]
+    later = [gate.ask("spent", user, content="Q: dear?", max_tokens=100) for user in ("bob", "cy", "di")]
     gate.events(*(answer.headers["x-litellm-call-id"] for answer in later))
     assert gate.target.asked["adapted dear?"] == 1
+    # What the cap kept from the target is a pair all the same, as it binds where the target is dear or fails.
+    assert [(pair["asked"], pair["target_failed"]) for pair in pairs(gate, "spent", route)] == [
+        (True, True),
+        *[(False, None)] * 3,
+    ]
 
 
 def test_a_thumb_that_is_changed_twice_is_three_feedbacks_and_a_retry_is_none(gate: Gateway) -> None:

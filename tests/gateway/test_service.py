@@ -9,6 +9,7 @@ import pytest
 from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
 from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.feedback import Said
+from anven_pipelines.gateway.shadow import Shadows
 from anven_pipelines.ingest.gateway_events import read_batch
 from tests.gateway_service import asked, served
 
@@ -16,20 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from anven_pipelines.gateway.exchange import Exchange
     from anven_pipelines.gateway.service import GatewayService
+
+
+TEMPLATES: dict[str, Any] = {"profile": None, "templates": [{}]}
+BROKEN = AdaptedPrompt(
+    strategy="templates",
+    transformation=TEMPLATES,
+    description="broken",
+    version=version_of("templates", TEMPLATES),
+)
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[GatewayService]:
     """A worker whose target has a prompt that cannot be applied, as one of a later version may be."""
-    transformation: dict[str, Any] = {"profile": None, "templates": [{}]}
-    broken = AdaptedPrompt(
-        strategy="templates",
-        transformation=transformation,
-        description="broken",
-        version=version_of("templates", transformation),
-    )
-    with served(tmp_path, prompt=broken) as service:
+    with served(tmp_path, prompt=BROKEN) as service:
         yield service
 
 
@@ -82,6 +86,36 @@ def test_a_mistake_while_a_request_is_mirrored_leaves_legacys_request_and_its_ev
         assert service.recorder.log.flush()
         [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
     assert (event["intended"], event["served"], event["status"]) == ("legacy", "legacy", "ok")
+    assert event["flags"] == ["mirrored"]  # it was drawn, whatever came of it
+
+
+@pytest.mark.parametrize(
+    ("status", "is_disconnected", "mirrored"),
+    [(200, False, True), (499, False, True), (200, True, True), (500, False, False)],
+    ids=["answered", "closed", "hung up", "failed"],
+)
+def test_what_is_mirrored_hangs_on_no_outcome_but_legacys_failure(
+    service: GatewayService, *, status: int, is_disconnected: bool, mirrored: bool
+) -> None:
+    ended: list[Exchange] = []
+    service.after = ended.append
+    exchange = service.begin(0.0)
+    service.deal(asked(), {}, exchange)
+    exchange.http_status, exchange.usage = status, Usage()
+    exchange.ended(1.0, is_complete=not is_disconnected, is_disconnected=is_disconnected)
+    service.ended(exchange)
+    assert ended == ([exchange] if mirrored else [])
+
+
+def test_a_drawn_request_that_the_targets_prompt_does_not_fit_counts_as_its_failure(tmp_path: Path) -> None:
+    with served(tmp_path, share=0.0, shadow=1.0, prompt=BROKEN) as service:
+        exchange = service.begin(0.0)
+        service.deal(asked(), {}, exchange)
+        Shadows(service, {}).mirror(exchange)
+        assert service.recorder.log.flush()
+        [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
+    assert (event["kind"], event["status"], event["error_class"]) == ("shadow", "error", "NotDealt")
+    assert (event["intended"], event["request_id"], event["served"]) == ("legacy", "a", None)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

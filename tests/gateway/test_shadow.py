@@ -61,7 +61,12 @@ def test_the_targets_parameters_come_before_the_clients_and_nothing_of_its_user_
         "litellm_call_id": "x",
     }
     asked = shadow_request(data, Call([{"role": "user", "content": "adapted"}], {"temperature": 0}))
-    assert asked == {"messages": [{"role": "user", "content": "adapted"}], "max_tokens": 9, "temperature": 0}
+    assert asked == {
+        "messages": [{"role": "user", "content": "adapted"}],
+        "max_tokens": 9,
+        "temperature": 0,
+        "stream_options": {"include_usage": True},
+    }
 
 
 def test_a_mirrored_request_is_its_own_whatever_becomes_of_the_first() -> None:
