@@ -157,14 +157,15 @@ class Search:
         """Ask every entry on the same items and take the best; the first one, the unchanged, where none is better."""
         # A candidate may show the others, with their right answers.
         items = range(min(example_items(trial), default=trial.items))
+        ways = [way_of(trial.rows, each.prompt) for each in entries]
         try:
-            means = [
-                float(scores.mean())
-                for scores in trial.scores_of([(way_of(trial.rows, each.prompt), items) for each in entries])
-            ]
+            # Item by item: a target that refuses one way, such as the legacy form, answers another in between, and so
+            # refuses those requests and is not broken. The unchanged prompt goes last, as it is the likeliest to be.
+            scored = trial.scores_of([(way, [item]) for item in items for way in reversed(ways)])
         except BudgetSpent as spent:
             notes.append(f"{trial.template.name}: {spent}; unchanged")
             return entries[0], []
+        means = np.concatenate(scored).reshape(len(items), len(entries)).mean(axis=0)[::-1].tolist()
         best = int(np.argmax(means))
         name = trial.template.name
         self.tell(f"{name}: {entries[best].origin} is best with {means[best]:.3f}, unchanged {means[0]:.3f}")

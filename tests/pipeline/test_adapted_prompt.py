@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -63,8 +63,10 @@ class Dying:
         return self.script(ask)
 
 
-def declare(place: Place, endpoint: ScriptedEndpoint, **prompt: Any) -> Declared:
-    place.write_log([logged_call(at) for at in range(ITEMS)])
+def declare(
+    place: Place, endpoint: ScriptedEndpoint, *, calls: list[dict[str, Any]] | None = None, **prompt: Any
+) -> Declared:
+    place.write_log([logged_call(at) for at in range(ITEMS)] if calls is None else calls)
     target = {"engine": "endpoint", "model": "target-model", "url": endpoint.url, "concurrency": 8, "max_attempts": 1}
     # No loss among 30 right answers of 60 validation items proves that less than a tenth is lost; a fifth is safe.
     declared = {"mode": "full", "budget": BUDGET, "guard_margin": 0.2} | prompt
@@ -166,6 +168,34 @@ def test_the_form_of_the_target_is_declared_and_its_reasons_stand_in_the_report(
         ("nothing → Answer in German.", "the target may answer in another language unless it is told")
     ]
     assert "# the target may answer in another language unless it is told\n" in searched["diff"]["helpdesk"]
+
+
+SYSTEM = [{"role": "system", "content": "Answer as a clerk."}]
+
+
+@pytest.mark.parametrize("mode", ["structural", "full"])
+def test_a_target_that_refuses_the_legacy_form_is_asked_in_its_own(place: Place, mode: str) -> None:
+    """As a server does whose chat template has no system tier; its answers take longer than its refusals."""
+
+    def has_no_system_tier(ask: Ask) -> Reply:
+        if ask.body["messages"][0]["role"] == "system":
+            return Reply("System role not supported", status=400)
+        return replace(answer(ask, right=True), delay_s=0.01)
+
+    calls = [{**logged_call(at), "messages": SYSTEM + logged_call(at)["messages"]} for at in range(ITEMS)]
+    with ScriptedEndpoint(has_no_system_tier) as endpoint:
+        declared = declare(place, endpoint, calls=calls, mode=mode, form={"has_system_role": False})
+        assert materialize(place, declared).success
+        searched = report(place)
+    assert min(heat["n"] for heat in searched["heats"]) > 40, "more refusals than one would wait for"
+    assert [(gain["before"], gain["after"], gain["proven"]) for gain in searched["gains"]] == [(0.0, 1.0, True)]
+    assert searched["adapted"], searched["reasons"]
+
+
+def test_a_target_that_refuses_every_form_ends_the_search(place: Place) -> None:
+    with ScriptedEndpoint(lambda _: Reply("no such model", status=400)) as endpoint:
+        result = materialize(place, declare(place, endpoint, mode="structural", form={"language": "German"}))
+    assert not result.success
 
 
 def test_reasoning_is_switched_where_the_target_can(place: Place) -> None:
