@@ -18,7 +18,7 @@ import polars as pl
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.prompt_anchors import ROBUST_SHARE, shared_text, slot_values
 from anven_pipelines.domain.prompt_calls import LoggedCall, is_example, read_call, text_of
-from anven_pipelines.domain.prompt_slots import feature_to_split, near_equal, policy_sentences, written
+from anven_pipelines.domain.prompt_slots import feature_to_split, near_equal, proposed_policies, written
 from anven_pipelines.domain.prompt_template import SLOT, PromptTemplate, TemplateMessage
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Inventory:
         templates: Declared ones first, then mined ones by application, the one with the most calls first.
         calls: One row per call in the order of their ids: id, template, slots (JSON), earlier (JSON list of turns),
             reason. Either template or reason is set.
-        proposed: By template, sentences of its system text that look like policy; nothing binds them yet.
+        proposed: By template, sentences of its fixed text that look like policy; nothing binds them yet.
         lengths: By template that covers a call.
     """
 
@@ -283,7 +283,7 @@ def _inventory(every: list[LoggedCall], found: Sequence[_Found], reasons: Mappin
     return Inventory(
         templates=tuple(template for template, _ in found),
         calls=pl.DataFrame(list(rows.values()), schema=CALLS, orient="row"),
-        proposed={template.name: policy_sentences(template.system or "") for template, _ in found},
+        proposed={template.name: proposed_policies(template) for template, _ in found},
         lengths={template.name: _length(template, calls) for template, calls in found if calls},
     )
 
