@@ -1,6 +1,5 @@
 """The legacy prompts as they are found in the logs, and the prompts that the target model is asked with."""
 
-import json
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -28,7 +27,7 @@ from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
-from anven_pipelines.domain.prompts import declared_prompt, preview
+from anven_pipelines.domain.prompts import calls_of, declared_prompt, preview
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -128,7 +127,7 @@ def adapted_prompt(
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
     shown = preview(
         prompt,
-        [json.loads(messages) for messages in golden["source_prompt"]],
+        calls_of(golden),
         may_be_shown=(golden["split"] == "open").to_list(),
     )
     document = prompt.model_dump_json()

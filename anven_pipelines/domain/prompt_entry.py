@@ -11,6 +11,7 @@ from anven_pipelines.domain.prompt_diff import Prompt
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompts import (
     apply,
+    calls_of,
     candidate_part,
     declared_prompt,
     fitting_rewrite,
@@ -79,10 +80,9 @@ def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) 
 
 def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:
     """Return how the items are asked with a prompt."""
-    logged = list(rows.select("source_prompt", "model_config").iter_rows())
+    logged = calls_of(rows)
 
     def ask(item: int) -> Call:
-        messages, params = logged[item]
-        return apply(prompt, json.loads(messages), json.loads(params or "null") or {})
+        return apply(prompt, *logged[item])
 
     return ask

@@ -119,13 +119,27 @@ def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_
     return _inventory(every, found, reasons)
 
 
-def fit(template: PromptTemplate, messages: Sequence[Mapping[str, Any]]) -> Fitted | None:
-    """Take a logged prompt apart by a template; None where it is none of its prompts.
+def fit(
+    template: PromptTemplate, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any] | None = None
+) -> Fitted | None:
+    """Take a logged call apart by a template; None where it is none of its calls.
 
     System, examples, the earlier turns and the filled user text, one behind the other, are the prompt again.
+
+    Args:
+        template: By which.
+        messages: As logged.
+        params: As logged. What is proven of one set of tools and one output format is proven of no other, so both must
+            be the template's; without parameters the text alone is looked at.
     """
-    call = read_call("", None, canonical_json(list(messages)), None)
-    return None if call.trouble else _fit_texts(template, call)
+    call = read_call("", None, canonical_json(list(messages)), None if params is None else canonical_json(params))
+    if call.trouble or (params is not None and not _same_form(template, call)):
+        return None
+    return _fit_texts(template, call)
+
+
+def _same_form(template: PromptTemplate, call: LoggedCall) -> bool:
+    return canonical_json([template.tools, template.contract]) == canonical_json([call.tools, call.contract])
 
 
 def _fit_call(template: PromptTemplate, call: LoggedCall) -> Fitted | None:

@@ -16,7 +16,7 @@ from anven_pipelines.spec_prompt import PromptAdaptation
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anven_pipelines.domain.prompts import AdaptedPrompt, Message
+    from anven_pipelines.domain.prompts import AdaptedPrompt, Call
 
 NO_SYSTEM: Final = r"\A\Z"  # an absent pattern would fit any system message
 
@@ -28,12 +28,12 @@ class Written(NamedTuple):
     notes: tuple[str, ...]
 
 
-def rewrites_of(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]]) -> Written:
+def rewrites_of(prompt: AdaptedPrompt, logged: Sequence[Call]) -> Written:
     """Write a prompt as rewrites that ask the same, to be edited by hand and tested again.
 
     Args:
         prompt: The workload's current prompt.
-        logged: Open prompts as logged; on these it is tried whether the rewrites ask the same.
+        logged: Open calls as logged; on these it is tried whether the rewrites ask the same.
 
     Raises:
         InvalidInput: the legacy prompts stand unchanged, or nothing of the prompt can be said as a rewrite.
@@ -92,13 +92,13 @@ def _without_nulls(rewrite: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(
-    prompt: AdaptedPrompt, section: Mapping[str, Any], templates: Sequence[PromptTemplate], logged: Sequence[Any]
+    prompt: AdaptedPrompt, section: Mapping[str, Any], templates: Sequence[PromptTemplate], logged: Sequence[Call]
 ) -> list[str]:
     """Say what the rewrites do not ask as the prompt does."""
     rewritten = declared_prompt(PromptAdaptation.model_validate(section))
-    meant = [each for each in logged if not templates or any(fit(template, each) for template in templates)]
-    fitting = [each for each in meant if fitting_rewrite(rewritten.transformation, each) is not None]
-    different = sum(apply(prompt, each).messages != apply(rewritten, each).messages for each in fitting)
+    meant = [each for each in logged if not templates or any(fit(template, *each) for template in templates)]
+    fitting = [each for each in meant if fitting_rewrite(rewritten.transformation, each.messages) is not None]
+    different = sum(apply(prompt, *each).messages != apply(rewritten, *each).messages for each in fitting)
     notes = []
     if unfit := len(meant) - len(fitting):
         notes.append(

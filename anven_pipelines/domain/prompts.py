@@ -6,6 +6,7 @@ equal versions ask equal questions. A further strategy is one entry in `STRATEGI
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -22,6 +23,8 @@ from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, fill
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from anven_pipelines.spec_prompt import PromptAdaptation
 
 PATTERN_SECONDS: Final = 1.0
@@ -54,7 +57,7 @@ def _by_templates(transformation: Mapping[str, Any], call: Call) -> Call:
     """
     for part in transformation["templates"]:
         template = _template(part["template"])
-        fitted = fit(template, call.messages)
+        fitted = fit(template, call.messages, call.params)
         if fitted is None:
             continue
         if "rewrites" in part:
@@ -270,6 +273,12 @@ def _shown(messages: Sequence[Message], *, most: int = 300) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def calls_of(golden: pl.DataFrame) -> list[Call]:
+    """Return golden rows as they were logged."""
+    rows = golden.select("source_prompt", "model_config").iter_rows()  # a loop: nested JSON
+    return [Call(json.loads(messages), json.loads(params or "null") or {}) for messages, params in rows]
+
+
 class Preview(NamedTuple):
     """What an adaptation makes of logged prompts.
 
@@ -285,39 +294,38 @@ class Preview(NamedTuple):
     examples: list[tuple[int, str, str]]
 
 
-def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_be_shown: Sequence[bool]) -> Preview:
+def preview(prompt: AdaptedPrompt, logged: Sequence[Call], *, may_be_shown: Sequence[bool]) -> Preview:
     """Look at what becomes of every logged prompt, before the target is asked.
 
     Args:
         prompt: The adaptation.
-        logged: Messages of every golden prompt, sealed ones too: each of them has to fit.
+        logged: Every golden call, sealed ones too: each of them has to fit.
         may_be_shown: Which of them are open; a sealed prompt is counted and not quoted.
     """
     if prompt.strategy == "templates":
         return _changed(prompt, logged, may_be_shown=may_be_shown)
     if prompt.strategy == "identity":
         return Preview(0, f"{len(logged)} prompts are carried over unchanged", [])
-    numbers = [fitting_rewrite(prompt.transformation, messages) for messages in logged]
+    numbers = [fitting_rewrite(prompt.transformation, call.messages) for call in logged]
     first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at]}
     unfit = numbers.count(None)
-    quoted = _shown(logged[first[None]]) if None in first else "sealed, as all of them are"
+    quoted = _shown(logged[first[None]].messages) if None in first else "sealed, as all of them are"
     example = f"; the first without one: {quoted}" if unfit else ""
     return Preview(
         unfit,
         f"{len(logged) - unfit} of {len(logged)} golden prompts fit a rewrite{example}",
         [
-            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
+            (numbers.count(number), _shown(logged[at].messages), _shown(apply(prompt, *logged[at]).messages))
             for number, at in sorted((number, at) for number, at in first.items() if number is not None)
         ],
     )
 
 
-def _changed(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_be_shown: Sequence[bool]) -> Preview:
+def _changed(prompt: AdaptedPrompt, logged: Sequence[Call], *, may_be_shown: Sequence[bool]) -> Preview:
     """Count the prompts of each template that are asked in another way; every prompt fits."""
     templates = [_template(part["template"]) for part in prompt.transformation["templates"]]
     numbers = [
-        next((number for number, each in enumerate(templates) if fit(each, messages) is not None), None)
-        for messages in logged
+        next((number for number, each in enumerate(templates) if fit(each, *call) is not None), None) for call in logged
     ]
     first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at]}
     same = numbers.count(None)
@@ -325,7 +333,7 @@ def _changed(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_
         0,
         f"{len(logged) - same} of {len(logged)} golden prompts are adapted, {same} are asked as they were logged",
         [
-            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
+            (numbers.count(number), _shown(logged[at].messages), _shown(apply(prompt, *logged[at]).messages))
             for number, at in sorted((number, at) for number, at in first.items() if number is not None)
         ],
     )

@@ -28,7 +28,9 @@ from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, Te
 from anven_pipelines.domain.prompt_trial import Cost
 from anven_pipelines.domain.prompts import (
     AdaptedPrompt,
+    Call,
     apply,
+    calls_of,
     candidate_part,
     carry_over,
     declared_prompt,
@@ -142,8 +144,8 @@ def materialised(folder: Path, adaptation: Adaptation | AdaptedPrompt) -> str:
     return str(file)
 
 
-def logged_prompts() -> list[list[Message]]:
-    return [json.loads(each) for each in opened(golden_rows())["source_prompt"]]
+def logged_calls() -> list[Call]:
+    return calls_of(opened(golden_rows()))
 
 
 @pytest.mark.timeout(200)
@@ -177,7 +179,7 @@ def test_the_rewrites_ask_what_the_found_prompt_asks(tmp_path: Path) -> None:
     rewritten = declared_prompt(edited)
     searched = {each.template.name for each in adaptation.chosen}
     fitting = 0
-    for messages in logged_prompts():
+    for messages, _ in logged_calls():
         of_these = any(each.template.slots_of(messages) is not None for each in adaptation.chosen)
         assert (fitting_rewrite(rewritten.transformation, messages) is not None) is of_these
         if of_these:
@@ -218,9 +220,9 @@ def test_what_a_rewrite_cannot_say_is_noted() -> None:
     params = {"response_format": {"type": "json_object"}}
     prompt = adaptation_of(golden_rows(), params=params).prompt
     turn: list[Message] = [{"role": "user", "content": "before"}, {"role": "assistant", "content": "answered"}]
-    system, question = logged_prompts()[0]
-    in_conversation = [system, *turn, question]
-    notes = rewrites_of(prompt, [*logged_prompts(), in_conversation]).notes
+    (system, question), _ = logged_calls()[0]
+    in_conversation = Call([system, *turn, question], {})
+    notes = rewrites_of(prompt, [*logged_calls(), in_conversation]).notes
     assert 'a rewrite has no request parameters, response_format: {"type":"json_object"} is lost' in notes[0]
     assert any(
         note.startswith("no rewrite fits 1 of 49 open prompts, such as those with earlier turns") for note in notes
@@ -248,7 +250,7 @@ def test_a_form_that_no_rewrite_fits_is_left_out(changes: dict[str, Any], reason
 def test_declared_rewrites_are_printed_as_they_were_declared() -> None:
     section = {"rewrites": [{"user": "Q: (?P<q>.*)", "messages": [{"role": "user", "content": "{q}?"}]}]}
     declared = parse(yaml.safe_dump(MIGRATION | {"prompt": section}), file="m.yaml").prompt
-    written = rewrites_of(declared_prompt(declared), [[{"role": "user", "content": "Q: why"}]])
+    written = rewrites_of(declared_prompt(declared), [Call([{"role": "user", "content": "Q: why"}], {})])
     assert written.section == {"mode": "tested", **section}
     assert written.notes == ()
 

@@ -59,9 +59,9 @@ def test_sentences_that_read_like_policy_bind_where_nothing_is_said() -> None:
 
 def test_policies_of_a_prompt_without_a_system_message_bind_as_they_stand_in_the_users() -> None:
     text = (
-        "You help customers. {0}\nAlways be brief. Never say that {{at}} is sold out.\n### Our policy\n<policy>\n"
-        "paragraph {{at}}\n</policy>\nPolicy number: {{at}}"
-    ).format(POLICY)
+        f"You help customers. {POLICY}\nAlways be brief. Never say that {{at}} is sold out.\n### Our policy\n<policy>\n"
+        "paragraph {at}\n</policy>\nPolicy number: {at}"
+    )
     rows = golden_of(
         DESK, source_prompt=[prompt(text.format(at=at)) for at in range(DESK)], application=["desk"] * DESK
     )
