@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
+from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken
 from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entry, chosen_entry, declared_entry, way_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
@@ -26,7 +28,8 @@ from anven_pipelines.domain.prompt_slots import unread_policies
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
-from anven_pipelines.domain.prompts import apply, candidate_part, carry_over, found_prompt
+from anven_pipelines.domain.prompts import apply, calls_of, candidate_part, carry_over, found_prompt
+from anven_pipelines.domain.token_count import tokens_per_byte
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems
     from anven_pipelines.domain.prompt_strategy import Strategy
     from anven_pipelines.domain.prompt_target import TargetProfile
-    from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
+    from anven_pipelines.domain.prompt_template import Candidate
     from anven_pipelines.domain.prompt_trial import Ask, Grade, Way
     from anven_pipelines.domain.prompts import AdaptedPrompt, Call
     from anven_pipelines.spec import Migration
@@ -97,7 +100,7 @@ class Search:
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
-            trial = self._trial(items.template, items.search)
+            trial = self._trial(items, items.search)
             entries = self._entries(trial, items, notes, share=1 / (len(searched) - number), reserve=reserve)
             chosen, told = self._meet(trial, entries, notes)
             self._searched[items.template.name] = self._spending.calls - spent
@@ -129,11 +132,12 @@ class Search:
         self, trial: TargetTrial, items: TemplateItems, notes: list[str], *, share: float, reserve: int
     ) -> list[Entry]:
         """Return what meets: the unchanged prompt, its conversion, the declared rewrites, and what strategies find."""
-        template = items.template
+        template, form = items.template, self._form(items)
+        made = partial(candidate_entry, template, profile=self.profile, form=form)
         entries = [Entry(UNCHANGED, carry_over())]
         mode = self.migration.prompt.mode_for(self.migration.risk)
         if mode != "tested":
-            entries.append(candidate_entry(template, unchanged(template), origin="structural", profile=self.profile))
+            entries.append(made(unchanged(template), origin="structural"))
         if (rewrites := declared_entry(items, self.migration.prompt)) is not None:
             entries.append(rewrites)
         spending, names = self._spending, self._names()
@@ -149,7 +153,7 @@ class Search:
             rng = np.random.default_rng([self.migration.prompt.seed, zlib.crc32(f"{template.name}/{name}".encode())])
             found = self.strategies[name].search(trial, rng=rng)
             if trial.refuse(found) is None:
-                entries.append(candidate_entry(template, found, origin=name, profile=self.profile))
+                entries.append(made(found, origin=name))
         spending.until = spending.budget.calls
         return entries
 
@@ -245,7 +249,7 @@ class Search:
 
     def _compared(self, items: TemplateItems, entry: Entry) -> Compared:
         """Ask the validation items both ways; the budget has kept calls for it."""
-        trial = self._trial(items.template, items.validation)
+        trial = self._trial(items, items.validation)
         both = (way_of(trial.rows, prompt) for prompt in (carry_over(), entry.prompt))
         before, after = trial.scores_of([(way, range(trial.items)) for way in both])
         return Compared(items.template.name, before, after, items.validation.rows["cluster"].to_numpy())
@@ -286,15 +290,31 @@ class Search:
             for probe, output in zip(tried, answers["output"], strict=True)
         ]
 
-    def _trial(self, template: PromptTemplate, part: Part) -> TargetTrial:
-        adaptation = self.migration.prompt
+    def _form(self, items: TemplateItems) -> dict[str, Any]:
+        """Return what the target's form needs to know of a template; see `candidate_part`."""
+        form: dict[str, Any] = {}
+        schema = answer_schema(items.template.contract, self.migration.contract)
+        if schema != items.template.contract:
+            form["contract"] = schema
+        if self.profile.max_context is not None:
+            rows = items.search.rows
+            form["tokens_per_byte"] = tokens_per_byte(
+                (*call, tokens) for call, tokens in zip(calls_of(rows), rows["input_tokens"], strict=True)
+            )
+        return form
+
+    def _trial(self, items: TemplateItems, part: Part) -> TargetTrial:
+        adaptation, form = self.migration.prompt, self._form(items)
+        asked = items.template
+        # What a strategy may demand of the answers is what they must keep.
+        template = asked.model_copy(update={"contract": form["contract"]}) if "contract" in form else asked
         own = sum(len(each.content) for each in unchanged(template).messages) - sum(
             len(slot) + len("{}") for slot in template.slots
         )
         most = max(LEAST_CHARACTERS, int(own * adaptation.longest))
 
         def way(candidate: Candidate) -> Way:
-            prompt = found_prompt([candidate_part(template, candidate)], profile=self.profile, description="")
+            prompt = found_prompt([candidate_part(asked, candidate, form=form)], profile=self.profile, description="")
             return way_of(part.rows, prompt)
 
         return TargetTrial(

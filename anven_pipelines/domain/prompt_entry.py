@@ -16,6 +16,7 @@ from anven_pipelines.domain.prompts import (
     declared_prompt,
     fitting_rewrite,
     found_prompt,
+    prompt_bound,
     rewrites_part,
 )
 
@@ -50,9 +51,16 @@ class Entry(NamedTuple):
     candidate: Candidate | None = None
 
 
-def candidate_entry(template: PromptTemplate, candidate: Candidate, *, origin: str, profile: TargetProfile) -> Entry:
-    """Return a candidate as an entry, in the form that the target takes."""
-    part = candidate_part(template, candidate)
+def candidate_entry(
+    template: PromptTemplate,
+    candidate: Candidate,
+    *,
+    origin: str,
+    profile: TargetProfile,
+    form: Mapping[str, Any] | None = None,
+) -> Entry:
+    """Return a candidate as an entry, in the form that the target takes; `form` is that of `candidate_part`."""
+    part = candidate_part(template, candidate, form=form)
     return Entry(origin, found_prompt([part], profile=profile, description=""), part, candidate)
 
 
@@ -72,7 +80,12 @@ def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) 
     """Return what an entry changes for a template, and why."""
     configs = items.search.rows["model_config"].to_list()
     if entry.candidate is not None:
-        return chosen_of(items.template, entry.candidate, configs=configs, profile=profile)
+        asked = way_of(items.search.rows, found_prompt([entry.part], profile=None, description=""))
+        tokens = [prompt_bound(entry.part, asked(item), profile) for item in range(len(configs))]
+        contract = entry.part.get("contract")
+        return chosen_of(
+            items.template, entry.candidate, configs=configs, profile=profile, contract=contract, prompt_tokens=tokens
+        )
     number = fitting_rewrite(entry.part, json.loads(items.search.rows["source_prompt"][0]))
     before = [each.model_dump() for each in unchanged(items.template).messages]
     return Chosen(items.template, None, Prompt(before, {}), Prompt(entry.part["rewrites"][number]["messages"], {}))

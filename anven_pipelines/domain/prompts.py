@@ -21,6 +21,7 @@ from anven_pipelines.domain.prompt_conversion import convert
 from anven_pipelines.domain.prompt_mining import Fitted, fit
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, fill
+from anven_pipelines.domain.token_count import most_tokens
 
 if TYPE_CHECKING:
     import polars as pl
@@ -67,9 +68,19 @@ def _by_templates(transformation: Mapping[str, Any], call: Call) -> Call:
         )
         if transformation["profile"] is None:
             return asked
-        converted = convert(asked.messages, asked.params, TargetProfile(**transformation["profile"]))
+        profile = TargetProfile(**transformation["profile"])
+        tokens = prompt_bound(part, asked, profile)
+        converted = convert(asked.messages, asked.params, profile, contract=part.get("contract"), prompt_tokens=tokens)
         return Call(list(converted.messages), dict(converted.params))
     return call
+
+
+def prompt_bound(part: Mapping[str, Any], asked: Call, profile: TargetProfile) -> int | None:
+    """Return a bound on the tokens of a prompt as the target gets it; None where its context knows no limit."""
+    if profile.max_context is None:
+        return None
+    sent = convert(asked.messages, asked.params, profile)
+    return most_tokens(sent.messages, sent.params, per_byte=part.get("tokens_per_byte", 1.0))
 
 
 def _in_place(template: PromptTemplate, candidate: Candidate, fitted: Fitted) -> list[Message]:
@@ -173,10 +184,19 @@ def declared_prompt(adaptation: PromptAdaptation) -> AdaptedPrompt:
     )
 
 
-def candidate_part(template: PromptTemplate, candidate: Candidate) -> Mapping[str, Any]:
-    """Return what a candidate adds to a prompt; how it was found is no part of it."""
+def candidate_part(
+    template: PromptTemplate, candidate: Candidate, *, form: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
+    """Return what a candidate adds to a prompt; how it was found is no part of it.
+
+    Args:
+        template: What it replaces.
+        candidate: What is asked.
+        form: What the target's form needs to know: `contract`, the JSON Schema of answers in JSON mode;
+            `tokens_per_byte`, a bound for prompts (1 where absent).
+    """
     decides = candidate.model_dump(mode="json", include={"template", "messages", "params"})
-    return {"template": template.model_dump(mode="json"), "candidate": decides}
+    return {"template": template.model_dump(mode="json"), "candidate": decides, **(form or {})}
 
 
 def rewrites_part(template: PromptTemplate, rewrites: AdaptedPrompt) -> Mapping[str, Any]:

@@ -64,14 +64,21 @@ class Dying:
 
 
 def declare(
-    place: Place, endpoint: ScriptedEndpoint, *, calls: list[dict[str, Any]] | None = None, **prompt: Any
+    place: Place,
+    endpoint: ScriptedEndpoint,
+    *,
+    calls: list[dict[str, Any]] | None = None,
+    contract: dict[str, Any] | None = None,
+    **prompt: Any,
 ) -> Declared:
     place.write_log([logged_call(at) for at in range(ITEMS)] if calls is None else calls)
     target = {"engine": "endpoint", "model": "target-model", "url": endpoint.url, "concurrency": 8, "max_attempts": 1}
     # No loss among 30 right answers of 60 validation items proves that less than a tenth is lost; a fifth is safe.
     declared = {"mode": "full", "budget": BUDGET, "guard_margin": 0.2} | prompt
     sign_off = {"quality_margin": 0.1, "waive": ["ttft", "cost", "safety"]}
-    return place.declare(target=target, golden=GOLDEN, prompt=declared, sign_off=sign_off)
+    return place.declare(
+        target=target, golden=GOLDEN, prompt=declared, sign_off=sign_off, contract=contract or {"json_object": False}
+    )
 
 
 def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
@@ -196,6 +203,40 @@ def test_a_target_that_refuses_every_form_ends_the_search(place: Place) -> None:
     with ScriptedEndpoint(lambda _: Reply("no such model", status=400)) as endpoint:
         result = materialize(place, declare(place, endpoint, mode="structural", form={"language": "German"}))
     assert not result.success
+
+
+def test_json_mode_becomes_the_declared_contract_and_the_limit_leaves_room_for_the_prompt(place: Place) -> None:
+    """On a server that checks the sum of prompt and answer, and whose model forgets what no schema demands."""
+    schema = {
+        "type": "object",
+        "properties": {"answer": {}, "of": {"type": "object", "properties": {"id": {}}, "required": ["id"]}},
+        "required": ["answer", "of"],
+    }
+
+    def checks_the_sum(ask: Ask) -> Reply:
+        if len(ask.prompt.split()) + ask.body["max_tokens"] > 1024:
+            return Reply("max_tokens is too large", status=400)
+        asked = ask.body["response_format"]
+        return answer(ask, right=asked["type"] == "json_schema" and asked["json_schema"]["schema"] == schema)
+
+    params = {"response_format": {"type": "json_object"}, "max_tokens": 5000}
+    calls = [logged_call(at, params=params, input_tokens=20 + at % 3) for at in range(ITEMS)]
+    with ScriptedEndpoint(checks_the_sum) as endpoint:
+        contract = {"json_object": True, "required": ["answer", "of.id"]}
+        declared = declare(
+            place, endpoint, calls=calls, contract=contract, mode="structural", form={"max_context": 1024}
+        )
+        assert materialize(place, declared).success
+        searched = report(place)
+        limits = {ask.body["max_tokens"] for ask in endpoint.asks} - {5000}
+    assert searched["adapted"], searched["reasons"]
+    assert 900 < min(limits) <= max(limits) < 1024 - 20, (
+        "room for the prompt as the log counted it, and not for its bytes"
+    )
+    told = {step["what"]: (step["now"], step["why"]) for step in searched["changes"]["helpdesk"]}
+    assert told.keys() == {"params.max_tokens", "params.response_format"}
+    assert "those of the prompt among them" in told["params.max_tokens"][1]
+    assert "+max_tokens = " in searched["diff"]["helpdesk"]
 
 
 def test_reasoning_is_switched_where_the_target_can(place: Place) -> None:
