@@ -137,7 +137,8 @@ class Search:
         entries = [Entry(UNCHANGED, carry_over())]
         mode = self.migration.prompt.mode_for(self.migration.risk)
         if mode != "tested":
-            entries.append(made(unchanged(template), origin="structural"))
+            as_logged = unchanged(template).model_copy(update={"origin": "structural"})
+            entries.append(made(as_logged, origin="structural"))
         if (rewrites := declared_entry(items, self.migration.prompt)) is not None:
             entries.append(rewrites)
         spending, names = self._spending, self._names()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.canonical import canonical_json, digest_of
 from anven_pipelines.domain.prompt_conversion import convert
 from anven_pipelines.domain.prompt_diff import Prompt, diff, folded
 from anven_pipelines.domain.prompt_template import unchanged
@@ -46,6 +46,7 @@ class Chosen:
         before: A call as logged, with slots.
         after: The same as the target is asked.
         changes: Of the conversion to the target's form.
+        version: The candidate's; where the conversion changes something, a digest of both.
     """
 
     template: PromptTemplate
@@ -53,6 +54,7 @@ class Chosen:
     before: Prompt
     after: Prompt
     changes: tuple[Change, ...] = ()
+    version: str = ""
 
     @property
     def diff(self) -> str:
@@ -117,7 +119,13 @@ def chosen_of(
         Prompt([each.model_dump() for each in unchanged(template).messages], before),
         Prompt(converted[0].messages, after),
         tuple(told),
+        version=_version(candidate, profile, contract) if told else candidate.version,
     )
+
+
+def _version(candidate: Candidate, profile: TargetProfile, contract: Mapping[str, Any] | None) -> str:
+    """Tell a converted prompt from what it was converted from, such as the legacy prompt."""
+    return digest_of({"candidate": candidate.version, "profile": asdict(profile), "contract": contract})
 
 
 def _told(value: Any, path: str, common: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a JSON value

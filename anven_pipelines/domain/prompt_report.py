@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.token_count import spent_words
 from anven_pipelines.domain.tracking import RegisteredPrompt
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompt_safety import SafetyFinding
     from anven_pipelines.domain.prompt_trial import Cost
     from anven_pipelines.domain.prompts import AdaptedPrompt
+
+
+MADE: Final = {"structural": "converted to the target's form", "declared": "edited by hand"}
+"""How a prompt came about that no strategy found, by its origin."""
 
 
 class Heat(NamedTuple):
@@ -156,10 +160,10 @@ def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[
     return [
         RegisteredPrompt(
             name=f"{workload}.{each.template.name}",
-            version=each.candidate.version,
-            messages=[message.model_dump() for message in each.candidate.messages],
+            version=each.version,
+            messages=[dict(message) for message in each.after.messages],
             slots=list(each.template.slots),
-            note=f"found by {each.candidate.origin}: {gain.reason}",
+            note=f"{MADE.get(each.candidate.origin, f'found by {each.candidate.origin}')}: {gain.reason}",
             tags={f"anven.{name}": digest for name, digest in inputs.items()},
             aliases=["candidate"],
         )

@@ -144,6 +144,7 @@ def adapt(
     rows: pl.DataFrame | None = None,
     templates: Sequence[PromptTemplate] = (DESK,),
     seconds: float = 1.0,
+    profile: TargetProfile | None = None,
     **prompt: Any,
 ) -> Adaptation:
     declared = {"mode": "full", "guard_margin": 0.2} | prompt
@@ -159,7 +160,7 @@ def adapt(
             golden() if rows is None else rows, templates, validation=migration.prompt.validation, seed=7
         ),
         strategies=strategies or {},
-        profile=TargetProfile(),
+        profile=profile or TargetProfile(),
         ask=world.ask,
         grade=world.grade,
         look=world.look,
@@ -593,6 +594,23 @@ def test_the_found_prompts_are_registered_as_candidates() -> None:
     assert prompt.tags == {"anven.golden_dataset": "d1"}
     refused = replace(adaptation, chosen=())
     assert candidate_prompts(refused, "support", inputs={}) == []
+
+
+def test_a_conversion_is_a_version_of_its_own_with_the_text_that_the_target_gets() -> None:
+    """Else the alias `candidate` would stand at the legacy prompt."""
+    world = World(lambda _, at: at % 10 < 9, refuses=("functions",))
+    tools = ({"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}},)
+    template = DESK.model_copy(update={"tools": tools})
+    rows = golden(model_config=[LEGACY_TOOLS] * ITEMS)
+    versions = set()
+    for language in ("", "German"):
+        profile = TargetProfile(language=language)
+        adaptation = adapt(world, rows=rows, templates=(template,), mode="structural", profile=profile)
+        [prompt] = candidate_prompts(adaptation, "support", inputs={})
+        versions.add(prompt.version)
+        assert prompt.note.startswith("converted to the target's form: ")
+        assert prompt.messages[0]["content"] == (f"{DESK.system}\n\nAnswer in German." if language else DESK.system)
+    assert len(versions | {unchanged(template).version}) == 3
 
 
 def replace_origin(candidate: Candidate) -> Candidate:
