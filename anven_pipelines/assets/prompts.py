@@ -26,6 +26,7 @@ from anven_pipelines.assets.partitions import workloads
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
+from anven_pipelines.domain.prompt_declared import broken_declarations
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
 from anven_pipelines.domain.prompts import calls_of, declared_prompt, preview
 from anven_pipelines.resources.artifact_store import ArtifactStore
@@ -39,6 +40,11 @@ _EVERY_CALL_COVERED = Check(
 )
 _EVERY_PROMPT_FITS = Check(
     "adapted_prompt", "every_prompt_fits", "Every golden prompt is one that the adaptation knows.", blocking=True
+)
+_CONSTRAINTS_KEPT = Check(
+    "adapted_prompt",
+    "constraints_kept",
+    "Policies, slots, tools, contract and length of the legacy prompts are kept, also by prompts that are declared.",
 )
 _GAIN_PROVEN = Check(
     "adapted_prompt",
@@ -100,7 +106,7 @@ def prompt_baseline(
     code_version="4",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
-    check_specs=[_EVERY_PROMPT_FITS.spec, _GAIN_PROVEN.spec],
+    check_specs=[_EVERY_PROMPT_FITS.spec, _CONSTRAINTS_KEPT.spec, _GAIN_PROVEN.spec],
 )
 @carries_checks
 def adapted_prompt(
@@ -125,9 +131,10 @@ def adapted_prompt(
         look = partial(earlier_looks, state, context.partition_key, golden=golden_dataset.digest)
         adaptation = prompt_search.search(context, migration, golden, templates, look=look)
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
+    calls = calls_of(golden)
     shown = preview(
         prompt,
-        calls_of(golden),
+        calls,
         may_be_shown=(golden["split"] == "open").to_list(),
     )
     document = prompt.model_dump_json()
@@ -154,6 +161,10 @@ def adapted_prompt(
         prompts=candidate_prompts(adaptation, context.partition_key, inputs=inputs) if adaptation else (),
         checks=[
             _EVERY_PROMPT_FITS.result(passed=shown.unfit == 0, found=shown.message),
+            _CONSTRAINTS_KEPT.result(
+                passed=not (broken := broken_declarations(templates, calls, migration.prompt)),
+                found="; ".join(broken) or "every prompt that is declared or was found keeps them",
+            ),
             _GAIN_PROVEN.result(
                 passed=adaptation is None or adaptation.adapted,
                 found="; ".join(adaptation.reasons) if adaptation else "no gain is claimed: the prompt is declared",

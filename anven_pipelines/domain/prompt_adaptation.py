@@ -19,7 +19,7 @@ from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
 from anven_pipelines.domain.prompt_calls import answer_schema
-from anven_pipelines.domain.prompt_constraints import broken
+from anven_pipelines.domain.prompt_constraints import broken, most_characters
 from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entry, chosen_entry, declared_entry, way_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from anven_pipelines.spec_target import AskedTarget
 
 FEWEST: Final = 10  # search items of a template; below, a search would learn their noise
-
-LEAST_CHARACTERS: Final = 2_000
-"""Length that any prompt may have: a short legacy prompt is no reason against an example."""
 
 
 @dataclass
@@ -139,8 +136,11 @@ class Search:
         if mode != "tested":
             as_logged = unchanged(template).model_copy(update={"origin": "structural"})
             entries.append(made(as_logged, origin="structural"))
-        if (rewrites := declared_entry(items, self.migration.prompt)) is not None:
-            entries.append(rewrites)
+        declared = declared_entry(items, self.migration.prompt, profile=self.profile, form=form)
+        if isinstance(declared, str):
+            notes.append(f"{template.name}: {declared}; unchanged")
+        elif declared is not None:
+            entries.append(declared)
         spending, names = self._spending, self._names()
         left = max(0, spending.budget.calls - spending.calls - reserve) * share
         if names and left < len(names):
@@ -309,10 +309,7 @@ class Search:
         asked = items.template
         # What a strategy may demand of the answers is what they must keep.
         template = asked.model_copy(update={"contract": form["contract"]}) if "contract" in form else asked
-        own = sum(len(each.content) for each in unchanged(template).messages) - sum(
-            len(slot) + len("{}") for slot in template.slots
-        )
-        most = max(LEAST_CHARACTERS, int(own * adaptation.longest))
+        most = most_characters(template, longest=adaptation.longest)
 
         def way(candidate: Candidate) -> Way:
             prompt = found_prompt([candidate_part(asked, candidate, form=form)], profile=self.profile, description="")

@@ -42,7 +42,7 @@ class Chosen:
 
     Attributes:
         template: As logged.
-        candidate: Who replaces it; None for declared rewrites.
+        candidate: Who replaces it.
         before: A call as logged, with slots.
         after: The same as the target is asked.
         changes: Of the conversion to the target's form.
@@ -50,7 +50,7 @@ class Chosen:
     """
 
     template: PromptTemplate
-    candidate: Candidate | None
+    candidate: Candidate
     before: Prompt
     after: Prompt
     changes: tuple[Change, ...] = ()
@@ -64,7 +64,7 @@ class Chosen:
     @property
     def steps(self) -> list[Step]:
         """Every move of the search and every change of the conversion."""
-        moves, reasons = (self.candidate.moves, self.candidate.reasons) if self.candidate else ({}, {})
+        moves, reasons = self.candidate.moves, self.candidate.reasons
         return [
             *(Step(name, now, reasons.get(name, _SEARCHED)) for name, now in moves.items()),
             *(Step(each.path, f"{_shown(each.before)} → {_shown(each.after)}", each.reason) for each in self.changes),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from anven_pipelines.domain.prompt_changes import Chosen, chosen_of
-from anven_pipelines.domain.prompt_diff import Prompt
+from anven_pipelines.domain.prompt_changes import chosen_of
+from anven_pipelines.domain.prompt_declared import declared_for
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompts import (
     apply,
     calls_of,
     candidate_part,
     declared_prompt,
-    fitting_rewrite,
     found_prompt,
     prompt_bound,
     rewrites_part,
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from anven_pipelines.domain.prompt_changes import Chosen
     from anven_pipelines.domain.prompt_split import TemplateItems
     from anven_pipelines.domain.prompt_target import TargetProfile
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
@@ -42,7 +41,7 @@ class Entry(NamedTuple):
         origin: Who made it.
         prompt: It alone.
         part: What it adds to the prompt of the workload; nothing for what stays as logged.
-        candidate: It as a candidate; None for declared rewrites.
+        candidate: It as a candidate, or of several rewrites of one template the first; None for the unchanged prompt.
     """
 
     origin: str
@@ -64,31 +63,39 @@ def candidate_entry(
     return Entry(origin, found_prompt([part], profile=profile, description=""), part, candidate)
 
 
-def declared_entry(items: TemplateItems, adaptation: PromptAdaptation) -> Entry | None:
-    """Return the declared rewrites as an entry, where they fit every open prompt of the template."""
-    if not adaptation.rewrites:
-        return None
-    prompt = declared_prompt(adaptation)
-    logged = [json.loads(each) for part in items[1:] for each in part.rows["source_prompt"]]
-    if any(fitting_rewrite(prompt.transformation, messages) is None for messages in logged):
-        return None
-    part = rewrites_part(items.template, prompt)
-    return Entry("declared", found_prompt([part], profile=None, description=""), part)
+def declared_entry(
+    items: TemplateItems, adaptation: PromptAdaptation, *, profile: TargetProfile, form: Mapping[str, Any]
+) -> Entry | str | None:
+    """Return the declared rewrites as an entry, in the form that the target takes; None where they fit no open prompt.
+
+    Where they miss some, or break a hard constraint, it is said why in words: nobody asks them.
+    """
+    calls = [call for part in (items.search, items.validation) for call in calls_of(part.rows)]
+    found = declared_for(items.template, calls, adaptation)
+    if found is None or isinstance(found, str):
+        return found
+    if found.broken is not None:
+        return f"the declared rewrite is not asked: {found.broken}"
+    if found.exact:
+        return candidate_entry(items.template, found.candidate, origin="declared", profile=profile, form=form)
+    part = {**rewrites_part(items.template, declared_prompt(adaptation)), **form}
+    return Entry("declared", found_prompt([part], profile=profile, description=""), part, found.candidate)
 
 
 def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) -> Chosen:
     """Return what an entry changes for a template, and why."""
     configs = items.search.rows["model_config"].to_list()
-    if entry.candidate is not None:
-        asked = way_of(items.search.rows, found_prompt([entry.part], profile=None, description=""))
-        tokens = [prompt_bound(entry.part, asked(item), profile) for item in range(len(configs))]
-        contract = entry.part.get("contract")
-        return chosen_of(
-            items.template, entry.candidate, configs=configs, profile=profile, contract=contract, prompt_tokens=tokens
-        )
-    number = fitting_rewrite(entry.part, json.loads(items.search.rows["source_prompt"][0]))
-    before = [each.model_dump() for each in unchanged(items.template).messages]
-    return Chosen(items.template, None, Prompt(before, {}), Prompt(entry.part["rewrites"][number]["messages"], {}))
+    asked = way_of(items.search.rows, found_prompt([entry.part], profile=None, description=""))
+    tokens = [prompt_bound(entry.part, asked(item), profile) for item in range(len(configs))]
+    contract = entry.part.get("contract")
+    return chosen_of(
+        items.template,
+        entry.candidate or unchanged(items.template),
+        configs=configs,
+        profile=profile,
+        contract=contract,
+        prompt_tokens=tokens,
+    )
 
 
 def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:

@@ -169,5 +169,5 @@ def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[
         )
         for each in adaptation.chosen
         for gain in adaptation.gains
-        if each.candidate is not None and gain.template == each.template.name
+        if gain.template == each.template.name
     ]

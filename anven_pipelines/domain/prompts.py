@@ -26,7 +26,7 @@ from anven_pipelines.domain.token_count import most_tokens
 if TYPE_CHECKING:
     import polars as pl
 
-    from anven_pipelines.spec_prompt import PromptAdaptation
+    from anven_pipelines.spec_prompt import PromptAdaptation, PromptRewrite
 
 PATTERN_SECONDS: Final = 1.0
 
@@ -62,10 +62,13 @@ def _by_templates(transformation: Mapping[str, Any], call: Call) -> Call:
         if fitted is None:
             continue
         if "rewrites" in part:
-            return call if fitting_rewrite(part, call.messages) is None else _rewritten(part, call)
-        asked = Call(
-            _in_place(template, _candidate(part["candidate"]), fitted), call.params | part["candidate"]["params"]
-        )
+            if fitting_rewrite(part, call.messages) is None:
+                return call
+            asked = _rewritten(part, call)
+        else:
+            asked = Call(
+                _in_place(template, _candidate(part["candidate"]), fitted), call.params | part["candidate"]["params"]
+            )
         if transformation["profile"] is None:
             return asked
         profile = TargetProfile(**transformation["profile"])
@@ -115,8 +118,9 @@ def _rewritten(transformation: Mapping[str, Any], call: Call) -> Call:
     _, user = _single_turn(messages) or ("", "")
     slots = _search(rewrite["user"], user, whole=True).groupdict(default="")
     fill = lambda found: slots.get(found[1], found[0])  # noqa: E731 - the shape that `sub` takes
-    return call._replace(
-        messages=[{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]]
+    return Call(
+        [{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]],
+        call.params | (rewrite.get("params") or {}),
     )
 
 
@@ -174,7 +178,7 @@ def declared_prompt(adaptation: PromptAdaptation) -> AdaptedPrompt:
     """Return what the migration file declares: its rewrites, or the legacy prompt unchanged."""
     if not adaptation.rewrites:
         return carry_over()
-    transformation = {"rewrites": [each.model_dump(mode="json") for each in adaptation.rewrites]}
+    transformation = {"rewrites": [_dumped(each) for each in adaptation.rewrites]}
     count = len(adaptation.rewrites)
     return AdaptedPrompt(
         strategy="rewrite",
@@ -182,6 +186,11 @@ def declared_prompt(adaptation: PromptAdaptation) -> AdaptedPrompt:
         description=f"Written anew by the first fitting of {count} rewrites of the migration file.",
         version=version_of("rewrite", transformation),
     )
+
+
+def _dumped(rewrite: PromptRewrite) -> dict[str, Any]:
+    """Return a rewrite as plain JSON; one without parameters has the version that it had before there were any."""
+    return rewrite.model_dump(mode="json", exclude=None if rewrite.params else {"params"})
 
 
 def candidate_part(
@@ -211,7 +220,7 @@ def found_prompt(
 
     Args:
         parts: As `candidate_part` and `rewrites_part` return them.
-        profile: The form that the target takes, for what candidates ask; None converts nothing.
+        profile: The form that the target takes; None converts nothing.
         description: In words.
     """
     transformation = {"profile": None if profile is None else asdict(profile), "templates": list(parts)}
