@@ -103,7 +103,7 @@ def prompt_baseline(
     group_name="adapt",
     kinds={"json", "litellm"},
     owners=OWNERS,
-    code_version="4",
+    code_version="5",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
     check_specs=[_EVERY_PROMPT_FITS.spec, _CONSTRAINTS_KEPT.spec, _GAIN_PROVEN.spec],
@@ -132,11 +132,8 @@ def adapted_prompt(
         adaptation = prompt_search.search(context, migration, golden, templates, look=look)
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
     calls = calls_of(golden)
-    shown = preview(
-        prompt,
-        calls,
-        may_be_shown=(golden["split"] == "open").to_list(),
-    )
+    shown = preview(prompt, calls, may_be_shown=(golden["split"] == "open").to_list())
+    broken = broken_declarations(templates, calls, migration.prompt, contract=migration.contract)
     document = prompt.model_dump_json()
     inputs = {
         "golden_dataset": golden_dataset.digest,
@@ -162,8 +159,7 @@ def adapted_prompt(
         checks=[
             _EVERY_PROMPT_FITS.result(passed=shown.unfit == 0, found=shown.message),
             _CONSTRAINTS_KEPT.result(
-                passed=not (broken := broken_declarations(templates, calls, migration.prompt)),
-                found="; ".join(broken) or "every prompt that is declared or was found keeps them",
+                passed=not broken, found="; ".join(broken) or "every prompt that is declared or was found keeps them"
             ),
             _GAIN_PROVEN.result(
                 passed=adaptation is None or adaptation.adapted,

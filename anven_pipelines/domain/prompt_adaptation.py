@@ -20,7 +20,15 @@ from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
 from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken, most_characters
-from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entry, chosen_entry, declared_entry, way_of
+from anven_pipelines.domain.prompt_entry import (
+    UNCHANGED,
+    Entry,
+    as_answered,
+    candidate_entry,
+    chosen_entry,
+    declared_entry,
+    way_of,
+)
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
@@ -92,7 +100,7 @@ class Search:
         best: list[tuple[TemplateItems, Entry]] = []
         notes: list[str] = []
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
-        if self._names() and declared.policies == "found":
+        if (self._names() or declared.rewrites) and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
@@ -138,7 +146,7 @@ class Search:
             entries.append(made(as_logged, origin="structural"))
         declared = declared_entry(items, self.migration.prompt, profile=self.profile, form=form)
         if isinstance(declared, str):
-            notes.append(f"{template.name}: {declared}; unchanged")
+            notes.append(f"{template.name}: {declared}")
         elif declared is not None:
             entries.append(declared)
         spending, names = self._spending, self._names()
@@ -307,8 +315,7 @@ class Search:
     def _trial(self, items: TemplateItems, part: Part) -> TargetTrial:
         adaptation, form = self.migration.prompt, self._form(items)
         asked = items.template
-        # What a strategy may demand of the answers is what they must keep.
-        template = asked.model_copy(update={"contract": form["contract"]}) if "contract" in form else asked
+        template = as_answered(asked, form)
         most = most_characters(template, longest=adaptation.longest)
 
         def way(candidate: Candidate) -> Way:

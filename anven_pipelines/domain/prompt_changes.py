@@ -47,6 +47,7 @@ class Chosen:
         after: The same as the target is asked.
         changes: Of the conversion to the target's form.
         version: The candidate's; where the conversion changes something, a digest of both.
+        slots: Names that a call fills in `after`.
     """
 
     template: PromptTemplate
@@ -55,6 +56,7 @@ class Chosen:
     after: Prompt
     changes: tuple[Change, ...] = ()
     version: str = ""
+    slots: tuple[str, ...] = ()
 
     @property
     def diff(self) -> str:
@@ -120,6 +122,7 @@ def chosen_of(
         Prompt(converted[0].messages, after),
         tuple(told),
         version=_version(candidate, profile, contract) if told else candidate.version,
+        slots=template.slots,
     )
 
 

@@ -1,22 +1,26 @@
-"""Rewrites that a person declared, as candidates: they keep the same constraints and get the same form as found ones."""
+"""Rewrites that a person declared, as candidates: they keep what found ones keep and get the same form."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import regex  # type: ignore[import-untyped] # in place of re for its timeout
 
+from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken, most_characters
 from anven_pipelines.domain.prompt_mining import fit
-from anven_pipelines.domain.prompt_template import PATTERN_SECONDS, SLOT, Candidate, TemplateMessage, fill
+from anven_pipelines.domain.prompt_template import PATTERN_SECONDS, Candidate, TemplateMessage, fill
 from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from anven_pipelines.domain.prompt_template import PromptTemplate
     from anven_pipelines.domain.prompts import AdaptedPrompt, Call
+    from anven_pipelines.spec import Contract
     from anven_pipelines.spec_prompt import PromptAdaptation
+
+_WORD: Final = regex.compile(r"\w+")
 
 
 class Declared(NamedTuple):
@@ -26,7 +30,7 @@ class Declared(NamedTuple):
         candidate: It as a candidate, or the first of several rewrites.
         exact: Whether the candidate asks every call as the rewrites do; else they cut calls in other places than the
             template, or several serve it.
-        broken: Which constraint is broken; None where none is.
+        broken: Which constraint is broken first, and by which rewrite; None where none is.
     """
 
     candidate: Candidate
@@ -40,7 +44,7 @@ def declared_for(
     """Return what the declared rewrites make of a template; None where they fit none of its calls.
 
     Args:
-        template: A legacy prompt.
+        template: A legacy prompt, with the contract that its answers must keep.
         calls: Calls of it.
         adaptation: The section `prompt`.
 
@@ -52,29 +56,56 @@ def declared_for(
     prompt = declared_prompt(adaptation)
     numbers = [fitting_rewrite(prompt.transformation, call.messages) for call in calls]
     if missed := numbers.count(None):
-        told = f"the declared rewrites fit {len(calls) - missed} of {len(calls)} prompts; all are needed"
-        return told if missed < len(calls) else None
-    used = [
-        prompt.transformation["rewrites"][number] for number in sorted({each for each in numbers if each is not None})
-    ]
-    if len(used) == 1 and _asks_the_same(exact := _in_slots(template, used[0]), template, calls, prompt):
-        return Declared(exact, exact=True, broken=_broken(exact, template, adaptation))
-    written = [(_candidate(template, each), _with_slots_of(template, each)) for each in used]
-    reasons = (_broken(candidate, stands_for, adaptation) for candidate, stands_for in written)
-    return Declared(written[0][0], exact=False, broken=next((each for each in reasons if each is not None), None))
+        fitting = len(calls) - missed
+        told = f"the declared rewrites are not asked: they fit {fitting} of {len(calls)} prompts, and all are needed"
+        return told if fitting else None
+    found = []
+    for number in sorted({each for each in numbers if each is not None}):
+        served = [call for call, fitting in zip(calls, numbers, strict=True) if fitting == number]
+        each = _declared(template, prompt.transformation["rewrites"][number], served, prompt, adaptation)
+        found.append(each._replace(broken=each.broken and f"prompt.rewrites[{number}]: {each.broken}"))
+    broken_ones = (each.broken for each in found if each.broken is not None)
+    exact = len(found) == 1 and found[0].exact
+    return Declared(found[0].candidate, exact=exact, broken=next(broken_ones, None))
 
 
 def broken_declarations(
-    templates: Sequence[PromptTemplate], calls: Sequence[Call], adaptation: PromptAdaptation
+    templates: Sequence[PromptTemplate], calls: Sequence[Call], adaptation: PromptAdaptation, *, contract: Contract
 ) -> list[str]:
-    """Say which declared rewrites break a constraint, by template; calls are not quoted."""
+    """Say which declared rewrites break a constraint, by template; what calls filled in is not quoted."""
+    if not adaptation.rewrites:
+        return []
     told = []
     for template in templates:
         mine = [call for call in calls if fit(template, *call) is not None]
-        found = declared_for(template, mine, adaptation) if mine else None
+        answered = template.model_copy(update={"contract": answer_schema(template.contract, contract)})
+        found = declared_for(answered, mine, adaptation) if mine else None
         if isinstance(found, Declared) and found.broken is not None:
             told.append(f"{template.name}: {found.broken}")
     return told
+
+
+def slots_of(rewrites: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of all slots of some rewrites, as JSON; each once."""
+    return tuple(dict.fromkeys(name for each in rewrites for name in regex.compile(each["user"]).groupindex))
+
+
+def _declared(
+    template: PromptTemplate,
+    rewrite: Mapping[str, Any],
+    served: Sequence[Call],
+    rewrites: AdaptedPrompt,
+    adaptation: PromptAdaptation,
+) -> Declared:
+    """Say what one rewrite makes of the calls that it serves."""
+    exact = _in_slots(template, rewrite)
+    if _asks_the_same(exact, template, served, rewrites):
+        return Declared(exact, exact=True, broken=_broken(exact, template, adaptation))
+    own = _candidate(template, rewrite)
+    # Its slots are not the template's, whose names are text then.
+    stands_for = template.model_copy(update={"slots": slots_of([rewrite])})
+    broken_by = _broken(own, stands_for, adaptation) or _left_out(template, served, rewrites)
+    return Declared(own, exact=False, broken=broken_by)
 
 
 def _broken(candidate: Candidate, template: PromptTemplate, adaptation: PromptAdaptation) -> str | None:
@@ -98,7 +129,10 @@ def _candidate(
 
 def _in_slots(template: PromptTemplate, rewrite: Mapping[str, Any]) -> Candidate:
     """Write a rewrite with the template's slots: its pattern cuts the template's text as it would cut a call's."""
-    found = regex.fullmatch(rewrite["user"], template.user, timeout=PATTERN_SECONDS)
+    try:
+        found = regex.fullmatch(rewrite["user"], template.user, timeout=PATTERN_SECONDS)
+    except TimeoutError:  # calls are cut in time; then it is judged by its own slots
+        found = None
     return _candidate(template, rewrite, None if found is None else found.groupdict(default=""))
 
 
@@ -112,7 +146,13 @@ def _asks_the_same(
     )
 
 
-def _with_slots_of(template: PromptTemplate, rewrite: Mapping[str, Any]) -> PromptTemplate:
-    """Return the template as the rewrite cuts it; the names of its own slots are text then."""
-    groups = tuple(regex.compile(rewrite["user"]).groupindex)
-    return template.model_copy(update={"slots": groups})
+def _left_out(template: PromptTemplate, calls: Sequence[Call], rewrites: AdaptedPrompt) -> str | None:
+    """Say of which slot a word is not asked: what a call fills in may be cut, and nothing of it left out."""
+    for call in calls:
+        fitted = fit(template, call.messages)
+        asked = " ".join(each["content"] for each in apply(rewrites, *call).messages)
+        words = set(_WORD.findall(asked))
+        for slot, value in (fitted.slots if fitted else {}).items():
+            if not words.issuperset(_WORD.findall(value)):
+                return f"words that a call fills {{{slot}}} with are left out; every slot must be asked whole"
+    return None

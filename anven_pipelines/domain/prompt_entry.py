@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.prompt_changes import chosen_of
-from anven_pipelines.domain.prompt_declared import declared_for
+from anven_pipelines.domain.prompt_declared import declared_for, slots_of
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompts import (
     apply,
@@ -71,15 +72,20 @@ def declared_entry(
     Where they miss some, or break a hard constraint, it is said why in words: nobody asks them.
     """
     calls = [call for part in (items.search, items.validation) for call in calls_of(part.rows)]
-    found = declared_for(items.template, calls, adaptation)
+    found = declared_for(as_answered(items.template, form), calls, adaptation)
     if found is None or isinstance(found, str):
         return found
     if found.broken is not None:
-        return f"the declared rewrite is not asked: {found.broken}"
+        return f"the declared rewrites are not asked: {found.broken}"
     if found.exact:
         return candidate_entry(items.template, found.candidate, origin="declared", profile=profile, form=form)
     part = {**rewrites_part(items.template, declared_prompt(adaptation)), **form}
     return Entry("declared", found_prompt([part], profile=profile, description=""), part, found.candidate)
+
+
+def as_answered(template: PromptTemplate, form: Mapping[str, Any]) -> PromptTemplate:
+    """Return a template with the contract of its converted calls: what may be demanded of answers they must keep."""
+    return template.model_copy(update={"contract": form["contract"]}) if "contract" in form else template
 
 
 def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) -> Chosen:
@@ -88,7 +94,7 @@ def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) 
     asked = way_of(items.search.rows, found_prompt([entry.part], profile=None, description=""))
     tokens = [prompt_bound(entry.part, asked(item), profile) for item in range(len(configs))]
     contract = entry.part.get("contract")
-    return chosen_of(
+    chosen = chosen_of(
         items.template,
         entry.candidate or unchanged(items.template),
         configs=configs,
@@ -96,6 +102,10 @@ def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) 
         contract=contract,
         prompt_tokens=tokens,
     )
+    if (rewrites := entry.part.get("rewrites")) is None:
+        return chosen
+    # The candidate is the first of them; another one that is edited makes another version too.
+    return replace(chosen, version=entry.prompt.version, slots=slots_of(rewrites))
 
 
 def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:

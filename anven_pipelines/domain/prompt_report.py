@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompts import AdaptedPrompt
 
 
-MADE: Final = {"structural": "converted to the target's form", "declared": "edited by hand"}
+MADE: Final = {"structural": "converted to the target's form", "declared": "written by hand"}
 """How a prompt came about that no strategy found, by its origin."""
 
 
@@ -162,7 +162,7 @@ def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[
             name=f"{workload}.{each.template.name}",
             version=each.version,
             messages=[dict(message) for message in each.after.messages],
-            slots=list(each.template.slots),
+            slots=list(each.slots),
             note=f"{MADE.get(each.candidate.origin, f'found by {each.candidate.origin}')}: {gain.reason}",
             tags={f"anven.{name}": digest for name, digest in inputs.items()},
             aliases=["candidate"],

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from anven_pipelines.assets.materialization import declared_input, publish_document
+from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidInput, MissingInput
 from anven_pipelines.domain.golden import GOLDEN, opened
 from anven_pipelines.domain.prompt_baseline import baseline_of
@@ -222,11 +223,19 @@ def test_what_a_rewrite_cannot_say_is_noted() -> None:
     turn: list[Message] = [{"role": "user", "content": "before"}, {"role": "assistant", "content": "answered"}]
     (system, question), _ = logged_calls()[0]
     in_conversation = Call([system, *turn, question], {})
-    notes = rewrites_of(prompt, [*logged_calls(), in_conversation]).notes
-    assert 'a rewrite has no request parameters, response_format: {"type":"json_object"} is lost' in notes[0]
-    assert any(
-        note.startswith("no rewrite fits 1 of 49 open prompts, such as those with earlier turns") for note in notes
-    )
+    written = rewrites_of(prompt, [*logged_calls(), in_conversation])
+    assert [each["params"] for each in written.section["rewrites"]] == [params, params]
+    [note] = written.notes
+    assert note.startswith("no rewrite fits 1 of 49 open prompts, such as those with earlier turns")
+
+
+def test_rewrites_of_a_converted_prompt_ask_the_same_once_they_are_tested() -> None:
+    chosen = [(each, a_candidate(each)) for each in baseline_of(golden_rows(), policies=[]).templates]
+    german = TargetProfile(language="German")
+    parts = [candidate_part(template, candidate, form={"tokens_per_byte": 0.5}) for template, candidate in chosen]
+    written = rewrites_of(found_prompt(parts, profile=german, description=""), logged_calls())
+    assert written.notes == ()
+    assert "Answer in German." not in canonical_json(written.section), "the conversion adds it to what is tested"
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,16 @@ def test_another_rewrite_is_another_version() -> None:
     assert AdaptedPrompt.model_validate_json(declared_prompt(fewer).model_dump_json()) == declared_prompt(fewer)
 
 
+def test_a_rewrite_lays_its_parameters_over_those_of_the_call() -> None:
+    with_params = ADAPTATION.rewrites[1].model_copy(update={"params": {"max_tokens": 9, "stop": None}})
+    prompt = declared_prompt(PromptAdaptation(rewrites=[with_params]))
+    call = apply(prompt, asked("Context: a\nQuestion: why?"), {"stop": ["x"], "temperature": 0})
+    assert call.params == {"stop": None, "temperature": 0, "max_tokens": 9}
+    without = declared_prompt(PromptAdaptation(rewrites=ADAPTATION.rewrites[1:]))
+    assert prompt.version != without.version
+    assert "params" not in without.transformation["rewrites"][0], "its version is that of releases without parameters"
+
+
 def test_a_slot_that_would_be_lost_is_refused() -> None:
     lost = {"user": "(?P<a>.*) (?P<b>.*)", "messages": [{"role": "user", "content": "{a}"}]}
     with pytest.raises(ValidationError, match="the slots b of user must stand in messages"):
@@ -290,6 +300,11 @@ def test_declared_rewrites_are_a_part_of_a_found_prompt_and_leave_what_they_do_n
     )
     prompt = found(rewrites_part(ROUTER, declared), candidate_part(DESK, SHORT), profile=TargetProfile())
     assert apply(prompt, asked("Sort: a letter")).messages == asked("Kind of a letter?")
+    in_form = found(rewrites_part(ROUTER, declared), profile=TargetProfile(language="German"))
+    assert apply(in_form, asked("Sort: a letter")).messages == [
+        {"role": "system", "content": "Answer in German."},
+        *asked("Kind of a letter?"),
+    ]
     assert apply(prompt, asked("Question: why?", "Be brief.")).messages == asked("Q: why?\nA:")
     two_lines = asked("Sort: a letter\nof two lines")  # of the template, and not of the rewrite
     assert apply(prompt, two_lines).messages == two_lines
