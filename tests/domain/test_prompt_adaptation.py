@@ -222,7 +222,7 @@ def test_a_search_that_races_moves_finds_and_proves() -> None:
     assert adaptation.adapted, adaptation.reasons
     assert adaptation.cost.calls <= 1500
     steps = adaptation.chosen[0].steps
-    assert {step.what for step in steps} == set(adaptation.chosen[0].candidate.moves)  # type: ignore[union-attr]
+    assert {step.what for step in steps} == set(adaptation.chosen[0].candidate.moves)
     assert all(step.why.startswith("without it, a score ") for step in steps)
 
 
@@ -452,7 +452,7 @@ def test_each_template_gets_its_share_of_the_level_and_of_the_looks() -> None:
     assert world.looks == [adaptation.prompt.version], "the look is at what would serve"
 
 
-REWRITES = [
+REWRITES: list[dict[str, Any]] = [
     {
         "user": "Question: (?P<question>.*)",
         "messages": [{"role": "system", "content": POLICY}, {"role": "user", "content": "Good: {question}"}],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
+from mlflow import MlflowClient
 
 from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
 from anven_pipelines.domain.canonical import canonical_json
@@ -237,6 +238,44 @@ def test_json_mode_becomes_the_declared_contract_and_the_limit_leaves_room_for_t
     assert told.keys() == {"params.max_tokens", "params.response_format"}
     assert "those of the prompt among them" in told["params.max_tokens"][1]
     assert "+max_tokens = " in searched["diff"]["helpdesk"]
+
+
+def by_hand(question: str, *, user: str = r"What is the number of ticket (?P<ticket>.*)") -> dict[str, Any]:
+    return {"user": user, "messages": [{"role": "user", "content": question}]}
+
+
+def test_an_edit_by_hand_is_tested_in_the_targets_form_and_is_a_new_version_in_the_registry(place: Place) -> None:
+    client = MlflowClient(f"sqlite:///{place.folder / 'home' / 'mlflow' / 'mlflow.db'}")
+    form = {"language": "German", "has_system_role": False}
+    versions = []
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        for question in ("Number of ticket {ticket}", "Which number has ticket {ticket}"):
+            edited = declare(place, endpoint, mode="tested", rewrites=[by_hand(question)], form=form)
+            result = materialize(place, edited)
+            assert result.success
+            assert report(place)["adapted"], report(place)["reasons"]
+            assert check(result, "constraints_kept").passed
+            candidate = client.get_prompt_version_by_alias("support.helpdesk", "candidate")
+            asked = question.replace("{ticket}", "{{slot_1}}")
+            assert candidate.template == [{"role": "user", "content": f"Answer in German.\n\n{asked}"}]
+            assert str(candidate.commit_message).startswith("written by hand: ")
+            versions.append(int(candidate.version))
+    assert versions == [2, 3], "after the legacy prompt"
+    assert len(place.state.events("prompt/support", "validated")) == len(versions), "each of them is a look"
+
+
+@pytest.mark.parametrize("mode", ["tested", "declared"])
+def test_an_edit_by_hand_that_loses_a_slot_is_told_and_never_tested(place: Place, mode: str) -> None:
+    lossy = by_hand("Which number has the ticket?", user=r"What is the number of ticket \d+\?")
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        result = materialize(place, declare(place, endpoint, mode=mode, rewrites=[lossy]))
+        assert not any("Which number" in ask.prompt for ask in endpoint.asks)
+    assert result.success
+    kept = check(result, "constraints_kept")
+    assert (kept.passed, kept.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert str(kept.description).startswith("helpdesk: prompt.rewrites[0]: the slots {slot_1} are missing")
+    if mode == "tested":
+        assert not report(place)["adapted"]
 
 
 def test_reasoning_is_switched_where_the_target_can(place: Place) -> None:
