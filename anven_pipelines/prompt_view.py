@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
@@ -15,7 +14,7 @@ from anven_pipelines.domain.errors import InvalidInput, MissingInput
 from anven_pipelines.domain.golden import opened
 from anven_pipelines.domain.prompt_report import spent_in_words
 from anven_pipelines.domain.prompt_rewrites import rewrites_of
-from anven_pipelines.domain.prompts import AdaptedPrompt
+from anven_pipelines.domain.prompts import AdaptedPrompt, Call, calls_of
 from anven_pipelines.domain.workload import explain_stale
 from anven_pipelines.migrate import of_kind, prepared
 from anven_pipelines.resources.artifact_store import ArtifactStore
@@ -40,7 +39,7 @@ class CurrentPrompt(NamedTuple):
         prompt: What the target is asked with.
         report: What the search found and proved; empty where the prompt was declared.
         stale: What to do, where the migration file has changed since.
-        logged: Open golden prompts as logged.
+        logged: Open golden calls as logged.
         declared: The section `prompt` as it is declared now.
     """
 
@@ -48,7 +47,7 @@ class CurrentPrompt(NamedTuple):
     prompt: AdaptedPrompt
     report: Mapping[str, Any]
     stale: str | None
-    logged: list[list[dict[str, Any]]]
+    logged: list[Call]
     declared: PromptAdaptation | None = None
 
     def written(self) -> Written:
@@ -92,17 +91,17 @@ def read_prompt(file: Path, *, home: Path) -> CurrentPrompt:
             prompt=AdaptedPrompt.model_validate_json(read_document(artifacts, manifest)),
             report=manifest.facts.get("adaptation", {}),
             stale=explain_stale(migration, "adapted_prompt", manifest.inputs.get(MIGRATION)),
-            logged=_open_prompts(artifacts, manifest, workload),
+            logged=_open_calls(artifacts, manifest, workload),
             declared=migration.prompt,
         )
 
 
-def _open_prompts(artifacts: ArtifactStore, manifest: Manifest, workload: str) -> list[list[dict[str, Any]]]:
+def _open_calls(artifacts: ArtifactStore, manifest: Manifest, workload: str) -> list[Call]:
     golden = artifacts.load_manifest("golden_dataset", workload, digest=manifest.inputs["golden_dataset"])
     if golden is None:
         message = f"the golden dataset that the prompt of {workload!r} was found on is gone; run `anven migrate` again"
         raise MissingInput(message)
-    return [json.loads(messages) for messages in opened(artifacts.read(golden))["source_prompt"]]
+    return calls_of(opened(artifacts.read(golden)))
 
 
 def show_prompt(current: CurrentPrompt, console: Console) -> None:

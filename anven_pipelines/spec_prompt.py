@@ -47,6 +47,8 @@ class PromptRewrite(Section):
     """Regular expression that the whole logged user message matches; its named groups are the slots."""
     messages: list[PromptMessage] = Field(min_length=1)
     """What the target is sent instead; every slot must stand in it."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Request parameters in place of the call's, such as response_format; null leaves one out."""
 
     @model_validator(mode="after")
     def _no_slot_is_lost(self) -> PromptRewrite:
@@ -234,7 +236,7 @@ class PromptAdaptation(Section):
     examples: bool = True
     """Logged questions with their right answers may stand in the prompt as few-shot examples."""
     form: TargetForm = TargetForm()
-    """The form that the target takes, in all modes but `declared` and `tested`."""
+    """The form that the target takes, in all modes but `declared`."""
     reflection: Reflection | None = None
     """Needed by the strategies `gepa` and `prompt_ops`."""
     prompt_ops: PromptOps = PromptOps()

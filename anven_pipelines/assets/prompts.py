@@ -1,6 +1,5 @@
 """The legacy prompts as they are found in the logs, and the prompts that the target model is asked with."""
 
-import json
 from typing import Any
 
 import dagster as dg
@@ -26,8 +25,9 @@ from anven_pipelines.assets.prompt_looks import PromptLooks
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
+from anven_pipelines.domain.prompt_declared import broken_declarations
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
-from anven_pipelines.domain.prompts import declared_prompt, preview
+from anven_pipelines.domain.prompts import calls_of, declared_prompt, preview
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
 from anven_pipelines.resources.mlflow_tracking import MlflowTracking
@@ -39,6 +39,11 @@ _EVERY_CALL_COVERED = Check(
 )
 _EVERY_PROMPT_FITS = Check(
     "adapted_prompt", "every_prompt_fits", "Every golden prompt is one that the adaptation knows.", blocking=True
+)
+_CONSTRAINTS_KEPT = Check(
+    "adapted_prompt",
+    "constraints_kept",
+    "Policies, slots, tools, contract and length of the legacy prompts are kept, also by prompts that are declared.",
 )
 _GAIN_PROVEN = Check(
     "adapted_prompt",
@@ -101,7 +106,7 @@ def prompt_baseline(
     code_version="5",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
-    check_specs=[_EVERY_PROMPT_FITS.spec, _GAIN_PROVEN.spec],
+    check_specs=[_EVERY_PROMPT_FITS.spec, _CONSTRAINTS_KEPT.spec, _GAIN_PROVEN.spec],
 )
 @carries_checks
 def adapted_prompt(
@@ -126,11 +131,9 @@ def adapted_prompt(
         looks = PromptLooks(state, context.partition_key, golden_dataset.digest)
         adaptation = prompt_search.search(context, migration, golden, templates, looks=looks)
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
-    shown = preview(
-        prompt,
-        [json.loads(messages) for messages in golden["source_prompt"]],
-        may_be_shown=(golden["split"] == "open").to_list(),
-    )
+    calls = calls_of(golden)
+    shown = preview(prompt, calls, may_be_shown=(golden["split"] == "open").to_list())
+    broken = broken_declarations(templates, calls, migration.prompt, contract=migration.contract)
     document = prompt.model_dump_json()
     inputs = {
         "golden_dataset": golden_dataset.digest,
@@ -155,6 +158,9 @@ def adapted_prompt(
         prompts=candidate_prompts(adaptation, context.partition_key, inputs=inputs) if adaptation else (),
         checks=[
             _EVERY_PROMPT_FITS.result(passed=shown.unfit == 0, found=shown.message),
+            _CONSTRAINTS_KEPT.result(
+                passed=not broken, found="; ".join(broken) or "every prompt that is declared or was found keeps them"
+            ),
             _GAIN_PROVEN.result(
                 passed=adaptation is None or adaptation.adapted,
                 found="; ".join(adaptation.reasons) if adaptation else "no gain is claimed: the prompt is declared",

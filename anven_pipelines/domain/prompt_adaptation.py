@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,8 +19,17 @@ from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
 from anven_pipelines.domain.prompt_attempt import attempt, require_searched
-from anven_pipelines.domain.prompt_constraints import broken
-from anven_pipelines.domain.prompt_entry import UNCHANGED, Entry, candidate_entry, chosen_entry, declared_entry, way_of
+from anven_pipelines.domain.prompt_calls import answer_schema
+from anven_pipelines.domain.prompt_constraints import broken, most_characters
+from anven_pipelines.domain.prompt_entry import (
+    UNCHANGED,
+    Entry,
+    as_answered,
+    candidate_entry,
+    chosen_entry,
+    declared_entry,
+    way_of,
+)
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_looks import measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
@@ -28,7 +38,8 @@ from anven_pipelines.domain.prompt_slots import unread_policies
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
-from anven_pipelines.domain.prompts import apply, candidate_part, carry_over, found_prompt
+from anven_pipelines.domain.prompts import apply, calls_of, candidate_part, carry_over, found_prompt
+from anven_pipelines.domain.token_count import tokens_per_byte
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +51,7 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems
     from anven_pipelines.domain.prompt_strategy import Strategy
     from anven_pipelines.domain.prompt_target import TargetProfile
-    from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
+    from anven_pipelines.domain.prompt_template import Candidate
     from anven_pipelines.domain.prompt_trial import Ask, Grade, Way
     from anven_pipelines.domain.prompts import AdaptedPrompt, Call
     from anven_pipelines.spec import Migration
@@ -49,9 +60,6 @@ if TYPE_CHECKING:
 FEWEST: Final = 10  # search items of a template; below, a search would learn their noise
 
 _AS_LOGGED: Final = "asked as logged, neither converted nor searched"
-
-LEAST_CHARACTERS: Final = 2_000
-"""Length that any prompt may have: a short legacy prompt is no reason against an example."""
 
 
 @dataclass
@@ -99,14 +107,14 @@ class Search:
         best: list[tuple[TemplateItems, Entry]] = []
         notes = self._uncovered()
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
-        if self._names() and declared.policies == "found":
+        if (self._names() or declared.rewrites) and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]
         notes += [note for each in searched if (note := _lacking(each))]
         self.looks.show([item for each in searched for item in each.search.rows["id"]])
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
-            trial = self._trial(items.template, items.search)
+            trial = self._trial(items, items.search)
             entries = self._entries(trial, items, notes, share=1 / (len(searched) - number), reserve=reserve)
             chosen, told = self._meet(trial, entries, notes)
             self._searched[items.template.name] = self._spending.calls - spent
@@ -141,13 +149,18 @@ class Search:
         self, trial: TargetTrial, items: TemplateItems, notes: list[str], *, share: float, reserve: int
     ) -> list[Entry]:
         """Return what meets: the unchanged prompt, its conversion, the declared rewrites, and what strategies find."""
-        template = items.template
+        template, form = items.template, self._form(items)
+        made = partial(candidate_entry, template, profile=self.profile, form=form)
         entries = [Entry(UNCHANGED, carry_over())]
         mode = self.migration.prompt.mode_for(self.migration.risk)
         if mode != "tested":
-            entries.append(candidate_entry(template, unchanged(template), origin="structural", profile=self.profile))
-        if (rewrites := declared_entry(items, self.migration.prompt)) is not None:
-            entries.append(rewrites)
+            as_logged = unchanged(template).model_copy(update={"origin": "structural"})
+            entries.append(made(as_logged, origin="structural"))
+        declared = declared_entry(items, self.migration.prompt, profile=self.profile, form=form)
+        if isinstance(declared, str):
+            notes.append(f"{template.name}: {declared}")
+        elif declared is not None:
+            entries.append(declared)
         spending, names = self._spending, self._names()
         left = max(0, spending.budget.calls - spending.calls - reserve) * share
         if names and left < len(names):
@@ -164,7 +177,7 @@ class Search:
             if failure is not None:
                 self._note(failure, notes)
             if found is not None:
-                entries.append(candidate_entry(template, found, origin=name, profile=self.profile))
+                entries.append(made(found, origin=name))
         failed = [each for each in self._failed if each.template == template.name]
         require_searched(failed, strategies=len(names))
         spending.until = spending.budget.calls
@@ -180,14 +193,15 @@ class Search:
         """Ask every entry on the same items and take the best; the first one, the unchanged, where none is better."""
         # A candidate may show the others, with their right answers.
         items = range(min(example_items(trial), default=trial.items))
+        ways = [way_of(trial.rows, each.prompt) for each in entries]
         try:
-            means = [
-                float(scores.mean())
-                for scores in trial.scores_of([(way_of(trial.rows, each.prompt), items) for each in entries])
-            ]
+            # Item by item: a target that refuses one way, such as the legacy form, answers another in between, and so
+            # refuses those requests and is not broken. The unchanged prompt goes last, as it is the likeliest to be.
+            scored = trial.scores_of([(way, [item]) for item in items for way in reversed(ways)])
         except BudgetSpent as spent:
             notes.append(f"{trial.template.name}: {spent}; unchanged")
             return entries[0], []
+        means = np.concatenate(scored).reshape(len(items), len(entries)).mean(axis=0)[::-1].tolist()
         best = int(np.argmax(means))
         name = trial.template.name
         self.tell(f"{name}: {entries[best].origin} is best with {means[best]:.3f}, unchanged {means[0]:.3f}")
@@ -270,7 +284,7 @@ class Search:
 
     def _compared(self, items: TemplateItems, entry: Entry) -> Compared:
         """Ask the validation items both ways; the budget has kept calls for it."""
-        trial = self._trial(items.template, items.validation)
+        trial = self._trial(items, items.validation)
         both = (way_of(trial.rows, prompt) for prompt in (carry_over(), entry.prompt))
         before, after = trial.scores_of([(way, range(trial.items)) for way in both])
         return Compared(items.template.name, before, after, items.validation.rows["cluster"].to_numpy())
@@ -311,15 +325,27 @@ class Search:
             for probe, output in zip(tried, answers["output"], strict=True)
         ]
 
-    def _trial(self, template: PromptTemplate, part: Part) -> TargetTrial:
-        adaptation = self.migration.prompt
-        own = sum(len(each.content) for each in unchanged(template).messages) - sum(
-            len(slot) + len("{}") for slot in template.slots
-        )
-        most = max(LEAST_CHARACTERS, int(own * adaptation.longest))
+    def _form(self, items: TemplateItems) -> dict[str, Any]:
+        """Return what the target's form needs to know of a template; see `candidate_part`."""
+        form: dict[str, Any] = {}
+        schema = answer_schema(items.template.contract, self.migration.contract)
+        if schema != items.template.contract:
+            form["contract"] = schema
+        if self.profile.max_context is not None:
+            rows = items.search.rows
+            form["tokens_per_byte"] = tokens_per_byte(
+                (*call, tokens) for call, tokens in zip(calls_of(rows), rows["input_tokens"], strict=True)
+            )
+        return form
+
+    def _trial(self, items: TemplateItems, part: Part) -> TargetTrial:
+        adaptation, form = self.migration.prompt, self._form(items)
+        asked = items.template
+        template = as_answered(asked, form)
+        most = most_characters(template, longest=adaptation.longest)
 
         def way(candidate: Candidate) -> Way:
-            prompt = found_prompt([candidate_part(template, candidate)], profile=self.profile, description="")
+            prompt = found_prompt([candidate_part(asked, candidate, form=form)], profile=self.profile, description="")
             return way_of(part.rows, prompt)
 
         return TargetTrial(

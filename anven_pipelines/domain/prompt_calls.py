@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from anven_pipelines.spec import Contract
+
+ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
+"""What JSON mode promises."""
 
 
 class LoggedCall(NamedTuple):
@@ -68,7 +73,26 @@ def _contract(response_format: object) -> dict[str, Any] | None:
     if not isinstance(response_format, dict) or response_format.get("type") in {None, "text"}:
         return None
     schema = (response_format.get("json_schema") or {}).get("schema")
-    return schema if isinstance(schema, dict) else {"type": "object"}
+    return schema if isinstance(schema, dict) else dict(ANY_OBJECT)
+
+
+def answer_schema(contract: dict[str, Any] | None, declared: Contract) -> dict[str, Any] | None:
+    """Return the JSON Schema of the answers: what the calls demand, and of JSON mode also the fields that are declared.
+
+    Args:
+        contract: What the calls demand; None where they demand no JSON, which no declaration changes.
+        declared: Of the migration file; dots step into nested objects.
+    """
+    return _object_with(declared.required) if contract == ANY_OBJECT and declared.required else contract
+
+
+def _object_with(paths: Sequence[str]) -> dict[str, Any]:
+    inner: dict[str, list[str]] = {}
+    for path in paths:
+        name, _, rest = path.partition(".")
+        inner.setdefault(name, []).extend([rest] if rest else [])
+    fields = {name: _object_with(rest) if rest else {} for name, rest in inner.items()}
+    return {**ANY_OBJECT, "properties": fields, "required": list(inner)}
 
 
 def is_example(turns: Sequence[Mapping[str, Any]]) -> bool:

@@ -42,17 +42,19 @@ class Chosen:
 
     Attributes:
         template: As logged.
-        candidate: Who replaces it; None for declared rewrites.
+        candidate: Who replaces it.
         before: A call as logged, with slots.
         after: The same as the target is asked.
         changes: Of the conversion to the target's form.
+        slots: Names that a call fills in `after`.
     """
 
     template: PromptTemplate
-    candidate: Candidate | None
+    candidate: Candidate
     before: Prompt
     after: Prompt
     changes: tuple[Change, ...] = ()
+    slots: tuple[str, ...] = ()
 
     @property
     def diff(self) -> str:
@@ -62,7 +64,7 @@ class Chosen:
     @property
     def steps(self) -> list[Step]:
         """Every move of the search and every change of the conversion."""
-        moves, reasons = (self.candidate.moves, self.candidate.reasons) if self.candidate else ({}, {})
+        moves, reasons = self.candidate.moves, self.candidate.reasons
         return [
             *(Step(name, now, reasons.get(name, _SEARCHED)) for name, now in moves.items()),
             *(Step(each.path, f"{_shown(each.before)} → {_shown(each.after)}", each.reason) for each in self.changes),
@@ -76,7 +78,13 @@ class Chosen:
 
 
 def chosen_of(
-    template: PromptTemplate, candidate: Candidate, *, configs: Sequence[str | None], profile: TargetProfile
+    template: PromptTemplate,
+    candidate: Candidate,
+    *,
+    configs: Sequence[str | None],
+    profile: TargetProfile,
+    contract: Mapping[str, Any] | None = None,
+    prompt_tokens: Sequence[int | None] = (),
 ) -> Chosen:
     """Return what a candidate changes, with everything that the conversion of some call changes.
 
@@ -85,26 +93,39 @@ def chosen_of(
         candidate: Who replaces it.
         configs: Parameters of the calls, JSON; what is not the same in all of them is not told.
         profile: The form that the target takes.
+        contract: JSON Schema of the answers, where JSON mode is to become structured output.
+        prompt_tokens: A bound on the prompt of each call, in their order; none where the context knows no limit.
     """
-    logged = [json.loads(each or "null") or {} for each in dict.fromkeys(configs)] or [{}]
+    known = dict.fromkeys(zip(configs, prompt_tokens or [None] * len(configs), strict=True))
+    calls = [(json.loads(each or "null") or {}, tokens) for each, tokens in known] or [({}, None)]
+    logged = [params for params, _ in calls]
     messages = [each.model_dump() for each in candidate.messages]
-    converted = [convert(messages, params | candidate.params, profile) for params in logged]
+    converted = [
+        convert(messages, params | candidate.params, profile, contract=contract, prompt_tokens=tokens)
+        for params, tokens in calls
+    ]
     first: dict[tuple[str, str], Change] = {}
     for conversion in converted:
         for change in conversion.changes:
             first.setdefault((change.path, change.reason), change)
-    before = _common(logged)
+    before, after = _common(logged), _common([each.params for each in converted])
     told = [
-        change._replace(before=VARIES if before.get(path.removeprefix("params.")) == VARIES else change.before)
+        change._replace(before=_told(change.before, path, before), after=_told(change.after, path, after))
         for (path, _), change in first.items()
     ]
     return Chosen(
         template,
         candidate,
         Prompt([each.model_dump() for each in unchanged(template).messages], before),
-        Prompt(converted[0].messages, _common([each.params for each in converted])),
+        Prompt(converted[0].messages, after),
         tuple(told),
+        slots=template.slots,
     )
+
+
+def _told(value: Any, path: str, common: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a JSON value
+    """Return what a change tells of a parameter: nothing of one call's alone."""
+    return VARIES if value is not None and common.get(path.removeprefix("params.")) == VARIES else value
 
 
 def _common(params: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 import regex  # type: ignore[import-untyped] # as the slots' pattern
 
 from anven_pipelines.domain.canonical import canonical_json
-from anven_pipelines.domain.prompt_template import SLOT
+from anven_pipelines.domain.prompt_template import SLOT, unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage
+
+LEAST_CHARACTERS: Final = 2_000
+"""Length that any prompt may have: a short legacy prompt is no reason against an example."""
 
 _SHOWN: Final = 120
 _INSTRUCTIONS: Final = "the system or the last user message"
@@ -37,6 +40,11 @@ def broken(candidate: Candidate, template: PromptTemplate, *, most_characters: i
         _length(candidate, most_characters),
     )
     return next((reason for reason in checks if reason is not None), None)
+
+
+def most_characters(template: PromptTemplate, *, longest: float) -> int:
+    """Return the budget of what replaces a template: so many times its own length, or LEAST_CHARACTERS."""
+    return max(LEAST_CHARACTERS, int(own_characters(unchanged(template)) * longest))
 
 
 def own_characters(candidate: Candidate) -> int:

@@ -52,7 +52,7 @@ def convert(
         params: As logged, without the messages.
         target: What the target takes.
         contract: JSON Schema of the answers, where one is known; JSON mode then becomes structured output.
-        prompt_tokens: Length of the prompt, where it was counted: the answer's limit leaves room for it.
+        prompt_tokens: Length of the prompt, or a bound on it, where it is known: the answer's limit leaves room.
     """
     changes: list[Change] = []
     turns = [_Turn(at, dict(copy.deepcopy(message))) for at, message in enumerate(messages)]

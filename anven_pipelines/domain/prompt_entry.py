@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from anven_pipelines.domain.prompt_changes import Chosen, chosen_of
-from anven_pipelines.domain.prompt_diff import Prompt
+from anven_pipelines.domain.prompt_changes import chosen_of
+from anven_pipelines.domain.prompt_declared import declared_for, slots_of
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompts import (
     apply,
+    calls_of,
     candidate_part,
     declared_prompt,
-    fitting_rewrite,
     found_prompt,
+    prompt_bound,
     rewrites_part,
 )
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     import polars as pl
 
+    from anven_pipelines.domain.prompt_changes import Chosen
     from anven_pipelines.domain.prompt_split import TemplateItems
     from anven_pipelines.domain.prompt_target import TargetProfile
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
@@ -40,7 +42,7 @@ class Entry(NamedTuple):
         origin: Who made it.
         prompt: It alone.
         part: What it adds to the prompt of the workload; nothing for what stays as logged.
-        candidate: It as a candidate; None for declared rewrites.
+        candidate: It as a candidate, or of several rewrites of one template the first; None for the unchanged prompt.
     """
 
     origin: str
@@ -49,40 +51,67 @@ class Entry(NamedTuple):
     candidate: Candidate | None = None
 
 
-def candidate_entry(template: PromptTemplate, candidate: Candidate, *, origin: str, profile: TargetProfile) -> Entry:
-    """Return a candidate as an entry, in the form that the target takes."""
-    part = candidate_part(template, candidate)
+def candidate_entry(
+    template: PromptTemplate,
+    candidate: Candidate,
+    *,
+    origin: str,
+    profile: TargetProfile,
+    form: Mapping[str, Any] | None = None,
+) -> Entry:
+    """Return a candidate as an entry, in the form that the target takes; `form` is that of `candidate_part`."""
+    part = candidate_part(template, candidate, form=form)
     return Entry(origin, found_prompt([part], profile=profile, description=""), part, candidate)
 
 
-def declared_entry(items: TemplateItems, adaptation: PromptAdaptation) -> Entry | None:
-    """Return the declared rewrites as an entry, where they fit every open prompt of the template."""
-    if not adaptation.rewrites:
-        return None
-    prompt = declared_prompt(adaptation)
-    logged = [json.loads(each) for part in (items.search, items.validation) for each in part.rows["source_prompt"]]
-    if any(fitting_rewrite(prompt.transformation, messages) is None for messages in logged):
-        return None
-    part = rewrites_part(items.template, prompt)
-    return Entry("declared", found_prompt([part], profile=None, description=""), part)
+def declared_entry(
+    items: TemplateItems, adaptation: PromptAdaptation, *, profile: TargetProfile, form: Mapping[str, Any]
+) -> Entry | str | None:
+    """Return the declared rewrites as an entry, in the form that the target takes; None where they fit no open prompt.
+
+    Where they miss some, or break a hard constraint, it is said why in words: nobody asks them.
+    """
+    calls = [call for part in (items.search, items.validation) for call in calls_of(part.rows)]
+    found = declared_for(as_answered(items.template, form), calls, adaptation)
+    if found is None or isinstance(found, str):
+        return found
+    if found.broken is not None:
+        return f"the declared rewrites are not asked: {found.broken}"
+    if found.exact:
+        return candidate_entry(items.template, found.candidate, origin="declared", profile=profile, form=form)
+    part = {**rewrites_part(items.template, declared_prompt(adaptation)), **form}
+    return Entry("declared", found_prompt([part], profile=profile, description=""), part, found.candidate)
+
+
+def as_answered(template: PromptTemplate, form: Mapping[str, Any]) -> PromptTemplate:
+    """Return a template with the contract of its converted calls: what may be demanded of answers they must keep."""
+    return template.model_copy(update={"contract": form["contract"]}) if "contract" in form else template
 
 
 def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) -> Chosen:
     """Return what an entry changes for a template, and why."""
     configs = items.search.rows["model_config"].to_list()
-    if entry.candidate is not None:
-        return chosen_of(items.template, entry.candidate, configs=configs, profile=profile)
-    number = fitting_rewrite(entry.part, json.loads(items.search.rows["source_prompt"][0]))
-    before = [each.model_dump() for each in unchanged(items.template).messages]
-    return Chosen(items.template, None, Prompt(before, {}), Prompt(entry.part["rewrites"][number]["messages"], {}))
+    asked = way_of(items.search.rows, found_prompt([entry.part], profile=None, description=""))
+    tokens = [prompt_bound(entry.part, asked(item), profile) for item in range(len(configs))]
+    contract = entry.part.get("contract")
+    chosen = chosen_of(
+        items.template,
+        entry.candidate or unchanged(items.template),
+        configs=configs,
+        profile=profile,
+        contract=contract,
+        prompt_tokens=tokens,
+    )
+    if (rewrites := entry.part.get("rewrites")) is None:
+        return chosen
+    return replace(chosen, slots=slots_of(rewrites))
 
 
 def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:
     """Return how the items are asked with a prompt."""
-    logged = list(rows.select("source_prompt", "model_config").iter_rows())
+    logged = calls_of(rows)
 
     def ask(item: int) -> Call:
-        messages, params = logged[item]
-        return apply(prompt, json.loads(messages), json.loads(params or "null") or {})
+        return apply(prompt, *logged[item])
 
     return ask

@@ -18,7 +18,7 @@ import polars as pl
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.prompt_anchors import ROBUST_SHARE, shared_text, slot_values
 from anven_pipelines.domain.prompt_calls import LoggedCall, is_example, read_call, text_of
-from anven_pipelines.domain.prompt_slots import feature_to_split, near_equal, policy_sentences, written
+from anven_pipelines.domain.prompt_slots import feature_to_split, near_equal, proposed_policies, written
 from anven_pipelines.domain.prompt_template import SLOT, PromptTemplate, TemplateMessage
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Inventory:
         templates: Declared ones first, then mined ones by application, the one with the most calls first.
         calls: One row per call in the order of their ids: id, template, slots (JSON), earlier (JSON list of turns),
             reason. Either template or reason is set.
-        proposed: By template, sentences of its system text that look like policy; nothing binds them yet.
+        proposed: By template, sentences of its fixed text that look like policy; nothing binds them yet.
         lengths: By template that covers a call.
     """
 
@@ -132,13 +132,27 @@ def _completed(template: PromptTemplate, calls: Sequence[LoggedCall]) -> PromptT
     return template.model_copy(update=shared)
 
 
-def fit(template: PromptTemplate, messages: Sequence[Mapping[str, Any]]) -> Fitted | None:
-    """Take a logged prompt apart by a template; None where it is none of its prompts.
+def fit(
+    template: PromptTemplate, messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any] | None = None
+) -> Fitted | None:
+    """Take a logged call apart by a template; None where it is none of its calls.
 
     System, examples, the earlier turns and the filled user text, one behind the other, are the prompt again.
+
+    Args:
+        template: By which.
+        messages: As logged.
+        params: As logged. What is proven of one set of tools and one output format is proven of no other, so both must
+            be the template's; without parameters the text alone is looked at.
     """
-    call = read_call("", None, canonical_json(list(messages)), None)
-    return None if call.trouble else _fit_texts(template, call)
+    call = read_call("", None, canonical_json(list(messages)), None if params is None else canonical_json(params))
+    if call.trouble or (params is not None and not _same_form(template, call)):
+        return None
+    return _fit_texts(template, call)
+
+
+def _same_form(template: PromptTemplate, call: LoggedCall) -> bool:
+    return canonical_json([template.tools, template.contract]) == canonical_json([call.tools, call.contract])
 
 
 def _fit_call(template: PromptTemplate, call: LoggedCall) -> Fitted | None:
@@ -296,7 +310,7 @@ def _inventory(every: list[LoggedCall], found: Sequence[_Found], reasons: Mappin
     return Inventory(
         templates=tuple(template for template, _ in found),
         calls=pl.DataFrame(list(rows.values()), schema=CALLS, orient="row"),
-        proposed={template.name: policy_sentences(template.system or "") for template, _ in found},
+        proposed={template.name: proposed_policies(template) for template, _ in found},
         lengths={template.name: _length(template, calls) for template, calls in found if calls},
     )
 

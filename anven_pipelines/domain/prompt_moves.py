@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from anven_pipelines.domain.prompt_calls import ANY_OBJECT
 from anven_pipelines.domain.prompt_parts import AS_LOGGED, Parts, Section, Sentence, parts_of, shortened
 from anven_pipelines.domain.prompt_template import SLOT, Candidate, PromptTemplate, TemplateMessage, fill
 
@@ -241,7 +242,7 @@ def space_of(
         "examples": tuple(examples),
         "reminder": ("on",),
         "reasoning": ("off", "on") if reasons else (),
-        "structured output": ("schema",) if template.contract is not None else (),
+        "structured output": ("schema",) if template.contract not in (None, ANY_OBJECT) else (),
     }
     names = {"full": tuple(offered), "minimal": MINIMAL, "structural": ()}[mode]
     dimensions = {name: (AS_LOGGED, *offered[name]) for name in names if offered[name]}

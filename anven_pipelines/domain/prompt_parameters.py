@@ -44,7 +44,7 @@ def converted_params(
         target: What the target takes.
         changes: Gets every change.
         contract: JSON Schema of the answers, where one is known.
-        prompt_tokens: Length of the prompt, where it was counted.
+        prompt_tokens: Length of the prompt, or a bound on it, where it is known.
     """
     converted = dict(copy.deepcopy(params))
     _put_functions(converted, target, changes)
@@ -105,13 +105,17 @@ def _put_limit(params: dict[str, Any], target: TargetProfile, prompt_tokens: int
     limit = params.get("max_tokens")
     if target.max_context is None or not isinstance(limit, int):
         return
-    room = max(1, target.max_context - (prompt_tokens or 0))
-    if limit > room:
+    room = target.max_context - (prompt_tokens or 0)
+    if limit <= room:
+        return
+    context = f"the target's context has {target.max_context} tokens"
+    if room > 0:
         params["max_tokens"] = room
-        reason = (
-            f"the target's context has {target.max_context} tokens, {prompt_tokens or 'some'} of them for the prompt"
-        )
+        reason = f"{context}, those of the prompt among them" if prompt_tokens else context
         changes.append(Change("params.max_tokens", limit, room, reason))
+    else:  # the bound on the prompt is no count: an answer of one token would be the worse mistake
+        reason = f"{context}, and the prompt may need them all; without a limit a server gives what is left"
+        _take(params, "max_tokens", reason, changes)
 
 
 def _put_stop(params: dict[str, Any], target: TargetProfile, changes: list[Change]) -> None:

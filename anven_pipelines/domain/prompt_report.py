@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import regex  # type: ignore[import-untyped] # as the rewrites are compiled everywhere
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.token_count import spent_words
@@ -18,9 +16,12 @@ if TYPE_CHECKING:
     from anven_pipelines.domain.prompt_changes import Chosen
     from anven_pipelines.domain.prompt_gain import Gain, Guard
     from anven_pipelines.domain.prompt_safety import SafetyFinding
-    from anven_pipelines.domain.prompt_template import Candidate
     from anven_pipelines.domain.prompt_trial import Cost
     from anven_pipelines.domain.prompts import AdaptedPrompt
+
+
+MADE: Final = {"structural": "converted to the target's form", "declared": "written by hand"}
+"""How a prompt came about that no strategy found, by its origin."""
 
 
 class Heat(NamedTuple):
@@ -177,8 +178,8 @@ def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[
             name=f"{workload}.{each.template.name}",
             version=versions[each.template.name],
             messages=[{"role": message["role"], "content": message["content"]} for message in each.after.messages],
-            slots=list(each.template.slots if each.candidate else _groups(adaptation.prompt, each.template.name)),
-            note=f"{_maker(each.candidate)}: {reasons[each.template.name]}",
+            slots=list(each.slots),
+            note=f"{_made(each.candidate.origin)}: {reasons[each.template.name]}",
             tags={f"anven.{name}": digest for name, digest in inputs.items()},
             aliases=["candidate"],
             tools=list(each.template.tools),
@@ -191,8 +192,8 @@ def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[
     ]
 
 
-def _maker(candidate: Candidate | None) -> str:
-    return "declared" if candidate is None else f"found by {candidate.origin}"
+def _made(origin: str) -> str:
+    return MADE.get(origin, f"found by {origin}")
 
 
 def served_versions(prompt: AdaptedPrompt) -> dict[str, str]:
@@ -202,9 +203,3 @@ def served_versions(prompt: AdaptedPrompt) -> dict[str, str]:
         part["template"]["name"]: digest_of({"part": part, "profile": profile})
         for part in prompt.transformation.get("templates", [])
     }
-
-
-def _groups(prompt: AdaptedPrompt, template: str) -> list[str]:
-    """Return the slots of the declared rewrites of a template."""
-    [part] = [part for part in prompt.transformation["templates"] if part["template"]["name"] == template]
-    return list(dict.fromkeys(name for each in part["rewrites"] for name in regex.compile(each["user"]).groupindex))

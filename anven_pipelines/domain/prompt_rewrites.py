@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import regex  # type: ignore[import-untyped] # in place of re for its timeout
 
-from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_mining import fit
+from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import SLOT, Candidate, PromptTemplate
-from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite
+from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite, found_prompt
 from anven_pipelines.spec_prompt import PromptAdaptation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from anven_pipelines.domain.prompts import AdaptedPrompt, Message
+    from anven_pipelines.domain.prompts import AdaptedPrompt, Call
 
 NO_SYSTEM: Final = r"\A\Z"  # an absent pattern would fit any system message
 SEARCHING: Final = {"mode", "rewrites", "strategies", "reflection"}  # what a search needs and a test does not
@@ -29,14 +29,12 @@ class Written(NamedTuple):
     notes: tuple[str, ...]
 
 
-def rewrites_of(
-    prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, declared: PromptAdaptation | None = None
-) -> Written:
+def rewrites_of(prompt: AdaptedPrompt, logged: Sequence[Call], *, declared: PromptAdaptation | None = None) -> Written:
     """Write a prompt as rewrites that ask the same, to be edited by hand and tested again.
 
     Args:
         prompt: The workload's current prompt.
-        logged: Open prompts as logged; on these it is tried whether the rewrites ask the same.
+        logged: Open calls as logged; on these it is tried whether the rewrites ask the same.
         declared: The section that the migration file has now; what it sets for the proof stays as it is.
 
     Raises:
@@ -54,10 +52,7 @@ def rewrites_of(
             notes.append(f"{template.name} is left out: {reason}")
             continue
         else:
-            candidate = Candidate.model_validate(part["candidate"])
-            rewrites.append(_rewrite(template, candidate))
-            if candidate.params:
-                notes.append(f"{template.name}: a rewrite has no request parameters, {_params(candidate)} is lost")
+            rewrites.append(_rewrite(template, Candidate.model_validate(part["candidate"])))
         templates.append(template)
     if not rewrites:
         why = "; ".join(notes) or "the legacy prompts stand unchanged"
@@ -85,25 +80,36 @@ def _rewrite(template: PromptTemplate, candidate: Candidate) -> dict[str, Any]:
         "system": system,
         "user": template.pattern,
         "messages": [each.model_dump() for each in candidate.messages],
+        **({"params": candidate.params} if candidate.params else {}),
     }
-
-
-def _params(candidate: Candidate) -> str:
-    return ", ".join(f"{name}: {canonical_json(value)}" for name, value in candidate.params.items())
 
 
 def _without_nulls(rewrite: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in rewrite.items() if value is not None}
 
 
+def _in_its_form(rewritten: AdaptedPrompt, prompt: AdaptedPrompt) -> AdaptedPrompt:
+    """Put declared rewrites in the places of a prompt's parts, with what they know of the target's form."""
+    if prompt.strategy != "templates":
+        return rewritten
+    rewrites = rewritten.transformation["rewrites"]
+    parts = [
+        {**{name: each for name, each in part.items() if name != "candidate"}, "rewrites": rewrites}
+        for part in prompt.transformation["templates"]
+    ]
+    profile = prompt.transformation["profile"]
+    return found_prompt(parts, profile=None if profile is None else TargetProfile(**profile), description="")
+
+
 def _differences(
-    prompt: AdaptedPrompt, section: Mapping[str, Any], templates: Sequence[PromptTemplate], logged: Sequence[Any]
+    prompt: AdaptedPrompt, section: Mapping[str, Any], templates: Sequence[PromptTemplate], logged: Sequence[Call]
 ) -> list[str]:
-    """Say what the rewrites do not ask as the prompt does."""
+    """Say what the rewrites, in the target's form as the prompt is, do not ask as it does."""
     rewritten = declared_prompt(PromptAdaptation.model_validate(section))
-    meant = [each for each in logged if not templates or any(fit(template, each) for template in templates)]
-    fitting = [each for each in meant if fitting_rewrite(rewritten.transformation, each) is not None]
-    different = sum(apply(prompt, each).messages != apply(rewritten, each).messages for each in fitting)
+    tested = _in_its_form(rewritten, prompt)
+    meant = [each for each in logged if not templates or any(fit(template, *each) for template in templates)]
+    fitting = [each for each in meant if fitting_rewrite(rewritten.transformation, each.messages) is not None]
+    different = sum(apply(prompt, *each) != apply(tested, *each) for each in fitting)
     notes = []
     if unfit := len(meant) - len(fitting):
         notes.append(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import regex  # type: ignore[import-untyped] # for letters of every script
 
 from anven_pipelines.domain.prompt_anchors import ROBUST_SHARE, shared_text
-from anven_pipelines.domain.prompt_template import unchanged
+from anven_pipelines.domain.prompt_template import SLOT, unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -30,6 +30,7 @@ _NUMBER: Final = regex.compile(
     r"\d+|\b(?:January|February|March|April|May|June|July|August|September|October|November|December"
     r"|Monday|Tuesday|Wednesday|Thursday|Friday|Saturday|Sunday)\b"
 )
+_FORM: Final = regex.compile(r"#+ .*|</?[^<>]+>|[^\n.!?]{0,41}[:\uff1a][*_\"' ]*")
 _WORD: Final = regex.compile(r"\w+")
 _SENTENCE: Final = regex.compile(r"(?<=[.!?])\s+|\n+")
 # English; of other languages nothing is proposed.
@@ -148,6 +149,20 @@ def policy_sentences(system: str) -> tuple[str, ...]:
     """Return the sentences that sound like policy or safety, each once, in their order, word for word."""
     sentences = (each.strip() for each in _SENTENCE.split(system))
     return tuple(dict.fromkeys(each for each in sentences if _POLICY.search(each)))
+
+
+def proposed_policies(template: PromptTemplate) -> tuple[str, ...]:
+    """Return the sentences of a template's system and user text that sound like policy, each once.
+
+    Of the user text only whole sentences count: one with a slot, or a label, tag or heading, is the form around what a
+    call fills in.
+    """
+    user = (
+        each
+        for each in policy_sentences(template.user)
+        if not any(name in template.slots for name in SLOT.findall(each)) and not _FORM.fullmatch(each)
+    )
+    return tuple(dict.fromkeys([*policy_sentences(template.system or ""), *user]))
 
 
 def unread_policies(template: PromptTemplate) -> str | None:

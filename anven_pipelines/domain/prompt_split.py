@@ -64,7 +64,8 @@ def split_items(
         searched: Ids of items that a search was shown before.
     """
     items = opened(golden).filter(pl.col("role") == TRAFFIC)
-    fits = [_fit(json.loads(messages), templates) for messages in items["source_prompt"]]  # a loop: nested JSON
+    logged = items.select("source_prompt", "model_config").iter_rows()  # a loop: nested JSON
+    fits = [_fit(json.loads(messages), json.loads(params or "null") or {}, templates) for messages, params in logged]
     ranks = [hashlib.sha256(f"validation:{cluster}".encode()).hexdigest() for cluster in items["cluster"]]
     placed = items.with_columns(
         pl.Series("template", [number for number, _ in fits], dtype=pl.Int64),
@@ -86,10 +87,10 @@ def split_items(
 
 
 def _fit(
-    messages: list[Mapping[str, object]], templates: Sequence[PromptTemplate]
+    messages: list[Mapping[str, object]], params: Mapping[str, object], templates: Sequence[PromptTemplate]
 ) -> tuple[int | None, dict[str, str]]:
     for number, template in enumerate(templates):
-        if (fitted := fit(template, messages)) is not None:
+        if (fitted := fit(template, messages, params)) is not None:
             return number, fitted.slots
     return None, {}
 

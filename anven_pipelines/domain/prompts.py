@@ -6,6 +6,7 @@ equal versions ask equal questions. A further strategy is one entry in `STRATEGI
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -20,9 +21,12 @@ from anven_pipelines.domain.prompt_conversion import convert
 from anven_pipelines.domain.prompt_mining import Fitted, fit
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, fill
+from anven_pipelines.domain.token_count import most_tokens
 
 if TYPE_CHECKING:
-    from anven_pipelines.spec_prompt import PromptAdaptation
+    import polars as pl
+
+    from anven_pipelines.spec_prompt import PromptAdaptation, PromptRewrite
 
 PATTERN_SECONDS: Final = 1.0
 
@@ -54,19 +58,32 @@ def _by_templates(transformation: Mapping[str, Any], call: Call) -> Call:
     """
     for part in transformation["templates"]:
         template = _template(part["template"])
-        fitted = fit(template, call.messages)
+        fitted = fit(template, call.messages, call.params)
         if fitted is None:
             continue
         if "rewrites" in part:
-            return call if fitting_rewrite(part, call.messages) is None else _rewritten(part, call)
-        asked = Call(
-            _in_place(template, _candidate(part["candidate"]), fitted), call.params | part["candidate"]["params"]
-        )
+            if fitting_rewrite(part, call.messages) is None:
+                return call
+            asked = _rewritten(part, call)
+        else:
+            asked = Call(
+                _in_place(template, _candidate(part["candidate"]), fitted), call.params | part["candidate"]["params"]
+            )
         if transformation["profile"] is None:
             return asked
-        converted = convert(asked.messages, asked.params, TargetProfile(**transformation["profile"]))
+        profile = TargetProfile(**transformation["profile"])
+        tokens = prompt_bound(part, asked, profile)
+        converted = convert(asked.messages, asked.params, profile, contract=part.get("contract"), prompt_tokens=tokens)
         return Call(list(converted.messages), dict(converted.params))
     return call
+
+
+def prompt_bound(part: Mapping[str, Any], asked: Call, profile: TargetProfile) -> int | None:
+    """Return a bound on the tokens of a prompt as the target gets it; None where its context knows no limit."""
+    if profile.max_context is None:
+        return None
+    sent = convert(asked.messages, asked.params, profile)
+    return most_tokens(sent.messages, sent.params, per_byte=part.get("tokens_per_byte", 1.0))
 
 
 def _in_place(template: PromptTemplate, candidate: Candidate, fitted: Fitted) -> list[Message]:
@@ -101,8 +118,9 @@ def _rewritten(transformation: Mapping[str, Any], call: Call) -> Call:
     _, user = _single_turn(messages) or ("", "")
     slots = _search(rewrite["user"], user, whole=True).groupdict(default="")
     fill = lambda found: slots.get(found[1], found[0])  # noqa: E731 - the shape that `sub` takes
-    return call._replace(
-        messages=[{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]]
+    return Call(
+        [{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]],
+        call.params | (rewrite.get("params") or {}),
     )
 
 
@@ -160,7 +178,7 @@ def declared_prompt(adaptation: PromptAdaptation) -> AdaptedPrompt:
     """Return what the migration file declares: its rewrites, or the legacy prompt unchanged."""
     if not adaptation.rewrites:
         return carry_over()
-    transformation = {"rewrites": [each.model_dump(mode="json") for each in adaptation.rewrites]}
+    transformation = {"rewrites": [_dumped(each) for each in adaptation.rewrites]}
     count = len(adaptation.rewrites)
     return AdaptedPrompt(
         strategy="rewrite",
@@ -170,10 +188,24 @@ def declared_prompt(adaptation: PromptAdaptation) -> AdaptedPrompt:
     )
 
 
-def candidate_part(template: PromptTemplate, candidate: Candidate) -> Mapping[str, Any]:
-    """Return what a candidate adds to a prompt; how it was found is no part of it."""
+def _dumped(rewrite: PromptRewrite) -> dict[str, Any]:
+    """Return a rewrite as plain JSON; one without parameters has the version that it had before there were any."""
+    return rewrite.model_dump(mode="json", exclude=None if rewrite.params else {"params"})
+
+
+def candidate_part(
+    template: PromptTemplate, candidate: Candidate, *, form: Mapping[str, Any] | None = None
+) -> Mapping[str, Any]:
+    """Return what a candidate adds to a prompt; how it was found is no part of it.
+
+    Args:
+        template: What it replaces.
+        candidate: What is asked.
+        form: What the target's form needs to know: `contract`, the JSON Schema of answers in JSON mode;
+            `tokens_per_byte`, a bound for prompts (1 where absent).
+    """
     decides = candidate.model_dump(mode="json", include={"template", "messages", "params"})
-    return {"template": template.model_dump(mode="json"), "candidate": decides}
+    return {"template": template.model_dump(mode="json"), "candidate": decides, **(form or {})}
 
 
 def rewrites_part(template: PromptTemplate, rewrites: AdaptedPrompt) -> Mapping[str, Any]:
@@ -188,7 +220,7 @@ def found_prompt(
 
     Args:
         parts: As `candidate_part` and `rewrites_part` return them.
-        profile: The form that the target takes, for what candidates ask; None converts nothing.
+        profile: The form that the target takes; None converts nothing.
         description: In words.
     """
     transformation = {"profile": None if profile is None else asdict(profile), "templates": list(parts)}
@@ -270,6 +302,12 @@ def _shown(messages: Sequence[Message], *, most: int = 300) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def calls_of(golden: pl.DataFrame) -> list[Call]:
+    """Return golden rows as they were logged."""
+    rows = golden.select("source_prompt", "model_config").iter_rows()  # a loop: nested JSON
+    return [Call(json.loads(messages), json.loads(params or "null") or {}) for messages, params in rows]
+
+
 class Preview(NamedTuple):
     """What an adaptation makes of logged prompts.
 
@@ -285,39 +323,38 @@ class Preview(NamedTuple):
     examples: list[tuple[int, str, str]]
 
 
-def preview(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_be_shown: Sequence[bool]) -> Preview:
+def preview(prompt: AdaptedPrompt, logged: Sequence[Call], *, may_be_shown: Sequence[bool]) -> Preview:
     """Look at what becomes of every logged prompt, before the target is asked.
 
     Args:
         prompt: The adaptation.
-        logged: Messages of every golden prompt, sealed ones too: each of them has to fit.
+        logged: Every golden call, sealed ones too: each of them has to fit.
         may_be_shown: Which of them are open; a sealed prompt is counted and not quoted.
     """
     if prompt.strategy == "templates":
         return _changed(prompt, logged, may_be_shown=may_be_shown)
     if prompt.strategy == "identity":
         return Preview(0, f"{len(logged)} prompts are carried over unchanged", [])
-    numbers = [fitting_rewrite(prompt.transformation, messages) for messages in logged]
+    numbers = [fitting_rewrite(prompt.transformation, call.messages) for call in logged]
     first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at]}
     unfit = numbers.count(None)
-    quoted = _shown(logged[first[None]]) if None in first else "sealed, as all of them are"
+    quoted = _shown(logged[first[None]].messages) if None in first else "sealed, as all of them are"
     example = f"; the first without one: {quoted}" if unfit else ""
     return Preview(
         unfit,
         f"{len(logged) - unfit} of {len(logged)} golden prompts fit a rewrite{example}",
         [
-            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
+            (numbers.count(number), _shown(logged[at].messages), _shown(apply(prompt, *logged[at]).messages))
             for number, at in sorted((number, at) for number, at in first.items() if number is not None)
         ],
     )
 
 
-def _changed(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_be_shown: Sequence[bool]) -> Preview:
+def _changed(prompt: AdaptedPrompt, logged: Sequence[Call], *, may_be_shown: Sequence[bool]) -> Preview:
     """Count the prompts of each template that are asked in another way; every prompt fits."""
     templates = [_template(part["template"]) for part in prompt.transformation["templates"]]
     numbers = [
-        next((number for number, each in enumerate(templates) if fit(each, messages) is not None), None)
-        for messages in logged
+        next((number for number, each in enumerate(templates) if fit(each, *call) is not None), None) for call in logged
     ]
     first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at]}
     same = numbers.count(None)
@@ -325,7 +362,7 @@ def _changed(prompt: AdaptedPrompt, logged: Sequence[Sequence[Message]], *, may_
         0,
         f"{len(logged) - same} of {len(logged)} golden prompts are adapted, {same} are asked as they were logged",
         [
-            (numbers.count(number), _shown(logged[at]), _shown(apply(prompt, logged[at]).messages))
+            (numbers.count(number), _shown(logged[at].messages), _shown(apply(prompt, *logged[at]).messages))
             for number, at in sorted((number, at) for number, at in first.items() if number is not None)
         ],
     )

@@ -1,13 +1,17 @@
-"""Tokens of an answer: as its server counted them, else bytes in their place, so that a limit holds."""
+"""Tokens of a prompt or an answer: as a server counted them, else bytes in their place, so that a limit holds."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import math
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.canonical import canonical_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+OTHER_TOKENIZER: Final = 1.5
+"""Tokens of the target for one of the legacy model, at most: a smaller vocabulary cuts text finer."""
 
 
 class TokenCount(NamedTuple):
@@ -40,6 +44,27 @@ def count_tokens(messages: Sequence[Mapping[str, Any]], answer: Mapping[str, Any
         written=_bytes((answer["output"] or "") + (answer["tool_calls"] or "")) if written is None else written,
         computed=bool(answer["tokens_computed"]) or sent is None or written is None,
     )
+
+
+def most_tokens(messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], *, per_byte: float) -> int:
+    """Return a bound on the tokens of a prompt and its tools; an image that stands there as its URL may have more."""
+    return math.ceil(per_byte * _bytes(canonical_json([messages, params.get("tools") or params.get("functions")])))
+
+
+def tokens_per_byte(
+    logged: Iterable[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any], int | None]],
+) -> float:
+    """Return the most tokens that the target counts for a byte of prompts like these: 1 where nothing was counted.
+
+    Args:
+        logged: Messages, parameters and prompt tokens, counted by the legacy model's server, of each call.
+    """
+    shares = [
+        tokens / most_tokens(messages, params, per_byte=1.0)
+        for messages, params, tokens in logged
+        if tokens is not None
+    ]
+    return min(1.0, OTHER_TOKENIZER * max(shares, default=1.0))
 
 
 def spent_words(tokens: int, usd: float | None, *, computed: bool) -> str:

@@ -8,11 +8,12 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompts import apply
 from anven_pipelines.domain.traffic import is_mirrored
 from anven_pipelines.gateway.assignment import Assignment, assign, unit_of
-from anven_pipelines.gateway.shadow_request import shadow_request
+from anven_pipelines.gateway.shadow_request import shadow_request, shaping
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from anven_pipelines.domain.prompts import Call
     from anven_pipelines.domain.traffic import Arm
     from anven_pipelines.gateway.breakers import Breakers
     from anven_pipelines.gateway.exchange import Exchange
@@ -89,7 +90,7 @@ class Dealer:
         name = assignment.route.workload
         original = data.get("messages") or []
         try:
-            call = apply(workload.target.prompt, original, workload.target.params)
+            call = _call_of_target(data, workload.target)
         except InvalidInput:
             return PROMPT_UNFIT
         except Exception as error:  # noqa: BLE001 - legacy's answer to a mistake of ours is not the target's success
@@ -100,6 +101,8 @@ class Dealer:
         data["fallbacks"] = [{**back, "model": group(name, "legacy"), "messages": original, "cache": cache}]
         data["cache"] = _cache(data, workload.target, assignment, "target")
         data.update(call.params, model=group(name, "target"), messages=call.messages)
+        for taken in [changed for changed, value in call.params.items() if value is None]:
+            del data[taken]
         return None
 
     def _mirror(self, data: dict[str, Any], workload: WorkloadSettings, exchange: Exchange) -> None:
@@ -110,13 +113,28 @@ class Dealer:
             return
         exchange.is_mirrored = True
         try:
-            call = apply(workload.target.prompt, data.get("messages") or [], workload.target.params)
+            call = _call_of_target(data, workload.target)
             exchange.shadow = shadow_request(data, call)
         except InvalidInput:
             exchange.unmirrored = PROMPT_UNFIT
         except Exception as error:  # noqa: BLE001 - legacy is asked all the same, and as itself
             exchange.unmirrored = NOT_DEALT
             self._mistakes.note("a request for %s was not mirrored", assignment.route.workload, error=error)
+
+
+def _call_of_target(data: Mapping[str, Any], target: ArmSettings) -> Call:
+    """Return the messages for the target, and the parameters that it is asked with in place of the client's.
+
+    The prompt sees the client's parameters, as it did when it was proven: they say which template a request is of, and
+    some are put in the target's form. The target's own come before both; null takes a parameter away.
+
+    Raises:
+        InvalidInput: no rewrite of the prompt fits.
+    """
+    asked = shaping(data)
+    call = apply(target.prompt, data.get("messages") or [], asked)
+    kept = {name: value for name, value in call.params.items() if name not in asked or asked[name] != value}
+    return call._replace(params={**dict.fromkeys(asked.keys() - call.params.keys()), **kept, **target.params})
 
 
 def group(workload: str, arm: Arm) -> str:

@@ -33,16 +33,21 @@ MOST_TOKENS: Final = 131_072
 _ENDLESS: Final = 10**12  # a client may send any whole number, and floats end somewhere
 
 
+def shaping(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a request that shape its answer."""
+    return {name: data[name] for name in SHAPING & data.keys()}
+
+
 def shadow_request(data: Mapping[str, Any], call: Call) -> dict[str, Any]:
     """Return the messages and parameters of a mirrored request.
 
     Args:
         data: The request as the client sent it.
-        call: What the target's prompt and parameters make of it.
+        call: What the target's prompt and parameters make of it; null takes a parameter away.
     """
-    asked = {name: data[name] for name in SHAPING & data.keys()}
+    asked = {name: value for name, value in {**shaping(data), **call.params}.items() if value is not None}
     # A copy: what legacy is asked with is rewritten in place on its way to some providers.
-    return copy.deepcopy({**asked, **call.params, "messages": call.messages})
+    return copy.deepcopy({**asked, "messages": call.messages})
 
 
 def most_usd(price: Price | None, request: Mapping[str, Any]) -> float:

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from anven_pipelines.assets.materialization import declared_input, publish_document
+from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.errors import InvalidInput, MissingInput
 from anven_pipelines.domain.golden import GOLDEN, opened
 from anven_pipelines.domain.prompt_baseline import baseline_of
@@ -28,7 +29,9 @@ from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, Te
 from anven_pipelines.domain.prompt_trial import Cost
 from anven_pipelines.domain.prompts import (
     AdaptedPrompt,
+    Call,
     apply,
+    calls_of,
     candidate_part,
     carry_over,
     declared_prompt,
@@ -142,8 +145,8 @@ def materialised(folder: Path, adaptation: Adaptation | AdaptedPrompt) -> str:
     return str(file)
 
 
-def logged_prompts() -> list[list[Message]]:
-    return [json.loads(each) for each in opened(golden_rows())["source_prompt"]]
+def logged_calls() -> list[Call]:
+    return calls_of(opened(golden_rows()))
 
 
 @pytest.mark.timeout(200)
@@ -177,7 +180,7 @@ def test_the_rewrites_ask_what_the_found_prompt_asks(tmp_path: Path) -> None:
     rewritten = declared_prompt(edited)
     searched = {each.template.name for each in adaptation.chosen}
     fitting = 0
-    for messages in logged_prompts():
+    for messages, _ in logged_calls():
         of_these = any(each.template.slots_of(messages) is not None for each in adaptation.chosen)
         assert (fitting_rewrite(rewritten.transformation, messages) is not None) is of_these
         if of_these:
@@ -218,13 +221,21 @@ def test_what_a_rewrite_cannot_say_is_noted() -> None:
     params = {"response_format": {"type": "json_object"}}
     prompt = adaptation_of(golden_rows(), params=params).prompt
     turn: list[Message] = [{"role": "user", "content": "before"}, {"role": "assistant", "content": "answered"}]
-    system, question = logged_prompts()[0]
-    in_conversation = [system, *turn, question]
-    notes = rewrites_of(prompt, [*logged_prompts(), in_conversation]).notes
-    assert 'a rewrite has no request parameters, response_format: {"type":"json_object"} is lost' in notes[0]
-    assert any(
-        note.startswith("no rewrite fits 1 of 49 open prompts, such as those with earlier turns") for note in notes
-    )
+    (system, question), _ = logged_calls()[0]
+    in_conversation = Call([system, *turn, question], {})
+    written = rewrites_of(prompt, [*logged_calls(), in_conversation])
+    assert [each["params"] for each in written.section["rewrites"]] == [params, params]
+    [note] = written.notes
+    assert note.startswith("no rewrite fits 1 of 49 open prompts, such as those with earlier turns")
+
+
+def test_rewrites_of_a_converted_prompt_ask_the_same_once_they_are_tested() -> None:
+    chosen = [(each, a_candidate(each)) for each in baseline_of(golden_rows(), policies=[]).templates]
+    german = TargetProfile(language="German")
+    parts = [candidate_part(template, candidate, form={"tokens_per_byte": 0.5}) for template, candidate in chosen]
+    written = rewrites_of(found_prompt(parts, profile=german, description=""), logged_calls())
+    assert written.notes == ()
+    assert "Answer in German." not in canonical_json(written.section), "the conversion adds it to what is tested"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +259,7 @@ def test_a_form_that_no_rewrite_fits_is_left_out(changes: dict[str, Any], reason
 def test_declared_rewrites_are_printed_as_they_were_declared() -> None:
     section = {"rewrites": [{"user": "Q: (?P<q>.*)", "messages": [{"role": "user", "content": "{q}?"}]}]}
     declared = parse(yaml.safe_dump(MIGRATION | {"prompt": section}), file="m.yaml").prompt
-    written = rewrites_of(declared_prompt(declared), [[{"role": "user", "content": "Q: why"}]])
+    written = rewrites_of(declared_prompt(declared), [Call([{"role": "user", "content": "Q: why"}], {})])
     assert written.section == {"mode": "tested", **section}
     assert written.notes == ()
 
@@ -259,7 +270,7 @@ def test_what_the_file_sets_for_the_proof_is_printed_with_the_rewrites() -> None
     searching = {"mode": "full", "strategies": ["gepa"], "reflection": {"model": "large", "url": "http://h/v1"}}
     file = yaml.safe_dump(MIGRATION | {"prompt": searching | proof})
     prompt = adaptation_of(golden_rows()).prompt
-    current = CurrentPrompt("support", prompt, {}, None, logged_prompts(), parse(file, file="m.yaml").prompt)
+    current = CurrentPrompt("support", prompt, {}, None, logged_calls(), parse(file, file="m.yaml").prompt)
     section = current.to_json()["rewrites"]
     assert {name: value for name, value in section.items() if name != "rewrites"} == {"mode": "tested", **proof}
     again = parse(yaml.safe_dump(MIGRATION | {"prompt": section}), file="m.yaml").prompt

@@ -154,6 +154,7 @@ def adapt(
     rows: pl.DataFrame | None = None,
     templates: Sequence[PromptTemplate] = (DESK,),
     seconds: float = 1.0,
+    profile: TargetProfile | None = None,
     **prompt: Any,
 ) -> Adaptation:
     declared = {"mode": "full", "guard_margin": 0.2} | prompt
@@ -172,7 +173,7 @@ def adapt(
             searched=world.searched(),
         ),
         strategies=strategies or {},
-        profile=TargetProfile(),
+        profile=profile or TargetProfile(),
         ask=world.ask,
         grade=world.grade,
         looks=world,
@@ -234,7 +235,7 @@ def test_a_search_that_races_moves_finds_and_proves() -> None:
     assert adaptation.adapted, adaptation.reasons
     assert adaptation.cost.calls <= 1500
     steps = adaptation.chosen[0].steps
-    assert {step.what for step in steps} == set(adaptation.chosen[0].candidate.moves)  # type: ignore[union-attr]
+    assert {step.what for step in steps} == set(adaptation.chosen[0].candidate.moves)
     assert all(step.why.startswith("without it, a score ") for step in steps)
 
 
@@ -510,7 +511,7 @@ def test_another_way_to_measure_is_a_further_look(change: dict[str, Any]) -> Non
     assert first == again != other
 
 
-REWRITES = [
+REWRITES: list[dict[str, Any]] = [
     {
         "user": "Question: (?P<question>.*)",
         "messages": [{"role": "system", "content": POLICY}, {"role": "user", "content": "Good: {question}"}],
@@ -540,6 +541,64 @@ def test_declared_rewrites_that_miss_an_open_prompt_do_not_meet_the_others() -> 
     )
     assert [each.origin for each in adaptation.heats] == ["unchanged"]
     assert not adaptation.adapted
+    assert any(" prompts, and all are needed" in reason for reason in adaptation.reasons)
+
+
+@pytest.mark.parametrize("mode", ["tested", "structural"])
+def test_a_hand_edit_that_breaks_a_constraint_is_never_asked(mode: str) -> None:
+    [rewrite] = REWRITES
+    no_policy = {**rewrite, "messages": rewrite["messages"][1:]}
+    world = World(half_and("Good", 10))
+    adaptation = adapt(world, mode=mode, rewrites=[no_policy])
+    assert not adaptation.adapted
+    assert not any("Good" in message["content"] for request in world.asked for message in request.messages)
+    assert adaptation.reasons[0] == (
+        f"desk: the declared rewrites are not asked: prompt.rewrites[0]: the policy {POLICY!r} is missing; it must "
+        "stand word for word in the system or the last user message"
+    )
+    without = DESK.model_copy(update={"policies": ()})
+    assert adapt(World(half_and("Good", 10)), mode=mode, rewrites=[no_policy], templates=(without,)).adapted
+
+
+def test_a_hand_edit_keeps_the_conversion_to_the_targets_form() -> None:
+    """Else an edit of a prompt whose gain is the conversion could only lose."""
+    world = World(half_and("Good", 9), refuses=("functions",))
+    tools = ({"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}},)
+    template = DESK.model_copy(update={"tools": tools})
+    rows = golden(model_config=[LEGACY_TOOLS] * ITEMS)
+    german = TargetProfile(language="German")
+    adaptation = adapt(world, rows=rows, templates=(template,), mode="tested", rewrites=REWRITES, profile=german)
+    assert adaptation.adapted, adaptation.reasons
+    call = apply(adaptation.prompt, desk_prompt(3), json.loads(LEGACY_TOOLS))
+    assert [each["content"] for each in call.messages] == [f"{POLICY}\n\nAnswer in German.", "Good: what is 3"]
+    assert [each["function"]["name"] for each in call.params["tools"]] == ["look_up"]
+    assert "# functions are the older form of tools\n" in adaptation.to_json()["diff"]["desk"]
+
+
+def test_each_edit_by_hand_is_a_version_of_its_own_in_the_registry() -> None:
+    def registered(*rewrites: dict[str, Any]) -> Any:
+        adaptation = adapt(World(half_and("Good", 9)), mode="tested", rewrites=list(rewrites))
+        assert adaptation.adapted, adaptation.reasons
+        [prompt] = candidate_prompts(adaptation, "support", inputs={})
+        return prompt
+
+    [rewrite] = REWRITES
+    system, user = rewrite["messages"]
+    first = registered(rewrite)
+    assert first.note.startswith("written by hand: ")
+    assert (first.messages[-1]["content"], first.slots) == ("Good: {question}", ["question"])
+    edited = registered({**rewrite, "messages": [system, {**user, "content": "Good, now: {question}"}]})
+    renamed = registered({"user": "Question: (?P<what>.*)", "messages": [system, {**user, "content": "Good: {what}"}]})
+    assert renamed.version == first.version, "the same prompt, in other words for its slot"
+    cooler = registered({**rewrite, "params": {"temperature": 0.1}})
+    low = {"user": r"Question: (?P<low>what is \d\d?)", "messages": [system, {**user, "content": "Good: {low}"}]}
+    several, several_edited = (
+        registered(low, {**rewrite, "messages": [system, {**user, "content": f"{word}: {{question}}"}]})
+        for word in ("Good", "Good one")
+    )
+    assert several.slots == ["low", "question"]
+    assert several.messages == several_edited.messages, "the first one, which stays"
+    assert len({each.version for each in (first, edited, cooler, several, several_edited)}) == 5
 
 
 LEGACY_TOOLS = json.dumps({"functions": [{"name": "look_up", "parameters": {"type": "object"}}]})
@@ -662,10 +721,27 @@ def test_rewrites_that_a_person_wrote_are_registered_once_they_are_proven() -> N
     adaptation = adapt(World(half_and("Good", 9)), mode="tested", rewrites=REWRITES)
     [prompt] = candidate_prompts(adaptation, "support", inputs={})
     assert prompt.messages == REWRITES[0]["messages"]
-    assert prompt.note.startswith("declared: 0.")
+    assert prompt.note.startswith("written by hand: 0.")
     assert {"support.desk": prompt.version} == {
         f"support.{name}": v for name, v in served_versions(adaptation.prompt).items()
     }
+
+
+def test_a_conversion_is_a_version_of_its_own_with_the_text_that_the_target_gets() -> None:
+    """Else the alias `candidate` would stand at the legacy prompt."""
+    world = World(lambda _, at: at % 10 < 9, refuses=("functions",))
+    tools = ({"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}},)
+    template = DESK.model_copy(update={"tools": tools})
+    rows = golden(model_config=[LEGACY_TOOLS] * ITEMS)
+    versions = set()
+    for language in ("", "German"):
+        profile = TargetProfile(language=language)
+        adaptation = adapt(world, rows=rows, templates=(template,), mode="structural", profile=profile)
+        [prompt] = candidate_prompts(adaptation, "support", inputs={})
+        versions.add(prompt.version)
+        assert prompt.note.startswith("converted to the target's form: ")
+        assert prompt.messages[0]["content"] == (f"{DESK.system}\n\nAnswer in German." if language else DESK.system)
+    assert len(versions | {unchanged(template).version}) == 3
 
 
 def replace_origin(candidate: Candidate) -> Candidate:

@@ -9,7 +9,8 @@ import pytest
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
-from anven_pipelines.domain.prompt_template import unchanged
+from anven_pipelines.domain.prompt_constraints import broken
+from anven_pipelines.domain.prompt_template import Candidate, TemplateMessage, unchanged
 from anven_pipelines.spec_prompt import DeclaredTemplate
 from tests.builders import golden_of
 
@@ -55,6 +56,26 @@ def test_sentences_that_read_like_policy_bind_where_nothing_is_said() -> None:
     baseline = baseline_of(golden(), policies="found")
     assert baseline.proposed["desk"] == (POLICY,)
     assert [each.policies for each in baseline.templates] == [(POLICY,), ()]
+
+
+def test_policies_of_a_prompt_without_a_system_message_bind_as_they_stand_in_the_users() -> None:
+    text = (
+        f"You help customers. {POLICY}\nAlways be brief. Never say that {{at}} is sold out.\n### Our policy\n<policy>\n"
+        "paragraph {at}\n</policy>\nPolicy number: {at}"
+    )
+    rows = golden_of(
+        DESK, source_prompt=[prompt(text.format(at=at)) for at in range(DESK)], application=["desk"] * DESK
+    )
+    [template] = baseline_of(rows, policies="found").templates
+    assert template.system is None
+    assert template.policies == (POLICY, "Always be brief.")
+    without = TemplateMessage(role="user", content=template.user.replace("Always be brief.", ""))
+    assert "the policy 'Always be brief.' is missing" in str(
+        broken(Candidate(template=template.name, messages=(without,)), template)
+    )
+    assert broken(unchanged(template), template) is None
+    [unbound] = baseline_of(rows, policies=[]).templates
+    assert unbound.policies == ()
 
 
 def test_listed_policies_bind_the_templates_in_which_they_stand_and_no_others() -> None:

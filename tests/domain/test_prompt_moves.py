@@ -158,14 +158,17 @@ def test_a_risk_tier_limits_the_moves(mode: Mode, dimensions: set[str]) -> None:
 
 
 def test_reasoning_and_structured_output_are_parameters_where_they_can_be() -> None:
-    space = a_space(a_template(contract={"type": "object"}), reasons=True)
+    schema = {"type": "object", "required": ["answer"]}
+    space = a_space(a_template(contract=schema), reasons=True)
     params = space.candidate({"reasoning": "off", "structured output": "schema"}, origin="test").params
     assert params["chat_template_kwargs"] == {"enable_thinking": False}
     assert params["response_format"] == {
         "type": "json_schema",
-        "json_schema": {"name": "answer", "schema": {"type": "object"}, "strict": True},
+        "json_schema": {"name": "answer", "schema": schema, "strict": True},
     }
     assert {"reasoning", "structured output"}.isdisjoint(a_space().dimensions)
+    says_nothing = a_space(a_template(contract={"type": "object"}))
+    assert "structured output" not in says_nothing.dimensions
 
 
 def test_an_inline_slot_leaves_the_user_message_as_it_is() -> None:

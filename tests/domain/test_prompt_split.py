@@ -41,8 +41,8 @@ def golden(**columns: Any) -> pl.DataFrame:
     )
 
 
-def split_of(rows: pl.DataFrame, **changes: Any) -> Split:
-    return split_items(rows, (DESK, ROUTER), **{"validation": 0.4} | changes)
+def split_of(rows: pl.DataFrame, templates: tuple[PromptTemplate, ...] = (DESK, ROUTER), **changes: Any) -> Split:
+    return split_items(rows, templates, **{"validation": 0.4} | changes)
 
 
 def parts_of(items: TemplateItems) -> tuple[Part, Part]:
@@ -51,6 +51,17 @@ def parts_of(items: TemplateItems) -> tuple[Part, Part]:
 
 def ids(split: Split) -> list[list[str]]:
     return [part.rows["id"].to_list() for items in split.templates for part in parts_of(items)]
+
+
+def test_of_two_templates_of_one_text_each_gets_the_items_with_its_tools() -> None:
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+    with_tool = DESK.model_copy(update={"name": "desk-2", "tools": (tool,)})
+    as_object = DESK.model_copy(update={"name": "desk-3", "contract": {"type": "object"}})
+    kinds = [{}, {"functions": [tool["function"]]}, {"response_format": {"type": "json_object"}}]
+    rows = golden(model_config=[json.dumps(kinds[at // 2 % 3]) for at in range(ITEMS)])
+    split = split_of(rows, templates=(DESK, with_tool, as_object))
+    asked = [set(part.rows["model_config"]) for items in split.templates for part in (items.search, items.validation)]
+    assert asked == [{json.dumps(kind)} for kind in kinds for _ in range(2)]
 
 
 def test_every_open_item_is_in_one_part_of_its_template_or_uncovered() -> None:

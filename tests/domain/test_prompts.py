@@ -15,6 +15,7 @@ from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
 from anven_pipelines.domain.prompts import (
     AdaptedPrompt,
+    Call,
     apply,
     candidate_part,
     carry_over,
@@ -142,11 +143,12 @@ def test_a_prompt_that_no_rewrite_fits_is_refused_and_counted(logged: list[dict[
     prompt = declared_prompt(ADAPTATION)
     with pytest.raises(InvalidInput, match="no rewrite of the section prompt fits"):
         apply(prompt, logged)
-    shown = preview(prompt, [asked("Context: a\nQuestion: b"), logged], may_be_shown=[True, True])
+    calls = [Call(asked("Context: a\nQuestion: b"), {}), Call(logged, {})]
+    shown = preview(prompt, calls, may_be_shown=[True, True])
     assert shown.unfit == 1
     assert shown.message.startswith("1 of 2 golden prompts fit a rewrite; the first without one:")
     assert [count for count, *_ in shown.examples] == [1]
-    sealed = preview(prompt, [asked("Context: a\nQuestion: b"), logged], may_be_shown=[False, False])
+    sealed = preview(prompt, calls, may_be_shown=[False, False])
     assert (sealed.unfit, sealed.examples) == (1, []), "a sealed prompt is counted and not quoted"
     assert sealed.message.endswith("the first without one: sealed, as all of them are")
 
@@ -159,13 +161,26 @@ def test_a_pattern_that_never_ends_is_an_error_and_not_a_hang() -> None:
 
 def test_nothing_declared_is_the_identity() -> None:
     assert declared_prompt(PromptAdaptation()) == carry_over()
-    assert preview(carry_over(), [[], []], may_be_shown=[True, True]).message == "2 prompts are carried over unchanged"
+    assert (
+        preview(carry_over(), [Call([], {})] * 2, may_be_shown=[True, True]).message
+        == "2 prompts are carried over unchanged"
+    )
 
 
 def test_another_rewrite_is_another_version() -> None:
     fewer = PromptAdaptation(rewrites=ADAPTATION.rewrites[:1])
     assert declared_prompt(fewer).version != declared_prompt(ADAPTATION).version
     assert AdaptedPrompt.model_validate_json(declared_prompt(fewer).model_dump_json()) == declared_prompt(fewer)
+
+
+def test_a_rewrite_lays_its_parameters_over_those_of_the_call() -> None:
+    with_params = ADAPTATION.rewrites[1].model_copy(update={"params": {"max_tokens": 9, "stop": None}})
+    prompt = declared_prompt(PromptAdaptation(rewrites=[with_params]))
+    call = apply(prompt, asked("Context: a\nQuestion: why?"), {"stop": ["x"], "temperature": 0})
+    assert call.params == {"stop": None, "temperature": 0, "max_tokens": 9}
+    without = declared_prompt(PromptAdaptation(rewrites=ADAPTATION.rewrites[1:]))
+    assert prompt.version != without.version
+    assert "params" not in without.transformation["rewrites"][0], "its version is that of releases without parameters"
 
 
 def test_a_slot_that_would_be_lost_is_refused() -> None:
@@ -223,16 +238,25 @@ def test_the_first_fitting_template_decides() -> None:
 
 
 def test_a_found_prompt_is_put_in_the_targets_form() -> None:
-    structural = found(candidate_part(DESK, unchanged(DESK)), profile=TargetProfile(has_system_role=False))
+    desk = DESK.model_copy(update={"tools": ({"type": "function", "function": LEGACY_TOOLS["functions"][0]},)})
+    structural = found(candidate_part(desk, unchanged(desk)), profile=TargetProfile(has_system_role=False))
     call = apply(structural, asked("Question: why?", "Be brief."), LEGACY_TOOLS)
     assert call.messages == asked("Be brief.\n\nQuestion: why?")
     [tool] = call.params["tools"]
     assert tool["function"]["name"] == "look_up"
     assert "functions" not in call.params
-    assert apply(found(candidate_part(DESK, unchanged(DESK))), asked("Question: why?", "Be brief."), LEGACY_TOOLS) == (
+    assert apply(found(candidate_part(desk, unchanged(desk))), asked("Question: why?", "Be brief."), LEGACY_TOOLS) == (
         asked("Question: why?", "Be brief."),
         LEGACY_TOOLS,
     )
+
+
+def test_calls_of_one_text_and_other_tools_or_another_output_format_stay_as_they_were_logged() -> None:
+    """What is proven of calls without tools is not proven of those with some."""
+    logged = asked("Question: why?", "Be brief.")
+    for params in (LEGACY_TOOLS, {"response_format": {"type": "json_object"}}):
+        assert apply(SHORTER, logged, params) == (logged, params)
+    assert apply(SHORTER, logged, {"tools": [], "response_format": {"type": "text"}}).messages == asked("Q: why?\nA:")
 
 
 def test_earlier_turns_stay_between_the_candidates_own_turns_and_the_last_question() -> None:
@@ -276,6 +300,11 @@ def test_declared_rewrites_are_a_part_of_a_found_prompt_and_leave_what_they_do_n
     )
     prompt = found(rewrites_part(ROUTER, declared), candidate_part(DESK, SHORT), profile=TargetProfile())
     assert apply(prompt, asked("Sort: a letter")).messages == asked("Kind of a letter?")
+    in_form = found(rewrites_part(ROUTER, declared), profile=TargetProfile(language="German"))
+    assert apply(in_form, asked("Sort: a letter")).messages == [
+        {"role": "system", "content": "Answer in German."},
+        *asked("Kind of a letter?"),
+    ]
     assert apply(prompt, asked("Question: why?", "Be brief.")).messages == asked("Q: why?\nA:")
     two_lines = asked("Sort: a letter\nof two lines")  # of the template, and not of the rewrite
     assert apply(prompt, two_lines).messages == two_lines
@@ -296,7 +325,8 @@ def test_the_version_of_a_found_prompt_is_the_digest_of_what_decides() -> None:
 
 
 def test_the_preview_of_a_found_prompt_counts_what_is_adapted_and_quotes_what_is_open() -> None:
-    logged = [asked("Question: one?", "Be brief."), asked("Sort: this"), asked("Question: two?", "Be brief.")]
+    texts = [("Question: one?", "Be brief."), ("Sort: this",), ("Question: two?", "Be brief.")]
+    logged = [Call(asked(*each), {}) for each in texts]
     shown = preview(SHORTER, logged, may_be_shown=[False, True, True])
     assert shown.unfit == 0
     assert shown.message == "2 of 3 golden prompts are adapted, 1 are asked as they were logged"

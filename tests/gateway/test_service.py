@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from anven_pipelines.domain.prompts import AdaptedPrompt, version_of
+from anven_pipelines.domain.prompt_target import TargetProfile
+from anven_pipelines.domain.prompt_template import PromptTemplate, unchanged
+from anven_pipelines.domain.prompts import AdaptedPrompt, candidate_part, found_prompt, version_of
 from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.feedback import Said
 from anven_pipelines.gateway.shadow import Shadows
@@ -58,6 +60,47 @@ def test_a_mistake_while_a_prompt_is_adapted_is_no_success_of_the_targets(
         "NotDealt",
     )
     assert service.mistakes.count == 1
+
+
+FUNCTION = {"name": "look_up", "parameters": {"type": "object"}}
+TOOL = {"type": "function", "function": FUNCTION}
+DESK = PromptTemplate(name="desk", user="hello", slots=(), tools=(TOOL,))
+WITH_TOOLS = found_prompt(
+    [candidate_part(DESK, unchanged(DESK).model_copy(update={"params": {"temperature": None}}))],
+    profile=TargetProfile(language="German"),
+    description="",
+)
+ASKED_WITH: dict[str, Any] = {"functions": [FUNCTION], "temperature": 1, "max_completion_tokens": 9, "seed": 3}
+
+
+def test_a_request_is_put_in_the_form_that_was_proven_and_legacy_gets_it_as_it_was(tmp_path: Path) -> None:
+    """The old form of tools is the target's no more, and a request with other tools is of no proven prompt."""
+    with served(tmp_path, prompt=WITH_TOOLS) as service:
+        data, other = asked(**ASKED_WITH), asked(tools=[])
+        for each in (data, other):
+            service.deal(each, {}, service.begin(0.0))
+        assert service.mistakes.count == 0
+    assert [each["content"] for each in data["messages"]] == ["Answer in German.", "hello"]
+    assert [each["content"] for each in other["messages"]] == ["hello"]
+    told = {name: data[name] for name in ("tools", "max_tokens", "seed")}
+    assert told == {"tools": [TOOL], "max_tokens": 9, "seed": 3}
+    assert not {"functions", "temperature", "max_completion_tokens"} & data.keys()
+    [back] = data["fallbacks"]
+    assert {name: back.get(name) for name in ("functions", "temperature", "max_completion_tokens")} == {
+        name: ASKED_WITH[name] for name in ("functions", "temperature", "max_completion_tokens")
+    }
+    assert (back["tools"], back["max_tokens"], "seed" in back) == (None, None, False)
+
+
+def test_a_mirrored_request_is_put_in_that_form_too(tmp_path: Path) -> None:
+    with served(tmp_path, share=0.0, shadow=1.0, prompt=WITH_TOOLS) as service:
+        exchange = service.begin(0.0)
+        service.deal(asked(**ASKED_WITH), {}, exchange)
+        shadow = exchange.shadow
+    assert shadow is not None
+    assert {name: value for name, value in shadow.items() if name != "messages"} == {
+        "tools": [TOOL], "max_tokens": 9, "seed": 3,
+    }  # fmt: skip
 
 
 def test_a_feedback_that_is_delivered_again_is_no_new_evidence(tmp_path: Path) -> None:

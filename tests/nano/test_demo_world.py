@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anven_pipelines.domain.prompts import apply, declared_prompt, preview
+from anven_pipelines.domain.prompts import Call, apply, declared_prompt, preview
 from anven_pipelines.migration_file import parse
 from anven_pipelines.nano.demo_world import Breakage, later_fault, migration, rewrites, server_faults
 from anven_pipelines.nano.faults import Faults
@@ -31,9 +31,8 @@ def test_every_legacy_prompt_becomes_the_prompt_that_the_target_was_trained_on(s
 
 def test_each_task_has_a_rewrite_of_its_own() -> None:
     prompt = declared_prompt(PromptAdaptation.model_validate({"rewrites": rewrites()}))
-    shown = preview(
-        prompt, [legacy_messages(item) for item in generate("golden", 60, seed=1)], may_be_shown=[True] * 60
-    )
+    calls = [Call(legacy_messages(item), {}) for item in generate("golden", 60, seed=1)]
+    shown = preview(prompt, calls, may_be_shown=[True] * 60)
     assert shown.unfit == 0
     assert len(shown.examples) == 3
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -68,13 +68,28 @@ class Dying:
         return self.script(ask)
 
 
-def declare(place: Place, endpoint: ScriptedEndpoint, *, risk: str | None = None, **prompt: Any) -> Declared:
-    place.write_log([logged_call(at) for at in range(ITEMS)])
+def declare(
+    place: Place,
+    endpoint: ScriptedEndpoint,
+    *,
+    calls: list[dict[str, Any]] | None = None,
+    contract: dict[str, Any] | None = None,
+    risk: str | None = None,
+    **prompt: Any,
+) -> Declared:
+    place.write_log([logged_call(at) for at in range(ITEMS)] if calls is None else calls)
     target = {"engine": "endpoint", "model": "target-model", "url": endpoint.url, "concurrency": 8, "max_attempts": 1}
     # No loss among 30 right answers of 60 validation items proves that less than a tenth is lost; a fifth is safe.
     declared = {"mode": "full", "budget": BUDGET, "guard_margin": 0.2} | prompt
     sign_off = {"quality_margin": 0.1, "waive": ["ttft", "cost", "safety"]}
-    return place.declare(target=target, golden=GOLDEN, prompt=declared, sign_off=sign_off, risk=risk)
+    return place.declare(
+        target=target,
+        golden=GOLDEN,
+        prompt=declared,
+        sign_off=sign_off,
+        contract=contract or {"json_object": False},
+        risk=risk,
+    )
 
 
 def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
@@ -203,6 +218,106 @@ def test_calls_of_a_declared_template_are_searched_under_its_name_and_the_others
     ]
     assert baseline.calls == {"ticket": ITEMS, "helpdesk": 20}
     assert [gain["template"] for gain in searched["gains"]] == ["ticket"]
+
+
+SYSTEM = [{"role": "system", "content": "Answer as a clerk."}]
+
+
+@pytest.mark.parametrize("mode", ["structural", "full"])
+def test_a_target_that_refuses_the_legacy_form_is_asked_in_its_own(place: Place, mode: str) -> None:
+    """As a server does whose chat template has no system tier; its answers take longer than its refusals."""
+
+    def has_no_system_tier(ask: Ask) -> Reply:
+        if ask.body["messages"][0]["role"] == "system":
+            return Reply("System role not supported", status=400)
+        return replace(answer(ask, right=True), delay_s=0.01)
+
+    calls = [{**logged_call(at), "messages": SYSTEM + logged_call(at)["messages"]} for at in range(ITEMS)]
+    with ScriptedEndpoint(has_no_system_tier) as endpoint:
+        declared = declare(place, endpoint, calls=calls, mode=mode, form={"has_system_role": False})
+        assert materialize(place, declared).success
+        searched = report(place)
+    assert min(heat["n"] for heat in searched["heats"]) > 40, "more refusals than one would wait for"
+    assert [(gain["before"], gain["after"], gain["proven"]) for gain in searched["gains"]] == [(0.0, 1.0, True)]
+    assert searched["adapted"], searched["reasons"]
+
+
+def test_a_target_that_refuses_every_form_ends_the_search(place: Place) -> None:
+    with ScriptedEndpoint(lambda _: Reply("no such model", status=400)) as endpoint:
+        result = materialize(place, declare(place, endpoint, mode="structural", form={"language": "German"}))
+    assert not result.success
+
+
+def test_json_mode_becomes_the_declared_contract_and_the_limit_leaves_room_for_the_prompt(place: Place) -> None:
+    """On a server that checks the sum of prompt and answer, and whose model forgets what no schema demands."""
+    schema = {
+        "type": "object",
+        "properties": {"answer": {}, "of": {"type": "object", "properties": {"id": {}}, "required": ["id"]}},
+        "required": ["answer", "of"],
+    }
+
+    def checks_the_sum(ask: Ask) -> Reply:
+        if len(ask.prompt.split()) + ask.body["max_tokens"] > 1024:
+            return Reply("max_tokens is too large", status=400)
+        asked = ask.body["response_format"]
+        return answer(ask, right=asked["type"] == "json_schema" and asked["json_schema"]["schema"] == schema)
+
+    params = {"response_format": {"type": "json_object"}, "max_tokens": 5000}
+    calls = [logged_call(at, params=params, input_tokens=20 + at % 3) for at in range(ITEMS)]
+    with ScriptedEndpoint(checks_the_sum) as endpoint:
+        contract = {"json_object": True, "required": ["answer", "of.id"]}
+        declared = declare(
+            place, endpoint, calls=calls, contract=contract, mode="structural", form={"max_context": 1024}
+        )
+        assert materialize(place, declared).success
+        searched = report(place)
+        limits = {ask.body["max_tokens"] for ask in endpoint.asks} - {5000}
+    assert searched["adapted"], searched["reasons"]
+    assert 900 < min(limits) <= max(limits) < 1024 - 20, (
+        "room for the prompt as the log counted it, and not for its bytes"
+    )
+    told = {step["what"]: (step["now"], step["why"]) for step in searched["changes"]["helpdesk"]}
+    assert told.keys() == {"params.max_tokens", "params.response_format"}
+    assert "those of the prompt among them" in told["params.max_tokens"][1]
+    assert "+max_tokens = " in searched["diff"]["helpdesk"]
+
+
+def by_hand(question: str, *, user: str = r"What is the number of ticket (?P<ticket>.*)") -> dict[str, Any]:
+    return {"user": user, "messages": [{"role": "user", "content": question}]}
+
+
+def test_an_edit_by_hand_is_tested_in_the_targets_form_and_is_a_new_version_in_the_registry(place: Place) -> None:
+    client = MlflowClient(f"sqlite:///{place.folder / 'home' / 'mlflow' / 'mlflow.db'}")
+    form = {"language": "German", "has_system_role": False}
+    versions = []
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        for question in ("Number of ticket {ticket}", "Which number has ticket {ticket}"):
+            edited = declare(place, endpoint, mode="tested", rewrites=[by_hand(question)], form=form)
+            result = materialize(place, edited)
+            assert result.success
+            assert report(place)["adapted"], report(place)["reasons"]
+            assert check(result, "constraints_kept").passed
+            candidate = client.get_prompt_version_by_alias("support.helpdesk", "candidate")
+            asked = question.replace("{ticket}", "{{slot_1}}")
+            assert candidate.template == [{"role": "user", "content": f"Answer in German.\n\n{asked}"}]
+            assert str(candidate.commit_message).startswith("written by hand: ")
+            versions.append(int(candidate.version))
+    assert versions == [2, 3], "after the legacy prompt"
+    assert len(place.state.events("prompt/support", "validated")) == len(versions), "each of them is a look"
+
+
+@pytest.mark.parametrize("mode", ["tested", "declared"])
+def test_an_edit_by_hand_that_loses_a_slot_is_told_and_never_tested(place: Place, mode: str) -> None:
+    lossy = by_hand("Which number has the ticket?", user=r"What is the number of ticket \d+\?")
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        result = materialize(place, declare(place, endpoint, mode=mode, rewrites=[lossy]))
+        assert not any("Which number" in ask.prompt for ask in endpoint.asks)
+    assert result.success
+    kept = check(result, "constraints_kept")
+    assert (kept.passed, kept.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert str(kept.description).startswith("helpdesk: prompt.rewrites[0]: the slots {slot_1} are missing")
+    if mode == "tested":
+        assert not report(place)["adapted"]
 
 
 def test_reasoning_is_switched_where_the_target_can(place: Place) -> None:

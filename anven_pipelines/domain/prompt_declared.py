@@ -1,0 +1,158 @@
+"""Rewrites that a person declared, as candidates: they keep what found ones keep and get the same form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import regex  # type: ignore[import-untyped] # in place of re for its timeout
+
+from anven_pipelines.domain.prompt_calls import answer_schema
+from anven_pipelines.domain.prompt_constraints import broken, most_characters
+from anven_pipelines.domain.prompt_mining import fit
+from anven_pipelines.domain.prompt_template import PATTERN_SECONDS, Candidate, TemplateMessage, fill
+from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from anven_pipelines.domain.prompt_template import PromptTemplate
+    from anven_pipelines.domain.prompts import AdaptedPrompt, Call
+    from anven_pipelines.spec import Contract
+    from anven_pipelines.spec_prompt import PromptAdaptation
+
+_WORD: Final = regex.compile(r"\w+")
+
+
+class Declared(NamedTuple):
+    """What declared rewrites make of a template.
+
+    Attributes:
+        candidate: It as a candidate, or the first of several rewrites.
+        exact: Whether the candidate asks every call as the rewrites do; else they cut calls in other places than the
+            template, or several serve it.
+        broken: Which constraint is broken first, and by which rewrite; None where none is.
+    """
+
+    candidate: Candidate
+    exact: bool
+    broken: str | None
+
+
+def declared_for(
+    template: PromptTemplate, calls: Sequence[Call], adaptation: PromptAdaptation
+) -> Declared | str | None:
+    """Return what the declared rewrites make of a template; None where they fit none of its calls.
+
+    Args:
+        template: A legacy prompt, with the contract that its answers must keep.
+        calls: Calls of it.
+        adaptation: The section `prompt`.
+
+    Returns:
+        In words how many calls they miss, where they fit some and not all.
+    """
+    if not adaptation.rewrites:
+        return None
+    prompt = declared_prompt(adaptation)
+    numbers = [fitting_rewrite(prompt.transformation, call.messages) for call in calls]
+    if missed := numbers.count(None):
+        fitting = len(calls) - missed
+        told = f"the declared rewrites are not asked: they fit {fitting} of {len(calls)} prompts, and all are needed"
+        return told if fitting else None
+    found = []
+    for number in sorted({each for each in numbers if each is not None}):
+        served = [call for call, fitting in zip(calls, numbers, strict=True) if fitting == number]
+        each = _declared(template, prompt.transformation["rewrites"][number], served, prompt, adaptation)
+        found.append(each._replace(broken=each.broken and f"prompt.rewrites[{number}]: {each.broken}"))
+    broken_ones = (each.broken for each in found if each.broken is not None)
+    exact = len(found) == 1 and found[0].exact
+    return Declared(found[0].candidate, exact=exact, broken=next(broken_ones, None))
+
+
+def broken_declarations(
+    templates: Sequence[PromptTemplate], calls: Sequence[Call], adaptation: PromptAdaptation, *, contract: Contract
+) -> list[str]:
+    """Say which declared rewrites break a constraint, by template; what calls filled in is not quoted."""
+    if not adaptation.rewrites:
+        return []
+    told = []
+    for template in templates:
+        mine = [call for call in calls if fit(template, *call) is not None]
+        answered = template.model_copy(update={"contract": answer_schema(template.contract, contract)})
+        found = declared_for(answered, mine, adaptation) if mine else None
+        if isinstance(found, Declared) and found.broken is not None:
+            told.append(f"{template.name}: {found.broken}")
+    return told
+
+
+def slots_of(rewrites: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the names of all slots of some rewrites, as JSON; each once."""
+    return tuple(dict.fromkeys(name for each in rewrites for name in regex.compile(each["user"]).groupindex))
+
+
+def _declared(
+    template: PromptTemplate,
+    rewrite: Mapping[str, Any],
+    served: Sequence[Call],
+    rewrites: AdaptedPrompt,
+    adaptation: PromptAdaptation,
+) -> Declared:
+    """Say what one rewrite makes of the calls that it serves."""
+    exact = _in_slots(template, rewrite)
+    if _asks_the_same(exact, template, served, rewrites):
+        return Declared(exact, exact=True, broken=_broken(exact, template, adaptation))
+    own = _candidate(template, rewrite)
+    # Its slots are not the template's, whose names are text then.
+    stands_for = template.model_copy(update={"slots": slots_of([rewrite])})
+    broken_by = _broken(own, stands_for, adaptation) or _left_out(template, served, rewrites)
+    return Declared(own, exact=False, broken=broken_by)
+
+
+def _broken(candidate: Candidate, template: PromptTemplate, adaptation: PromptAdaptation) -> str | None:
+    return broken(candidate, template, most_characters=most_characters(template, longest=adaptation.longest))
+
+
+def _candidate(
+    template: PromptTemplate, rewrite: Mapping[str, Any], slots: Mapping[str, str] | None = None
+) -> Candidate:
+    """Write a rewrite as a candidate; its slots are its own where none are given in their place."""
+    return Candidate(
+        template=template.name,
+        messages=tuple(
+            TemplateMessage(role=each["role"], content=fill(each["content"], slots or {}))
+            for each in rewrite["messages"]
+        ),
+        params=rewrite.get("params") or {},
+        origin="declared",
+    )
+
+
+def _in_slots(template: PromptTemplate, rewrite: Mapping[str, Any]) -> Candidate:
+    """Write a rewrite with the template's slots: its pattern cuts the template's text as it would cut a call's."""
+    try:
+        found = regex.fullmatch(rewrite["user"], template.user, timeout=PATTERN_SECONDS)
+    except TimeoutError:  # calls are cut in time; then it is judged by its own slots
+        found = None
+    return _candidate(template, rewrite, None if found is None else found.groupdict(default=""))
+
+
+def _asks_the_same(
+    candidate: Candidate, template: PromptTemplate, calls: Sequence[Call], rewrites: AdaptedPrompt
+) -> bool:
+    fitted = [fit(template, call.messages) for call in calls]
+    return all(
+        each is not None and candidate.asked(each.slots) == apply(rewrites, *call).messages
+        for each, call in zip(fitted, calls, strict=True)
+    )
+
+
+def _left_out(template: PromptTemplate, calls: Sequence[Call], rewrites: AdaptedPrompt) -> str | None:
+    """Say of which slot a word is not asked: what a call fills in may be cut, and nothing of it left out."""
+    for call in calls:
+        fitted = fit(template, call.messages)
+        asked = " ".join(each["content"] for each in apply(rewrites, *call).messages)
+        words = set(_WORD.findall(asked))
+        for slot, value in (fitted.slots if fitted else {}).items():
+            if not words.issuperset(_WORD.findall(value)):
+                return f"words that a call fills {{{slot}}} with are left out; every slot must be asked whole"
+    return None

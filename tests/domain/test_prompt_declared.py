@@ -1,0 +1,143 @@
+"""What a person writes by hand keeps what a found prompt must keep, however it cuts the calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from anven_pipelines.domain.prompt_declared import Declared, broken_declarations, declared_for
+from anven_pipelines.domain.prompt_template import PromptTemplate
+from anven_pipelines.domain.prompts import Call
+from anven_pipelines.spec import Contract
+from anven_pipelines.spec_prompt import PromptAdaptation
+
+POLICY = "Never share private data."
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+SHOP = PromptTemplate(
+    name="shop",
+    system=f"You help customers. {POLICY}",
+    user="Context: {context}\nQuestion: {question}",
+    slots=("context", "question"),
+    tools=(TOOL,),
+    contract={"type": "object"},
+    policies=(POLICY,),
+)
+PARAMS = {"tools": [TOOL], "response_format": {"type": "json_object"}}
+CUT = "(?s)Context: (?P<notes>.*?)\nQuestion: (?P<asked>.*)"
+ASKED = "Notes: {notes}\n\n{asked}"
+
+
+def call(at: int) -> Call:
+    user = f"Context: Parcel {at} came on Monday.\nIt is red.\nQuestion: where is {at}?"
+    return Call([{"role": "system", "content": SHOP.system}, {"role": "user", "content": user}], PARAMS)
+
+
+CALLS = [call(at) for at in range(12)]
+
+
+def rewrite(user: str = CUT, *, asked: str = ASKED, system: str = POLICY, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": asked}]
+    return {"user": user, "messages": messages} | fields
+
+
+def declare(*rewrites: dict[str, Any], **fields: Any) -> PromptAdaptation:
+    return PromptAdaptation.model_validate({"rewrites": list(rewrites)} | fields)
+
+
+def declared(*rewrites: dict[str, Any], template: PromptTemplate = SHOP, **fields: Any) -> Declared:
+    found = declared_for(template, CALLS, declare(*rewrites, **fields))
+    assert isinstance(found, Declared), found
+    return found
+
+
+def test_a_rewrite_becomes_a_candidate_with_the_slots_of_its_template() -> None:
+    found = declared(rewrite(params={"temperature": 0}))
+    assert (found.exact, found.broken) == (True, None)
+    assert found.candidate.messages[-1].content == "Notes: {context}\n\n{question}"
+    assert (found.candidate.params, found.candidate.origin) == ({"temperature": 0}, "declared")
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        (rewrite(system="You help."), f"the policy {POLICY!r} is missing"),
+        (rewrite("(?s).*\nQuestion: (?P<asked>.*)", asked="{asked}"), "the slots {context} are missing"),
+        (rewrite(system=f"{POLICY} {'x' * 2_000}"), "characters; at most 2000 are allowed"),
+        (rewrite(params={"tools": []}), "params.tools has none; the template's tools find"),
+        (rewrite(params={"tool_choice": "none"}), "params.tool_choice is 'none'"),
+        (rewrite(params={"response_format": {"type": "text"}}), "params.response_format is"),
+        (rewrite(asked=f"{ASKED} {{today}}"), "the slots {today} are unknown"),
+        (
+            rewrite(messages=[{"role": "user", "content": f"{POLICY} {ASKED}"}, {"role": "assistant", "content": "I"}]),
+            "the roles are user, assistant",
+        ),
+    ],
+)
+def test_a_rewrite_that_loses_what_must_stay_is_told_so(written: dict[str, Any], reason: str) -> None:
+    broken = declared(written).broken
+    assert broken is not None
+    assert broken.startswith("prompt.rewrites[0]: ")
+    assert reason in broken
+
+
+def test_the_length_is_that_of_the_migration_file() -> None:
+    long = rewrite(system=f"{POLICY} {'x' * 2_000}")
+    assert declared(long, longest=50.0).broken is None
+
+
+def test_what_a_call_filled_in_may_be_cut_and_may_not_be_left_out() -> None:
+    in_pieces = r"(?s)Context: Parcel (?P<number>\d+) (?P<how>.*)\nQuestion: (?P<asked>.*)"
+    found = declared(rewrite(in_pieces, asked="Of Parcel {number}, which {how}: {asked}"))
+    assert (found.exact, found.broken) == (False, None)
+    assert "{number}" in found.candidate.messages[-1].content
+    in_part = r"(?s)Context: (?P<first>[^\n]*).*\nQuestion: (?P<asked>.*)"
+    broken = declared(rewrite(in_part, asked="{first} {asked}")).broken
+    assert broken is not None
+    assert "words that a call fills {context} with are left out" in broken
+    assert "red" not in broken
+
+
+def test_of_several_rewrites_for_one_prompt_each_must_keep_everything() -> None:
+    short = r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)"
+    good, rest = rewrite(short, asked="{context} {question}"), rewrite()
+    assert declared(good, rest) == Declared(declared(good, rest).candidate, exact=False, broken=None)
+    broken = declared(good, rewrite(system="You help.")).broken
+    assert broken == (
+        f"prompt.rewrites[1]: the policy {POLICY!r} is missing; it must stand word for word in the system or the last "
+        "user message"
+    )
+    lost = declared(good, rewrite("(?s).*Question: (?P<asked>.*)", asked="{asked}")).broken
+    assert lost is not None
+    assert lost.startswith("prompt.rewrites[1]: the slots {context} are missing")
+
+
+def test_rewrites_that_fit_some_calls_say_how_many_and_that_fit_none_are_for_others() -> None:
+    one = rewrite(r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)", asked="{context} {question}")
+    assert declared_for(SHOP, CALLS, declare(one)) == (
+        "the declared rewrites are not asked: they fit 10 of 12 prompts, and all are needed"
+    )
+    assert declared_for(SHOP, CALLS, declare(rewrite("Sort: (?P<text>.*)", asked="{text}"))) is None
+    assert declared_for(SHOP, CALLS, PromptAdaptation()) is None
+
+
+def test_each_prompt_whose_rewrite_breaks_something_is_named() -> None:
+    router = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
+    calls = [*CALLS, Call([{"role": "user", "content": "Sort: a letter"}], {})]
+    sort = {"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}
+    no_contract = Contract(json_object=False)
+    both = [rewrite(system="You help."), sort]
+    [told] = broken_declarations([SHOP, router], calls, declare(*both), contract=no_contract)
+    assert told.startswith(f"shop: prompt.rewrites[0]: the policy {POLICY!r} is missing")
+    assert broken_declarations([SHOP, router], calls, declare(rewrite(), sort), contract=no_contract) == []
+    assert broken_declarations([SHOP, router], calls, PromptAdaptation(), contract=no_contract) == []
+
+
+def test_a_rewrite_may_demand_of_answers_what_the_migration_file_does_and_no_less() -> None:
+    schema = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
+    asked = rewrite(params={"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}})
+    wants = Contract(json_object=True, required=["answer"])
+    assert broken_declarations([SHOP], CALLS, declare(asked), contract=wants) == []
+    wants_more = Contract(json_object=True, required=["answer", "source"])
+    [told] = broken_declarations([SHOP], CALLS, declare(asked), contract=wants_more)
+    assert "params.response_format is" in told
