@@ -54,6 +54,9 @@ class Breaker(Section):
     """An answer is slow above this multiple of the legacy arm's 95th percentile ..."""
     slow_margin_ms: float = Field(default=1000.0, ge=0, allow_inf_nan=False)
     """... if it is above it by this many milliseconds, too."""
+    slow_at_ms: float | None = Field(default=30_000.0, gt=0, allow_inf_nan=False)
+    """Where too few answers of legacy were seen to say so, an answer is slow above this many milliseconds (of a stream
+    the first token); null: none is, and a target that hangs is seen at its `timeout`."""
 
 
 class Gateway(Section):

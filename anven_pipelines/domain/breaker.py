@@ -28,7 +28,7 @@ REFERENCE: Final = 100
 """Legacy answers of one kind whose times are kept."""
 
 LEAST_REFERENCE: Final = 20
-"""Fewest of them that say what is slow; with fewer nothing is."""
+"""Fewest of them that say what is slow; with fewer the limits' `slow_at_ms` does."""
 
 _MEMORY: Final = 200.0  # legacy requests after which an older one counts a third
 _PRIOR: Final = 50.0  # requests that the usual error rate counts for
@@ -45,6 +45,7 @@ class BreakerLimits:
         slow_burst: Share of slow answers in a burst.
         slow_factor: An answer is slow above this multiple of legacy's 95th percentile ...
         slow_margin_ms: ... if it is also above it by this many milliseconds.
+        slow_at_ms: Where too little is known of legacy an answer is slow above this; None: none is.
         false_trip: Requests to a target as good as legacy between two false trips, on average and at least.
 
     Raises:
@@ -57,6 +58,7 @@ class BreakerLimits:
     slow_burst: float = 0.5
     slow_factor: float = 3.0
     slow_margin_ms: float = 1000.0
+    slow_at_ms: float | None = 30_000.0
     false_trip: float = 1e6
 
     def __post_init__(self) -> None:
@@ -67,6 +69,9 @@ class BreakerLimits:
             message = (
                 f"{self} has a limit out of range; slow_factor >= 1, slow_margin_ms >= 0, false_trip > 1 are needed"
             )
+            raise InvalidInput(message)
+        if self.slow_at_ms is not None and not 0 < self.slow_at_ms < math.inf:
+            message = f"slow_at_ms is {self.slow_at_ms}, out of range; milliseconds above 0 are needed, or none"
             raise InvalidInput(message)
 
     @property
@@ -131,10 +136,10 @@ def observe(state: BreakerState, seen: Observation, limits: BreakerLimits) -> Br
 
 
 def slow_above_ms(state: BreakerState, limits: BreakerLimits, *, stream: bool) -> float | None:
-    """Return what the target may take before it is slow; None where too little is known of legacy."""
+    """Return what the target may take before it is slow; None where nothing says it."""
     known = state.legacy_ms[stream]
     if len(known) < LEAST_REFERENCE:
-        return None
+        return limits.slow_at_ms
     reference = sorted(known)[math.ceil(0.95 * len(known)) - 1]
     return max(limits.slow_factor * reference, reference + limits.slow_margin_ms)
 

@@ -79,6 +79,7 @@ class GatewayService:
     def close(self) -> None:
         """Write what waits and end the threads."""
         self.traffic.stop()
+        self.breakers.keep_reference()
         for exchange in list(self.requests.values()):
             if exchange.status is not None:
                 self._write(exchange)
@@ -198,6 +199,7 @@ class GatewayService:
         try:
             self.breakers.refresh()
             now_s = time.perf_counter()
+            self.breakers.keep_reference(now_s)
             for exchange in list(self.requests.values()):
                 self._watch(exchange, now_s)
             if now_s - self._metrics_at >= METRICS_S:

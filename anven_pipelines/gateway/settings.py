@@ -68,6 +68,7 @@ class WorkloadSettings(BaseModel):
             error_burst=breaker.error_burst,
             slow_factor=breaker.slow_factor,
             slow_margin_ms=breaker.slow_margin_ms,
+            slow_at_ms=breaker.slow_at_ms,
         )
 
 

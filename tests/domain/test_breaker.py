@@ -81,8 +81,17 @@ def test_slow_answers_trip_it_where_legacy_is_known_to_be_faster() -> None:
 
 def test_streams_and_plain_answers_are_compared_apart() -> None:
     known = after(*[LEGACY] * LEAST_REFERENCE)
-    assert slow_above_ms(known, LIMITS, stream=True) is None
+    assert slow_above_ms(known, LIMITS, stream=True) == LIMITS.slow_at_ms
     assert after(*[SLOW._replace(stream=True)] * 50, state=known).tripped is None
+
+
+def test_what_nobody_answers_in_time_is_slow_where_nothing_is_known_of_legacy() -> None:
+    hangs = Observation("target", failed=None, waited_ms=30_001.0, stream=False)
+    assert after(*[hangs] * 6).tripped == "latency"
+    state = START
+    for _ in range(50):
+        state = observe(state, hangs, replace(LIMITS, slow_at_ms=None))
+    assert state.tripped is None
 
 
 def test_a_slow_legacy_makes_a_slow_target_usual() -> None:
@@ -132,6 +141,8 @@ def test_it_never_trips_without_a_bad_answer_of_the_target(seen: list[Observatio
         {"slow_burst": 0.01},
         {"slow_factor": 0.5},
         {"slow_margin_ms": -1.0},
+        {"slow_at_ms": 0.0},
+        {"slow_at_ms": float("nan")},
         {"false_trip": 1.0},
         {"false_trip": float("nan")},
     ],

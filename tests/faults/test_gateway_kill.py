@@ -87,3 +87,30 @@ def test_a_killed_gateway_loses_no_event_that_was_written_and_its_successor_know
         assert events["event_id"].is_unique().all()
         assert events["worker"].n_unique() == 2
         assert events.row(-1, named=True)["why"] == "breaker"
+
+
+@pytest.mark.timeout(500)
+def test_after_a_kill_at_100_percent_a_target_that_hangs_still_goes_by_how_fast_legacy_was(tmp_path: Path) -> None:
+    with gateway(tmp_path, {"support": {"gateway": {"breaker": {"slow_at_ms": None}}}}) as gate:
+        gate.routed("support", 0.0)
+        for number in range(30):
+            gate.ask("support", f"user {number}")
+        reference = gate.started.events / "breakers" / "reference-support.json"
+        gate.until(reference.exists)
+        gate.routed("support", 1.0)
+        gate.started.process.kill()
+        gate.started.process.wait()
+        gate.arms.target = lambda _: Reply('{"answer": "target"}', delay_s=4.0)  # its timeout is 5 s
+        run = gate.started.traffic.parent
+        plan = GatewayPlan([tmp_path / "support.yaml"], run, gate.started.traffic, run / "events")
+        with (
+            running(plan, {**os.environ, "ANVEN_GATEWAY_KEY": KEY}) as again,
+            httpx.Client(
+                base_url=again.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=30, trust_env=False
+            ) as client,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            body = {"model": "support", "messages": [{"role": "user", "content": "Q: x"}]}
+            asked = [pool.submit(client.post, "/v1/chat/completions", json=body) for _ in range(8)]
+            assert {each.result().status_code for each in asked} == {200}
+            assert client.get("/anven/status").json()["breakers"]["support"] == "latency"

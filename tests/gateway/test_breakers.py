@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from anven_pipelines.domain.breaker import BreakerLimits, BreakerState, Observation
+import pytest
+
+from anven_pipelines.domain.breaker import LEAST_REFERENCE, BreakerLimits, BreakerState, Observation
 from anven_pipelines.domain.traffic import Route
-from anven_pipelines.gateway.breakers import Breakers
+from anven_pipelines.gateway.breakers import KEEP_S, Breakers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 ROUTE = Route("support", attempt=1, generation=4, stage=0, share=0.5)
+LEGACY = Observation("legacy", failed=False, waited_ms=100.0, stream=False)
 BAD = Observation("target", failed=True, waited_ms=None, stream=False)
 LIMITS = {"support": BreakerLimits(), "billing": BreakerLimits()}
 
@@ -73,3 +76,58 @@ def test_a_folder_that_cannot_be_written_still_trips_this_worker(tmp_path: Path)
 def test_a_half_written_file_trips_nothing(tmp_path: Path) -> None:
     (tmp_path / "breaker-support.json").write_text('{"generation": 9, "rea')
     assert not Breakers(tmp_path, LIMITS).is_open(ROUTE)
+
+
+def told_of_legacy(folder: Path, waited_ms: float = 100.0) -> Breakers:
+    breakers = Breakers(folder, LIMITS)
+    for _ in range(LEAST_REFERENCE):
+        breakers.observe(ROUTE, LEGACY._replace(waited_ms=waited_ms))
+    return breakers
+
+
+def test_the_next_start_knows_how_fast_legacy_was(tmp_path: Path) -> None:
+    told_of_legacy(tmp_path).keep_reference()
+    again = Breakers(tmp_path, LIMITS)
+    assert again.slow_above_ms("support", stream=False) == 1100.0
+    assert again.slow_above_ms("support", stream=True) == again.slow_above_ms("billing", stream=False) == 30_000.0
+
+
+def test_legacys_times_are_written_now_and_then_and_only_where_they_changed(tmp_path: Path) -> None:
+    breakers = told_of_legacy(tmp_path)
+    file = tmp_path / "reference-support.json"
+
+    def writes(now_s: float) -> bool:
+        file.unlink(missing_ok=True)
+        breakers.keep_reference(now_s)
+        return file.exists()
+
+    assert writes(5.0)
+    assert not writes(5.0 + 2 * KEEP_S)
+    breakers.observe(ROUTE, LEGACY)
+    assert writes(5.0 + 2 * KEEP_S)
+    breakers.observe(ROUTE, LEGACY)
+    assert not writes(5.0 + 2.9 * KEEP_S)
+    assert writes(5.0 + 3 * KEEP_S)
+
+
+def test_too_few_times_of_legacy_are_not_written_over_enough(tmp_path: Path) -> None:
+    breakers = Breakers(tmp_path, LIMITS)
+    breakers.observe(ROUTE, LEGACY)
+    breakers.keep_reference()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"plain": [1.0, 2',
+        "[]",
+        '{"plain": 3, "streamed": []}',
+        '{"plain": [NaN], "streamed": []}',
+        '{"plain": []}',
+    ],
+)
+def test_a_reference_that_is_none_is_left_aside(tmp_path: Path, content: str) -> None:
+    (tmp_path / "reference-support.json").write_text(content)
+    assert Breakers(tmp_path, LIMITS).slow_above_ms("support", stream=False) == 30_000.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from anven_pipelines.domain.breaker import LEAST_REFERENCE
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import PromptTemplate, unchanged
 from anven_pipelines.domain.prompts import AdaptedPrompt, candidate_part, found_prompt, version_of
@@ -13,6 +15,7 @@ from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.feedback import Said
 from anven_pipelines.gateway.shadow import Shadows
 from anven_pipelines.ingest.gateway_events import read_batch
+from tests.gateway_proxy import WITHIN_S
 from tests.gateway_service import asked, served
 
 if TYPE_CHECKING:
@@ -171,6 +174,25 @@ def test_a_request_without_messages_is_dealt_all_the_same(
         service.deal(data, {}, service.begin(0.0))
         assert data["model"] == ("support--target" if share else "support--legacy")
         assert service.mistakes.count == 0
+
+
+def test_a_target_that_hangs_is_seen_after_a_restart_at_100_percent_though_legacy_answers_nothing_any_more(
+    tmp_path: Path,
+) -> None:
+    with served(tmp_path, share=0.0) as service:
+        for _ in range(LEAST_REFERENCE):
+            exchange = service.begin(0.0)
+            service.deal(asked(), {}, exchange)
+            exchange.http_status, exchange.usage = 200, Usage()
+            exchange.ended(0.1, is_complete=True, is_disconnected=False)
+            service.ended(exchange)
+    with served(tmp_path, share=1.0) as service:
+        for _ in range(6):
+            service.deal(asked(), {}, service.begin(time.perf_counter() - 2.0))  # legacy took 0.1 s
+        until = time.monotonic() + WITHIN_S
+        while service.breakers.reason("support") is None and time.monotonic() < until:
+            time.sleep(0.01)
+        assert service.breakers.reason("support") == "latency"
 
 
 def sum_of(lines: list[str], name: str) -> float:
