@@ -33,7 +33,7 @@ def gateway(
     ] = None,
     litellm: Annotated[
         Path | None,
-        typer.Option(help="Further settings of LiteLLM (YAML): a cache, rate limits.", show_default=False),
+        typer.Option(help="Further settings of LiteLLM (YAML): a cache, a database.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

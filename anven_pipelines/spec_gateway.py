@@ -32,6 +32,11 @@ class Upstream(Section):
     """Name of the environment variable that holds the key; the key itself never stands in a file."""
     timeout: Duration = Field(default=timedelta(minutes=2), json_schema_extra={"default": "2m"})
     """Longest wait for an answer; a target that takes longer is rescued by legacy."""
+    rpm: int | None = Field(default=None, ge=1)
+    """Requests in a minute, for each gateway; what comes above it is refused with 429, and at the target rescued by
+    legacy and counted against the target."""
+    tpm: int | None = Field(default=None, ge=1)
+    """The same for tokens, of questions and answers; they are known when an answer has ended."""
 
 
 class Shadow(Section):

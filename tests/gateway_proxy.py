@@ -151,10 +151,11 @@ def gateway(
     ):
         files = []
         for name, changes in workloads.items():
+            own = changes.get("gateway", {})
             section = {
-                "legacy": {"model": "openai/legacy-model", "url": legacy.url},
-                "target": {"model": "openai/target-model", "url": target.url, "timeout": "5s"},
-                **changes.get("gateway", {}),
+                **own,
+                "legacy": {"model": "openai/legacy-model", "url": legacy.url, **own.get("legacy", {})},
+                "target": {"model": "openai/target-model", "url": target.url, "timeout": "5s", **own.get("target", {})},
             }
             target_section = {
                 "engine": "endpoint",

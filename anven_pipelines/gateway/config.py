@@ -63,7 +63,7 @@ def prepare(
         events: Folder of the event log.
         prompts: Folder of `<workload>.json`, the adapted prompts that were found; a workload without one is asked
             with the rewrites of its migration file.
-        litellm: Further settings of LiteLLM, such as a cache, rate limits or Prometheus' callback.
+        litellm: Further settings of LiteLLM, such as a cache, a database or Prometheus' callback.
 
     Raises:
         InvalidInput: no file has the section, or one of them asks for what cannot be.
@@ -92,9 +92,13 @@ def proxy_config(migrations: Mapping[str, Migration]) -> dict[str, Any]:
     Retries and cooldowns of the router are off: the target's failures have to show, and legacy rescues them. So is what
     the router adds to errors: it names arms, models and fallbacks, and quotes messages.
     """
+    groups = [each for migration in migrations.values() for each in _groups(migration)]
+    is_limited = any({"rpm", "tpm"} & set(each["litellm_params"]) for each in groups)
+    # By itself LiteLLM only weighs by these limits, and one deployment of a group gets all whatever its weight.
+    checks = {"optional_pre_call_checks": ["enforce_model_rate_limits"]} if is_limited else {}
     return {
-        "model_list": [each for migration in migrations.values() for each in _groups(migration)],
-        "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+        "model_list": groups,
+        "router_settings": {"num_retries": 0, "disable_cooldowns": True, **checks},
         "litellm_settings": {
             "num_retries": 0,
             "callbacks": [PLUGIN],
@@ -259,7 +263,8 @@ def _params(upstream: Upstream) -> dict[str, Any]:
         params["api_key"] = f"os.environ/{upstream.api_key_env}"
     elif upstream.url is not None:
         params["api_key"] = "none"  # LiteLLM asks for one; a server without keys ignores it
-    return params
+    limits = {"rpm": upstream.rpm, "tpm": upstream.tpm}
+    return params | {name: limit for name, limit in limits.items() if limit is not None}
 
 
 def _rates(price: Price | None) -> dict[str, float]:

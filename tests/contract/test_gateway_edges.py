@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(400)
 
 WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "hidden", "one", "mirrored")} | {
-    "spent": {"gateway": {"shadow": {"usd_per_day": 0.0001}}}
+    "spent": {"gateway": {"shadow": {"usd_per_day": 0.0001}}},
+    "limited": {"gateway": {"legacy": {"rpm": 2}}},
+    "rescued": {"gateway": {"target": {"rpm": 2}}},
+    "wordy": {"gateway": {"legacy": {"tpm": 6}}},
 }
 
 TOO_LONG = Reply("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.", status=400)
@@ -116,6 +119,40 @@ def pairs(gate: Gateway, workload: str, route: Route) -> list[dict[str, Any]]:
     events = read_batch(gate.started.events, {}).events.filter(workload=workload)
     now = datetime.now(UTC) + timedelta(hours=1)
     return pairs_of(events, plan, generation=route.generation, now=now).to_dicts()
+
+
+def test_what_comes_above_the_requests_of_a_minute_is_refused(gate: Gateway) -> None:
+    gate.routed("limited", 0.0)
+    asked = len(gate.legacy.asks)
+    answers = [gate.ask("limited", f"user {number}") for number in range(6)]  # they may meet two minutes
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert 2 <= len(refused) <= 4
+    assert len(gate.legacy.asks) - asked == 6 - len(refused)
+    assert "RPM limit=2" in refused[0].text
+    assert "limited--" not in refused[0].text
+    events = gate.events(*(answer.headers["x-litellm-call-id"] for answer in refused))
+    assert events.select("intended", "status", "error_class").unique().rows() == [("legacy", "error", "RateLimitError")]
+
+
+def test_what_comes_above_the_tokens_of_a_minute_is_refused(gate: Gateway) -> None:
+    gate.routed("wordy", 0.0)
+    assert gate.ask("wordy", "ada").status_code == 200
+    gate.until(lambda: "TPM limit=6" in gate.ask("wordy", "ada").text)
+
+
+def test_legacy_answers_what_comes_above_the_targets_limit_which_counts_against_the_target(gate: Gateway) -> None:
+    gate.routed("rescued", 1.0)
+    asked = len(gate.target.asks)
+    answers = [gate.ask("rescued", f"user {number}") for number in range(6)]
+    assert {answer.status_code for answer in answers} == {200}
+    reached = len(gate.target.asks) - asked
+    assert 2 <= reached <= 4
+    events = gate.events(*(answer.headers["x-litellm-call-id"] for answer in answers))
+    above = events.filter(error_class="RateLimitError")
+    assert above.height == 6 - reached
+    assert above.select("intended", "served", "status", "why").unique().rows() == [
+        ("target", "legacy", "ok", "fallback")
+    ]
 
 
 def test_a_mirrored_request_is_the_request_without_its_user(gate: Gateway) -> None:

@@ -198,6 +198,17 @@ def test_settings_that_are_missing_say_how_to_start(tmp_path: Path) -> None:
             read_settings(environ)
 
 
+def test_limits_are_enforced_where_an_arm_has_some_and_cost_nothing_else(tmp_path: Path) -> None:
+    config, _ = prepared(tmp_path, written(tmp_path))
+    assert "optional_pre_call_checks" not in config["router_settings"]
+    arms = {"legacy": {"model": "openai/gpt", "tpm": 9000}, "target": {"model": "openai/anven", "url": URL, "rpm": 60}}
+    config, _ = prepared(tmp_path, written(tmp_path, gateway=arms))
+    groups = {each["model_name"]: each["litellm_params"] for each in config["model_list"]}
+    assert (groups["support--legacy"]["tpm"], groups["support--target"]["rpm"]) == (9000, 60)
+    assert "rpm" not in groups["support"]
+    assert config["router_settings"]["optional_pre_call_checks"] == ["enforce_model_rate_limits"]
+
+
 def test_further_settings_of_litellm_are_added_and_ours_stay(tmp_path: Path) -> None:
     more = tmp_path / "more.yaml"
     more.write_text(
