@@ -40,14 +40,14 @@ class Upstream(Section):
 
 
 class Shadow(Section):
-    """What mirrored requests may spend; the share that is mirrored stands in the route. Per gateway worker."""
+    """What mirrored requests may spend, over restarts; the share that is mirrored stands in the route."""
 
     calls_per_day: int = Field(default=10_000, ge=0)
     """Mirrored requests in a day (UTC)."""
     usd_per_day: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Cost of mirrored requests in a day (UTC), at the target's price; needs `target.price`."""
     at_once: int = Field(default=16, ge=1)
-    """Mirrored requests in flight; one that finds as many is left out."""
+    """Mirrored requests in flight of a gateway; one that finds as many is left out."""
 
 
 class Breaker(Section):

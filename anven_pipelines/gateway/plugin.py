@@ -51,7 +51,8 @@ class AnvenGateway(CustomLogger):
         """Stand between the proxy's hooks and the service."""
         super().__init__()
         self.service = service
-        self.shadows = Shadows(service, {name: each.gateway.shadow for name, each in service.workloads.items()})
+        limits = {name: each.gateway.shadow for name, each in service.workloads.items()}
+        self.shadows = Shadows(service, limits, service.spending)
 
     def close(self) -> None:
         """Write what waits and end the threads."""

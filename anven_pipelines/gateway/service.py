@@ -68,6 +68,8 @@ class GatewayService:
         self._served: OrderedDict[str, _Served] = OrderedDict()
         self._metrics_at = 0.0
         self.recorder = Recorder(settings, worker=self.worker, mistakes=self.mistakes)
+        self.spending = Path(settings.events) / "shadow"
+        """Folder of what mirrored requests have spent."""
         self.traffic = TrafficSource(Path(settings.traffic))
         limits = {name: each.limits for name, each in settings.workloads.items()}
         self.breakers = Breakers(Path(settings.events) / "breakers", limits, changed=self._breaker_changed)

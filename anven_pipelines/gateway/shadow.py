@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from anven_pipelines.domain.grading import check_contract
 from anven_pipelines.gateway.answers import answer_of, message_of, usage_of
 from anven_pipelines.gateway.dealing import group
 from anven_pipelines.gateway.exchange import Trace
+from anven_pipelines.gateway.purse import Purse
 from anven_pipelines.gateway.shadow_request import most_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from anven_pipelines.gateway.exchange import Exchange
+    from anven_pipelines.gateway.purse import Right
     from anven_pipelines.gateway.service import GatewayService
     from anven_pipelines.spec_gateway import Shadow
 
@@ -24,43 +27,13 @@ STOPPED: Final = "Stopped"
 """Error class of a mirrored request that the gateway's end cut off."""
 
 
-class Purse:
-    """What a workload's mirrored requests have spent today (UTC)."""
-
-    def __init__(self, limits: Shadow) -> None:
-        """Start with nothing spent."""
-        self._limits = limits
-        self._day: date | None = None
-        self._calls = 0
-        self._usd = 0.0
-        self.in_flight = 0
-
-    def take(self, today: date) -> bool:
-        """Take the right to one more request; False where a cap is reached."""
-        if today != self._day:
-            self._day, self._calls, self._usd = today, 0, 0.0
-        limits = self._limits
-        if self._calls >= limits.calls_per_day or self.in_flight >= limits.at_once:
-            return False
-        if limits.usd_per_day is not None and self._usd >= limits.usd_per_day:
-            return False
-        self._calls += 1
-        self.in_flight += 1
-        return True
-
-    def give_back(self, usd: float) -> None:
-        """Take down that a request has ended, and what it cost, or may have cost where that is not known."""
-        self.in_flight -= 1
-        self._usd += usd
-
-
 class Shadows:
     """Asks the target what legacy was asked, in tasks of their own."""
 
-    def __init__(self, service: GatewayService, limits: Mapping[str, Shadow]) -> None:
-        """Prepare a purse for each workload."""
+    def __init__(self, service: GatewayService, limits: Mapping[str, Shadow], folder: Path) -> None:
+        """Prepare a purse for each workload; what they spend is kept in a folder."""
         self._service = service
-        self._purses = {name: Purse(each) for name, each in limits.items()}
+        self._purses = {name: Purse(each, folder / f"{name}.json") for name, each in limits.items()}
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself holds them weakly
         self._open: dict[str, tuple[Exchange, int]] = {}
 
@@ -75,9 +48,9 @@ class Shadows:
         if exchange.shadow is None:
             return
         purse = self._purses[exchange.assignment.route.workload]
-        if purse.take(datetime.now(UTC).date()):
+        if right := purse.take(datetime.now(UTC).date(), self._most_usd(exchange)):
             self._open[exchange.id] = exchange, time.time_ns()
-            task = asyncio.get_running_loop().create_task(self._ask(exchange, purse))
+            task = asyncio.get_running_loop().create_task(self._ask(exchange, purse, right))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -86,7 +59,7 @@ class Shadows:
         for exchange, started_ns in list(self._open.values()):
             self._end(exchange, {"stream": exchange.stream, "status": "error", "error_class": STOPPED}, started_ns)
 
-    async def _ask(self, exchange: Exchange, purse: Purse) -> None:
+    async def _ask(self, exchange: Exchange, purse: Purse, right: Right) -> None:
         facts: dict[str, Any] = {"stream": exchange.stream}
         started, started_ns = time.perf_counter(), time.time_ns()
         response: Any = None
@@ -97,7 +70,7 @@ class Shadows:
             facts.update(status="error", error_class=type(error).__name__)
         finally:
             known = facts.get("cost_usd")
-            purse.give_back(self._most_usd(exchange) if known is None else known)
+            purse.give_back(right, right.usd if known is None else known)
         self._end(exchange, facts, started_ns)
         if response is not None and exchange.messages is not None:
             self._service.recorder.keep_text(exchange, "shadow", None, message_of(response))

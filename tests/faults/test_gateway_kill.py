@@ -6,7 +6,7 @@ import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -90,8 +90,16 @@ def test_a_killed_gateway_loses_no_event_that_was_written_and_its_successor_know
 
 
 @pytest.mark.timeout(500)
-def test_after_a_kill_at_100_percent_a_target_that_hangs_still_goes_by_how_fast_legacy_was(tmp_path: Path) -> None:
-    with gateway(tmp_path, {"support": {"gateway": {"breaker": {"slow_at_ms": None}}}}) as gate:
+def test_a_killed_gateways_successor_knows_how_fast_legacy_was_and_what_its_shadows_have_spent(tmp_path: Path) -> None:
+    workloads: dict[str, dict[str, Any]] = {
+        "support": {"gateway": {"breaker": {"slow_at_ms": None}}},
+        "mirrored": {"gateway": {"shadow": {"calls_per_day": 2}}},
+    }
+    with gateway(tmp_path, workloads) as gate:
+        gate.routed("mirrored", 0.0, shadow=1.0)
+        for number in range(3):
+            gate.ask("mirrored", f"user {number}", content="Q: mirrored")
+        gate.until(lambda: gate.target.asked["adapted mirrored"] == 2)
         gate.routed("support", 0.0)
         for number in range(30):
             gate.ask("support", f"user {number}")
@@ -102,7 +110,8 @@ def test_after_a_kill_at_100_percent_a_target_that_hangs_still_goes_by_how_fast_
         gate.started.process.wait()
         gate.arms.target = lambda _: Reply('{"answer": "target"}', delay_s=4.0)  # its timeout is 5 s
         run = gate.started.traffic.parent
-        plan = GatewayPlan([tmp_path / "support.yaml"], run, gate.started.traffic, run / "events")
+        files = [tmp_path / f"{name}.yaml" for name in workloads]
+        plan = GatewayPlan(files, run, gate.started.traffic, run / "events")
         with (
             running(plan, {**os.environ, "ANVEN_GATEWAY_KEY": KEY}) as again,
             httpx.Client(
@@ -110,7 +119,10 @@ def test_after_a_kill_at_100_percent_a_target_that_hangs_still_goes_by_how_fast_
             ) as client,
             ThreadPoolExecutor(8) as pool,
         ):
+            mirrored = {"model": "mirrored", "messages": [{"role": "user", "content": "Q: mirrored"}]}
+            assert "legacy" in client.post("/v1/chat/completions", json=mirrored).text
             body = {"model": "support", "messages": [{"role": "user", "content": "Q: x"}]}
             asked = [pool.submit(client.post, "/v1/chat/completions", json=body) for _ in range(8)]
             assert {each.result().status_code for each in asked} == {200}
+            assert gate.target.asked["adapted mirrored"] == 2
             assert client.get("/anven/status").json()["breakers"]["support"] == "latency"
