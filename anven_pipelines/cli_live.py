@@ -20,7 +20,10 @@ def gateway(
         list[Path], typer.Argument(help="Migration files (YAML); those with a section `gateway` are served.")
     ],
     *,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 4000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 4000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 for other machines, by plain HTTP.")
+    ] = "127.0.0.1",
     traffic: Annotated[
         Path | None, typer.Option(help="Traffic file with the shares; made where it is missing.", show_default=False)
     ] = None,
@@ -47,7 +50,14 @@ def gateway(
 
         folder = home_folder() / "gateway"
         plan = GatewayPlan(
-            files, folder, traffic or folder / "traffic.json", events or folder / "events", prompts, port, litellm
+            files,
+            folder,
+            traffic or folder / "traffic.json",
+            events or folder / "events",
+            prompts=prompts,
+            port=port,
+            litellm=litellm,
+            host=host,
         )
 
         def announce(started: Started) -> None:

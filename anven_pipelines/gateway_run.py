@@ -1,4 +1,4 @@
-"""Starts the gateway: a LiteLLM proxy with our plugin, on loopback, for the workloads of the migration files."""
+"""Starts the gateway: a LiteLLM proxy with our plugin for the workloads of the migration files."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ _POLL_S: Final = 0.1
 _KEEP_ALIVE_S: Final = 75
 """How long an idle connection stays open. Clients keep theirs for 5 s (httpx, OpenAI's library) to 60 s (proxies), and
 whoever closes last is never asked on a connection that it is just closing: with uvicorn's 5 s, requests were lost."""
+LOOPBACK: Final = "127.0.0.1"
+"""Where it listens unless told otherwise: nobody reaches it but from this machine."""
 
 
 class Started(NamedTuple):
@@ -72,9 +74,10 @@ class GatewayPlan(NamedTuple):
         traffic: Traffic file; one that is not there is made, without routes: everything is legacy's.
         events: Folder of the event log.
         prompts: Folder of adapted prompts by workload; None asks with the migration files' rewrites.
-        port: Loopback port; 0 takes a free one.
+        port: Port; 0 takes a free one.
         litellm: File of further settings of LiteLLM.
         until_stdin_closes: It also stops when whoever started it is gone, however that came.
+        host: Address or name of this machine at which it listens; 0.0.0.0 and :: are all of them.
     """
 
     migrations: Sequence[Path]
@@ -85,6 +88,7 @@ class GatewayPlan(NamedTuple):
     port: int = 0
     litellm: Path | None = None
     until_stdin_closes: bool = False
+    host: str = LOOPBACK
 
 
 @contextmanager
@@ -93,13 +97,12 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
 
     Raises:
         InvalidInput: the key is missing, or the migration files have no gateway.
-        UnavailableService: its port is taken, or it does not start; the message holds its own last words.
+        UnavailableService: its address cannot be had, or it does not start; the message holds its own last words.
     """
     _require_key(environ)
     require_proxy()
     require_exporter(environ)
-    port = plan.port or _free_port()
-    _require_free(port)  # before the files of a gateway that runs there are written over
+    port = _free_port(plan.host, plan.port)  # before the files of a gateway that runs there are written over
     if not plan.traffic.exists():
         plan.traffic.parent.mkdir(parents=True, exist_ok=True)
         plan.traffic.write_text(print_traffic(Traffic()), encoding="utf-8")
@@ -112,7 +115,7 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
         litellm=plan.litellm,
     )
     log = plan.folder / "proxy.log"
-    arguments = ["--config", str(prepared.config), "--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["--config", str(prepared.config), "--host", plan.host, "--port", str(port)]
     arguments += ["--keepalive_timeout", str(_KEEP_ALIVE_S)]
     with log.open("ab") as output:
         said_before = output.tell()
@@ -132,11 +135,17 @@ def running(plan: GatewayPlan, environ: Mapping[str, str]) -> Iterator[Started]:
             start_new_session=True,  # Ctrl-C is for whoever started it, who then stops it
         )
     try:
-        url = f"http://127.0.0.1:{port}"
+        url = url_of(plan.host, port)
         _wait(url, environ[KEY_ENV], process, log, said_before)
         yield Started(url, process, prepared.workloads, plan.traffic, plan.events)
     finally:
         _stop(process)
+
+
+def url_of(host: str, port: int) -> str:
+    """Return where this machine reaches what listens there."""
+    reached = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)  # noqa: S104 - asked, not listened at
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
 
 def require_proxy() -> None:
@@ -240,19 +249,19 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        # As the proxy does: connections of before do not count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            found = f"port {port} on 127.0.0.1 cannot be had ({error.strerror})"
-            message = f"{found}; stop what listens there, or name another one with --port"
-            raise UnavailableService(message) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def _free_port(host: str, port: int) -> int:
+    """Return the port, or one that is free where it is 0; raise where it cannot be listened at."""
+    try:
+        [(family, kind, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as probe:
+            # As the proxy does: connections of before do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except (OSError, UnicodeError) as error:
+        said = (error.strerror if isinstance(error, OSError) else None) or error
+        message = (
+            f"port {port} on {host} cannot be had ({said}); stop what listens there, or name another one with --port, "
+            "or an address of this machine with --host"
+        )
+        raise UnavailableService(message) from error

@@ -13,7 +13,7 @@ import httpx
 
 from anven_pipelines.domain.traffic import Route, Traffic
 from anven_pipelines.domain.traffic_file import print_traffic
-from anven_pipelines.gateway_run import GatewayPlan, Started, running
+from anven_pipelines.gateway_run import LOOPBACK, GatewayPlan, Started, running
 from anven_pipelines.ingest.gateway_events import read_batch
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
@@ -141,7 +141,11 @@ class Gateway:
 
 @contextmanager
 def gateway(
-    folder: Path, workloads: dict[str, dict[str, Any]], environ: Mapping[str, str] | None = None
+    folder: Path,
+    workloads: dict[str, dict[str, Any]],
+    environ: Mapping[str, str] | None = None,
+    *,
+    host: str = LOOPBACK,
 ) -> Iterator[Gateway]:
     """Run a gateway for workloads, each with its changes of `MIGRATION`; `environ` is added to this process's."""
     arms = Arms()
@@ -171,7 +175,7 @@ def gateway(
         more = folder / "litellm.yaml"
         more.write_text("litellm_settings: {cache: true, cache_params: {type: local, mode: default_off}}\n")
         run = folder / "run"
-        plan = GatewayPlan(files, run, run / "traffic.json", run / "events", litellm=more)
+        plan = GatewayPlan(files, run, run / "traffic.json", run / "events", litellm=more, host=host)
         with (
             running(plan, {**os.environ, "ANVEN_GATEWAY_KEY": KEY, **(environ or {})}) as started,
             httpx.Client(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from anven_pipelines.domain.rollout_mirrored import pairs_of
@@ -17,8 +18,6 @@ from tests.scripted_endpoint import Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from httpx import Response
 
     from anven_pipelines.domain.traffic import Route
     from tests.scripted_endpoint import Ask
@@ -40,7 +39,7 @@ POLICY = Reply("invalid_request_error: content_policy_violation", status=400)
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with gateway(tmp_path_factory.mktemp("gateway"), WORKLOADS) as started:
+    with gateway(tmp_path_factory.mktemp("gateway"), WORKLOADS, host="127.0.0.2") as started:
         yield started
 
 
@@ -49,6 +48,13 @@ def gate(running: Gateway) -> Iterator[Gateway]:
     yield running
     fresh = Arms()
     running.arms.legacy, running.arms.target = fresh.legacy, fresh.target
+
+
+def test_it_listens_at_the_address_that_was_named_alone(gate: Gateway) -> None:
+    url = gate.client.base_url
+    assert url.host == "127.0.0.2"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url.copy_with(host="127.0.0.1"), trust_env=False)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,7 @@ def test_an_error_that_both_arms_give_is_the_same_whichever_was_asked(
     assert sorted(of_target.headers) == sorted(of_legacy.headers)
 
 
-def _asked(gate: Gateway, share: float, *, stream: bool) -> Response:
+def _asked(gate: Gateway, share: float, *, stream: bool) -> httpx.Response:
     gate.routed("hidden", share)
     return gate.ask("hidden", "ada", stream=stream)
 

@@ -66,6 +66,30 @@ def test_a_port_that_is_taken_is_told_before_anything_is_written(tmp_path: Path)
         assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("host", ["192.0.2.7", "x" * 70])
+def test_an_address_that_is_not_this_machines_is_told_with_what_to_name(tmp_path: Path, host: str) -> None:
+    with (
+        pytest.raises(
+            UnavailableService, match=rf"port 0 on {host} cannot be had .* address of this machine with --host"
+        ),
+        gateway_run.running(plan(tmp_path)._replace(host=host), ENVIRON),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:4000"),
+        ("0.0.0.0", "http://127.0.0.1:4000"),  # noqa: S104 - nothing listens
+        ("::", "http://[::1]:4000"),
+        ("gateway.example", "http://gateway.example:4000"),
+    ],
+)
+def test_what_listens_everywhere_is_asked_from_this_machine(host: str, url: str) -> None:
+    assert gateway_run.url_of(host, 4000) == url
+
+
 _ENDS = "print('no such setting'); raise SystemExit(7)"
 _ANOTHER = """
 import sys
