@@ -28,9 +28,17 @@ from anven_pipelines.gateway.collection import collect_aside
 from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.proxy import close_at_end
 from anven_pipelines.gateway.proxy_log import keep_small, keep_text_out
+from anven_pipelines.gateway.refusals import Refusals, messages_problem
 from anven_pipelines.gateway.routes import add_routes
 from anven_pipelines.gateway.service import GatewayService
-from anven_pipelines.gateway.settings import LOG_ENV, UNTIL_STDIN_CLOSES_ENV, assignment_key, read_settings, sends_spans
+from anven_pipelines.gateway.settings import (
+    KEY_ENV,
+    LOG_ENV,
+    UNTIL_STDIN_CLOSES_ENV,
+    assignment_key,
+    read_settings,
+    sends_spans,
+)
 from anven_pipelines.gateway.shadow import Shadows
 
 if TYPE_CHECKING:
@@ -81,6 +89,8 @@ class AnvenGateway(CustomLogger):
         if model.endswith(DRILL) and DRILL_HEADER not in _headers(data):
             # Whatever a killed drill has left there, no application is served by it.
             raise HTTPException(400, f"the model {model!r} is for drills, which `anven drill` runs")
+        if problem := messages_problem(data.get("messages")):
+            raise HTTPException(400, problem)
         exchange = self._begun(data)
         if exchange is None:
             return None
@@ -202,10 +212,12 @@ def _gateway() -> AnvenGateway:
 
         service.recorder.spans = RequestSpans(service.workloads, worker=service.worker)
     add_routes(app, service)
+    key = os.environ.get(KEY_ENV, "")
     if app.middleware_stack is None:
+        app.add_middleware(Refusals, key=key)
         app.add_middleware(ClientSide, service=service)
     else:  # the proxy reads its configuration while it starts: its connections stand already
-        app.middleware_stack = ClientSide(app.middleware_stack, service)
+        app.middleware_stack = ClientSide(Refusals(app.middleware_stack, key), service)
     keep_text_out()
     if log := os.environ.get(LOG_ENV):
         keep_small(Path(log))

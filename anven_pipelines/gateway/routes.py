@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import Depends, Header, HTTPException, Request
-from fastapi.responses import PlainTextResponse
+from fastapi import Depends, HTTPException, Request
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from anven_pipelines.domain.traffic_file import print_traffic
-from anven_pipelines.gateway.feedback import OUTCOME, Said
+from anven_pipelines.gateway.feedback_form import read_feedback
 from anven_pipelines.gateway.metrics import exposition, workers_in
+from anven_pipelines.gateway.refusals import Refusal
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,46 +24,18 @@ _NO_HEALTH: Final = (
     "this would ask every model, at its price, and name the arms; ask /health/readiness whether the proxy is up, and "
     "/anven/status what the gateway does"
 )
-_NO_NAME: Final = (
-    "outcome is a text of {} characters; a name of at most 64 letters, digits and _ . : - is needed, such as resolved: "
-    "free text is not kept"
-)
-
-
-class Feedback(BaseModel):
-    """What a user or a program says of an answer."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    request_id: Annotated[str, Field(min_length=1, max_length=200)]
-    """`x-litellm-call-id` of the answer."""
-    score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    """0 is worst, 1 is best; a thumb is 0 or 1."""
-    outcome: str | None = None
-    """What became of the answer, as a name such as `resolved`."""
-    safe: bool | None = None
-    """Whether the answer may be given, where somebody looked at that."""
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if self.score is None and self.outcome is None and self.safe is None:
-            message = "nothing is said of the answer; at least one of score, outcome and safe is needed"
-            raise ValueError(message)
-        return self
 
 
 def add_routes(app: FastAPI, service: GatewayService) -> None:
     """Put the routes before the proxy's own, which end with one that takes every path."""
     from litellm.proxy.auth.user_api_key_auth import user_api_key_auth  # noqa: PLC0415 - loads the whole proxy
 
-    async def give_feedback(
-        feedback: Feedback, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
-    ) -> dict[str, Any]:
-        if feedback.outcome is not None and not OUTCOME.fullmatch(feedback.outcome):
-            raise HTTPException(400, _NO_NAME.format(len(feedback.outcome)))
-        said = Said(feedback.score, feedback.outcome, feedback.safe)
-        known = service.feedback(feedback.request_id, said, key=idempotency_key)
-        return {"recorded": True, "known_request": known}
+    async def give_feedback(request: Request) -> JSONResponse:
+        found = read_feedback(await request.body(), key=request.headers.get("idempotency-key"))
+        if isinstance(found, Refusal):
+            return JSONResponse(found.content(), found.status)
+        known = service.feedback(found.request_id, found.said, key=found.key)
+        return JSONResponse({"recorded": True, "known_request": known}, 202)
 
     async def refuse_health() -> None:
         raise HTTPException(403, _NO_HEALTH)
@@ -78,25 +50,17 @@ def add_routes(app: FastAPI, service: GatewayService) -> None:
         )
 
     guarded = [Depends(user_api_key_auth)]
-    of_object = [Depends(_require_object), *guarded]
     app.router.routes[:0] = [
-        APIRoute("/anven/feedback", give_feedback, methods=["POST"], dependencies=of_object, status_code=202),
+        APIRoute("/anven/feedback", give_feedback, methods=["POST"], dependencies=[Depends(_hold_body), *guarded]),
         APIRoute("/anven/metrics", tell_metrics, methods=["GET"], dependencies=guarded),
         APIRoute("/anven/status", tell_status, methods=["GET"], dependencies=guarded),
         APIRoute("/health", refuse_health, methods=["GET"], dependencies=guarded),
     ]
 
 
-async def _require_object(request: Request) -> None:
-    """Refuse a body that is JSON and no object, which LiteLLM's own look at it takes for a mistake of the server."""
-    if not await request.body():
-        return
-    try:
-        is_object = isinstance(await request.json(), dict)
-    except ValueError:
-        return  # told by whoever reads it
-    if not is_object:
-        raise HTTPException(422, 'the body is no JSON object; one such as {"request_id": ..., "score": 1} is needed')
+async def _hold_body(request: Request) -> None:
+    """Read the body before LiteLLM does, which may take it for a form and leave nothing of it."""
+    await request.body()
 
 
 def status(service: GatewayService) -> dict[str, Any]:

@@ -421,13 +421,6 @@ def test_metrics_count_by_the_arm_that_was_meant(gate: Gateway) -> None:
     assert re.search(r'anven_target_share\{workload="counted",worker="[^"]+"\} 1\n', text)
 
 
-@pytest.mark.parametrize(
-    "body", [{}, {"request_id": "x", "score": 2}, {"request_id": "x", "scores": 1}, {"request_id": "x"}, [], [1], "x"]
-)
-def test_a_feedback_that_is_none_is_refused(gate: Gateway, body: Any) -> None:
-    assert gate.client.post("/anven/feedback", json=body).status_code == 422
-
-
 def test_nobody_has_the_arms_named_or_asked_by_the_proxys_look_at_its_models(gate: Gateway) -> None:
     before = len(gate.legacy.asks), len(gate.target.asks)
     answer = gate.client.get("/health")
@@ -437,14 +430,15 @@ def test_nobody_has_the_arms_named_or_asked_by_the_proxys_look_at_its_models(gat
     assert gate.client.get("/health/readiness").status_code == 200
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/anven/feedback"), ("GET", "/anven/status")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/anven/feedback"), ("GET", "/anven/status"), ("GET", "/v1/models")]
+)
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-another-key"}], ids=["none", "wrong"])
 def test_the_gateways_own_routes_need_the_key(gate: Gateway, method: str, path: str, headers: dict[str, str]) -> None:
     body = {"request_id": "x", "score": 1}
     answer = httpx.request(method, gate.started.url + path, json=body, headers=headers, trust_env=False)
-    proxys_own = httpx.get(f"{gate.started.url}/v1/models", headers=headers, trust_env=False)
-    # LiteLLM 1.106.2 without a database says 400 to a wrong key, and 500 to none where prisma is not installed.
-    assert answer.status_code == proxys_own.status_code >= 400
+    assert answer.status_code == 401
+    assert answer.json()["error"]["code"] == "invalid_api_key"
 
 
 def test_a_conversation_stays_on_its_arm_whoever_speaks(gate: Gateway) -> None:

@@ -244,10 +244,76 @@ def test_a_thumb_that_is_changed_twice_is_three_feedbacks_and_a_retry_is_none(ga
     assert gate.events(known, kind="feedback").sort("seq")["score"].to_list() == [1, 0, 1, 0, 0]
 
 
-def test_an_outcome_that_is_a_text_is_refused_and_not_kept(gate: Gateway) -> None:
-    answer = gate.client.post("/anven/feedback", json={"request_id": "x", "outcome": "call Ada at 5"})
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"[]", 400, "the body is a list"),
+        (b"", 400, "the body is no JSON object"),
+        (b'{"request_id": ', 400, "JSON"),  # LiteLLM's words
+        (b'{"request_id": "x", "score": NaN}', 400, "NaN"),
+        (b'{"request_id": "x", "score": 1, "score": 0}', 400, "twice"),
+        (b'{"request_id": "x"}', 422, "nothing is said"),
+        (b'{"request_id": "x", "score": 2}', 422, "score is 2"),
+        (b'{"request_id": "x", "score": "1"}', 422, "score is a text"),
+        (b'{"request_id": "x", "safe": 1}', 422, "safe is 1"),
+        (b'{"request_id": "x", "thumb": 1}', 422, "thumb is unknown"),
+        (b'{"request_id": "x", "outcome": "call Ada at 5"}', 422, "a name of at most 64 letters"),
+    ],
+)
+@pytest.mark.parametrize("form", ["application/json", "application/x-www-form-urlencoded"])
+def test_a_feedback_that_is_none_is_one_clear_error(
+    gate: Gateway, body: bytes, status: int, message: str, form: str
+) -> None:
+    answer = gate.client.post("/anven/feedback", content=body, headers={"Content-Type": form})
+    error = answer.json()["error"]
+    assert answer.status_code == status
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"[]", b'["x"]', b'"x"', b"1", b"null", b"NaN", b"\xff", b"{"])
+def test_a_chat_that_is_no_object_is_a_bad_request(gate: Gateway, body: bytes) -> None:
+    answer = gate.client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
-    assert "a name of at most 64 letters" in answer.text
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert "JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("messages", ["hi", [], ["hi"], {}, [{"role": "user", "content": 3}], [{"content": "hi"}]])
+def test_messages_that_are_none_reach_no_arm_and_trip_no_breaker(gate: Gateway, messages: Any) -> None:
+    gate.routed("both", 1.0)
+    asked = len(gate.target.asks), len(gate.legacy.asks)
+    for _ in range(7):  # six failures in a row trip it
+        answer = gate.client.post("/v1/chat/completions", json={"model": "both", "user": "ada", "messages": messages})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith("messages")
+    assert (len(gate.target.asks), len(gate.legacy.asks)) == asked
+    assert gate.status()["breakers"]["both"] is None
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-another-key"}, {"Authorization": "Basic YTpi"}])
+def test_a_chat_without_the_key_is_unauthorised(gate: Gateway, headers: dict[str, str]) -> None:
+    body = {"model": "both", "messages": [{"role": "user", "content": "Q: hi"}]}
+    answer = httpx.post(f"{gate.started.url}/v1/chat/completions", json=body, headers=headers, trust_env=False)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", "invalid_api_key")
+    assert "Authorization: Bearer" in error["message"]
+
+
+def test_a_model_that_nobody_serves_is_named_and_no_arm_is(gate: Gateway) -> None:
+    answer = gate.ask("unheard-of", "ada")
+    assert answer.status_code == 400
+    assert "model=unheard-of" in answer.json()["error"]["message"]
+    assert "--" not in answer.text
+
+
+def test_what_was_refused_is_not_kept_and_was_no_mistake_of_the_gateways(gate: Gateway) -> None:
+    gate.client.post("/anven/feedback", json={"request_id": "last", "score": 0}).raise_for_status()
+    assert gate.events("last", kind="feedback").height == 1
+    assert read_batch(gate.started.events, {}).events.filter(request_id="x").is_empty()
+    assert gate.status()["internal_errors"] == 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
