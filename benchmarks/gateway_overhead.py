@@ -1,6 +1,7 @@
 """What the gateway's plugin adds to a LiteLLM proxy: our gateway beside a bare proxy, in one run.
 
     python benchmarks/gateway_overhead.py [--json] [--quick]
+    python benchmarks/gateway_overhead.py --rate 20 [--stream-rate 5]
 
 Both proxies run at once in front of the same endpoint (a process of its own that answers at once) and are asked in
 turn, so that whatever else the machine does meets both. Their processor time is shown too: other work on the machine
@@ -9,12 +10,19 @@ as Python does by itself, where ours does so in a thread (`gateway/collection.py
 crash for that, about once in 23 starts: run this again then). Ours deals each request to an arm, rewrites its prompt
 for the target, reads the traffic file and writes the event log.
 
+With `--rate` both get the same throughput in an open loop: requests come as a Poisson process, whether or not those
+before them are answered, and an answer's time counts from when its request was due, waiting in line included.
+Blocks of both take turns, with the same arrivals, as each is to have the machine for itself.
+
+The intervals of the differences are percentile bootstraps over pairs of requests, or of blocks.
+
 Goals: p50 at most 1 ms and p99 at most 3 ms above the bare proxy, at equal throughput.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -24,7 +32,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -41,6 +49,9 @@ if TYPE_CHECKING:
 
 KEY: Final = "sk-benchmark-gateway-51c9"
 ANSWER: Final = "the invoice is due within thirty days of its date, see the third section " * 4
+QUANTILES: Final = (10, 50, 90, 99)
+BLOCK: Final = 50
+"""Requests of a block at a fixed rate: those that wait behind one another are resampled together."""
 PROMPT: Final = "Q: " + "what does the invoice say about the term of payment? " * 20
 
 
@@ -50,30 +61,43 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="fewer requests; under a minute")
     parser.add_argument("--pairs", type=int, help="requests to each proxy, one by one (2,000; 300 with --quick)")
+    parser.add_argument("--rate", type=float, help="only an open loop, with so many requests a second to each proxy")
+    parser.add_argument("--stream-rate", type=float, help="the same for streams")
     options = parser.parse_args()
     pairs = options.pairs or (300 if options.quick else 2000)
+    rates = {"plain": options.rate, "stream": options.stream_rate}
+    is_open = any(rate is not None for rate in rates.values())
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         script = Path(folder) / "script.json"
         script.write_text(json.dumps({"*": [{"text": ANSWER}]}))
         backend = stack.enter_context(endpoint_process("--script", str(script)))
         bare = stack.enter_context(bare_proxy(backend, Path(folder) / "bare"))
         ours = stack.enter_context(our_gateway(backend, Path(folder) / "ours"))
-        figures = measure({"bare": bare, "ours": ours}, pairs=pairs)
+        proxies = {"bare": bare, "ours": ours}
+        figures = asyncio.run(measure_at(proxies, rates, requests=pairs)) if is_open else measure(proxies, pairs=pairs)
     if options.json:
         print(json.dumps(figures))
         return
     for kind in ("plain", "stream"):
-        print(f"\n{kind}, {pairs} requests to each, one by one, in turn (ms)")
-        for quantile in ("p10", "p50", "p90", "p99"):
-            bare_ms, ours_ms = figures[f"{kind}_bare_{quantile}_ms"], figures[f"{kind}_ours_{quantile}_ms"]
-            print(f"  {quantile}   bare {bare_ms:7.2f}   ours {ours_ms:7.2f}   added {ours_ms - bare_ms:+6.2f}")
-        cpu_bare, cpu_ours = figures[f"{kind}_bare_cpu_ms"], figures[f"{kind}_ours_cpu_ms"]
-        print(f"  CPU   bare {cpu_bare:7.2f}   ours {cpu_ours:7.2f}   added {cpu_ours - cpu_bare:+6.2f}")
-        low, high = figures[f"{kind}_added_p50_low_ms"], figures[f"{kind}_added_p50_high_ms"]
-        print(f"  added to the median: 95 % interval {low:+.2f} to {high:+.2f}")
-    print(
-        f"\nthroughput at 4 in flight (requests/s): bare {figures['bare_per_s']:.0f}, ours {figures['ours_per_s']:.0f}"
-    )
+        show(kind, figures, how=f"at {rates[kind]} requests a second" if is_open else "one by one, in turn")
+    if not is_open:
+        bare_per_s, ours_per_s = figures["bare_per_s"], figures["ours_per_s"]
+        print(f"\nthroughput at 4 in flight (requests/s): bare {bare_per_s:.0f}, ours {ours_per_s:.0f}")
+
+
+def show(kind: str, figures: dict[str, float], *, how: str) -> None:
+    """Print the table of a kind of answer, where it was measured."""
+    if f"{kind}_requests" not in figures:
+        return
+    print(f"\n{kind}, {figures[f'{kind}_requests']:.0f} requests to each, {how} (ms)")
+    for name in (*(f"p{quantile}" for quantile in QUANTILES), "cpu"):
+        bare_ms, ours_ms = figures[f"{kind}_bare_{name}_ms"], figures[f"{kind}_ours_{name}_ms"]
+        print(f"  {name}   bare {bare_ms:7.2f}   ours {ours_ms:7.2f}   added {ours_ms - bare_ms:+6.2f}", end="")
+        low, high = (figures.get(f"{kind}_added_{name}_{end}_ms") for end in ("low", "high"))
+        print("" if low is None or high is None else f"   95 % interval {low:+.2f} to {high:+.2f}")
+    if f"{kind}_bare_per_s" in figures:
+        bare_per_s, ours_per_s = figures[f"{kind}_bare_per_s"], figures[f"{kind}_ours_per_s"]
+        print(f"  answered a second, with the last answer's wait: bare {bare_per_s:.1f}, ours {ours_per_s:.1f}")
 
 
 class Proxy(NamedTuple):
@@ -109,7 +133,7 @@ def measure(proxies: dict[str, Proxy], *, pairs: int) -> dict[str, float]:
                     times[name].append(ask(clients[name], number, stream=stream))
             for name, each in proxies.items():
                 figures[f"{kind}_{name}_cpu_ms"] = (each.cpu_ms() - before[name]) / pairs
-            figures |= summary(kind, np.asarray(times["bare"]), np.asarray(times["ours"]))
+            figures |= summary(kind, np.asarray(times["bare"])[:, None], np.asarray(times["ours"])[:, None])
         rounds: dict[str, list[float]] = {name: [] for name in clients}
         for number in range(6):
             for name in sorted(clients, reverse=bool(number % 2)):
@@ -118,17 +142,76 @@ def measure(proxies: dict[str, Proxy], *, pairs: int) -> dict[str, float]:
     return figures
 
 
+async def measure_at(proxies: dict[str, Proxy], rates: dict[str, float | None], *, requests: int) -> dict[str, float]:
+    """Ask both at the same rates, in blocks that take turns; requests to each are rounded up to whole blocks."""
+    figures: dict[str, float] = {}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with AsyncExitStack() as stack:
+        clients = {
+            name: await stack.enter_async_context(
+                httpx.AsyncClient(base_url=each.url, headers=headers, timeout=60, trust_env=False, limits=limits)
+            )
+            for name, each in proxies.items()
+        }
+        for kind, rate in rates.items():
+            if rate is not None:
+                blocks = -(-requests // BLOCK)
+                figures |= await _measure_kind_at(kind, proxies, clients, rate=rate, blocks=blocks)
+    return figures
+
+
+async def _measure_kind_at(
+    kind: str, proxies: dict[str, Proxy], clients: dict[str, httpx.AsyncClient], *, rate: float, blocks: int
+) -> dict[str, float]:
+    rng = np.random.default_rng(7)
+    times: dict[str, list[list[float]]] = {name: [] for name in clients}
+    cpu_ms, took_s = dict.fromkeys(clients, 0.0), dict.fromkeys(clients, 0.0)
+    for number in range(-1, blocks):  # the first block warms up
+        due_s = np.cumsum(rng.exponential(1 / rate, BLOCK))
+        for name in rng.permutation(list(clients)):
+            cpu_before, start = proxies[name].cpu_ms(), time.perf_counter()
+            found = await ask_when_due(clients[name], due_s, first=BLOCK * (number + 1), stream=kind == "stream")
+            if number >= 0:
+                times[name].append(found)
+                took_s[name] += time.perf_counter() - start
+                cpu_ms[name] += proxies[name].cpu_ms() - cpu_before
+    figures = {f"{kind}_rate_per_s": rate, **summary(kind, np.asarray(times["bare"]), np.asarray(times["ours"]))}
+    for name in clients:
+        figures[f"{kind}_{name}_cpu_ms"] = cpu_ms[name] / (blocks * BLOCK)
+        figures[f"{kind}_{name}_per_s"] = blocks * BLOCK / took_s[name]
+    return figures
+
+
+async def ask_when_due(client: httpx.AsyncClient, due_s: np.ndarray, *, first: int, stream: bool) -> list[float]:
+    """Ask once at each time, in seconds from now; return the milliseconds from then to each whole answer."""
+    start = time.perf_counter()
+
+    async def one(number: int, due: float) -> float:
+        await asyncio.sleep(start + due - time.perf_counter())
+        (await client.post("/v1/chat/completions", json=body_of(number, stream=stream))).raise_for_status()
+        return (time.perf_counter() - start - due) * 1e3
+
+    return await asyncio.gather(*(one(number, float(due)) for number, due in enumerate(due_s, first)))
+
+
 def summary(kind: str, bare: np.ndarray, ours: np.ndarray) -> dict[str, float]:
-    """Return quantiles of both, their differences, and an interval for the difference of the medians."""
-    found: dict[str, float] = {}
-    for quantile in (10, 50, 90, 99):
+    """Return quantiles of both and their differences, those of p50 and p99 with an interval.
+
+    Args:
+        kind: Begins the figures' names.
+        bare: Milliseconds, shape (blocks, requests of a block).
+        ours: The same; blocks of one row are pairs.
+    """
+    found: dict[str, float] = {f"{kind}_requests": bare.size}
+    for quantile in QUANTILES:
         pair = float(np.percentile(bare, quantile)), float(np.percentile(ours, quantile))
         found[f"{kind}_bare_p{quantile}_ms"], found[f"{kind}_ours_p{quantile}_ms"] = pair
         found[f"{kind}_added_p{quantile}_ms"] = pair[1] - pair[0]
     rng = np.random.default_rng(7)
     for quantile in (50, 99):
         drawn = rng.integers(0, len(bare), (500, len(bare)))  # pairs stay together
-        added = np.percentile(ours[drawn], quantile, axis=1) - np.percentile(bare[drawn], quantile, axis=1)
+        added = np.percentile(ours[drawn], quantile, axis=(1, 2)) - np.percentile(bare[drawn], quantile, axis=(1, 2))
         low, high = np.percentile(added, [2.5, 97.5])
         found[f"{kind}_added_p{quantile}_low_ms"], found[f"{kind}_added_p{quantile}_high_ms"] = float(low), float(high)
     return found
@@ -136,15 +219,20 @@ def summary(kind: str, bare: np.ndarray, ours: np.ndarray) -> dict[str, float]:
 
 def ask(client: httpx.Client, number: int, *, stream: bool) -> float:
     """Ask once; return the milliseconds to the whole answer."""
-    body = {
+    body = body_of(number, stream=stream)
+    start = time.perf_counter()
+    client.post("/v1/chat/completions", json=body).raise_for_status()
+    return (time.perf_counter() - start) * 1e3
+
+
+def body_of(number: int, *, stream: bool) -> dict[str, Any]:
+    """Return a request of a user of its own."""
+    return {
         "model": "support",
         "user": f"user {number}",
         "stream": stream,
         "messages": [{"role": "user", "content": f"{PROMPT} {number}"}],
     }
-    start = time.perf_counter()
-    client.post("/v1/chat/completions", json=body).raise_for_status()
-    return (time.perf_counter() - start) * 1e3
 
 
 def throughput(client: httpx.Client, *, requests: int) -> float:
