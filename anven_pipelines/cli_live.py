@@ -70,7 +70,7 @@ def gateway(
 
 
 @live_app.command()
-def rollout(
+def rollout(  # noqa: PLR0913 - the options of all acts
     action: Annotated[
         Literal[
             "status",
@@ -85,6 +85,7 @@ def rollout(
             "unflag",
             "kill",
             "unkill",
+            "shadow",
             "notify",
             "judge",
         ],
@@ -107,6 +108,10 @@ def rollout(
     flag: Annotated[
         str | None, typer.Option(help="Flag that `unflag` closes; the only open one where absent.", show_default=False)
     ] = None,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Share of legacy's requests that `shadow` mirrors to the target.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look at a workload's canary, or act on it: every act is in the audit log, every look says what is missing.
@@ -119,6 +124,9 @@ def rollout(
 
     `kill` gives legacy all traffic at once, whatever the rollout or its log say; `unkill` turns that off once no
     attempt is open.
+
+    `shadow --share 0.1` has the gateway mirror a tenth of legacy's requests to the target, whose answers nobody gets,
+    within `gateway.shadow` of the migration file; `--share 0` ends it.
 
     `notify` sends what `rollout.notify` has not been told yet, as the sensor `rollout_notices` does, and exits with 1
     where notices still wait for a receiver. `judge` scores the answers that wait for `rollout.judge`, as the sensor
@@ -136,6 +144,7 @@ def rollout(
             reason=reason,
             flag=flag,
             generation=generation,
+            share=share,
         )
         if not output.tell(json.dumps(report)):
             show_rollout(report, Console())

@@ -33,6 +33,7 @@ class RolloutVerb(Enum):
     unflag = "unflag"
     kill = "kill"
     unkill = "unkill"
+    shadow = "shadow"
 
 
 class ActOnRollout(dg.Config):
@@ -45,7 +46,8 @@ class ActOnRollout(dg.Config):
         "abort: give all traffic back to legacy at once. override: let the next stage be entered whatever proof is "
         "missing, once two people have signed; never over proven harm. flag: hold the ramp until somebody has answered "
         "what you saw, as the reason tells it. unflag: close a flag, with the answer as the reason. kill: have the "
-        "gateway give legacy all traffic whatever the rollout says. unkill: turn that off, once no attempt is open."
+        "gateway give legacy all traffic whatever the rollout says. unkill: turn that off, once no attempt is open. "
+        "shadow: have the gateway mirror a share of legacy's requests to the target, whose answers nobody gets."
     )
     who: str = Field(description="Your name, for the audit log; an override needs two different ones.")
     reason: str = Field(default="", description="Why, for the audit log.")
@@ -65,6 +67,10 @@ class ActOnRollout(dg.Config):
         description="Flag to close, as `anven rollout status` tells it: the only open one where absent. "
         "Only with unflag.",
     )
+    share: float | None = Field(
+        default=None,
+        description="Share of legacy's requests to mirror, from 0 to 1; 0 ends it. Only with shadow.",
+    )
 
 
 @dg.op(description="Writes what somebody does to a rollout to the audit log, and puts it in force at the gateway.")
@@ -83,7 +89,7 @@ def act_on_rollout(context: dg.OpExecutionContext, config: ActOnRollout, rollout
 
 @dg.job(
     tags={"dagster/priority": "10"},
-    description="Starts, approves, pauses, resumes, aborts, overrides, flags or kills a rollout.",
+    description="Starts, approves, pauses, resumes, aborts, overrides, flags, kills or shadows a rollout.",
 )
 def rollout_act() -> None:
     """Do what a person wants done to a rollout; it comes before what waits for a place to run."""
@@ -100,6 +106,7 @@ def _act_of(config: ActOnRollout, *, request: str) -> Act:
         hours=config.hours,
         generation=config.generation,
         flag=config.flag,
+        share=config.share,
         request=request,
     )
 

@@ -33,7 +33,7 @@ Action = Verb | Literal["status", "step", "notify", "judge"]
 _COLOURS: Final = {"advance": "green", "complete": "green", "hold": "yellow", "roll back": "red"}
 
 
-def act(
+def act(  # noqa: PLR0913 - what all acts take
     workload: str,
     action: Action,
     *,
@@ -43,6 +43,7 @@ def act(
     reason: str,
     flag: str | None = None,
     generation: int | None = None,
+    share: float | None = None,
 ) -> dict[str, Any]:
     """Do what was asked of a rollout, then look at it.
 
@@ -55,6 +56,7 @@ def act(
         reason: Why, for the audit log.
         flag: Id of the flag to close; the only open one where None.
         generation: Of the traffic that it is meant for; None for whatever is in force.
+        share: Of legacy's requests that `shadow` mirrors; None with any other act.
 
     Returns:
         The report of `rollout_report.report_of`, `drill`, the newest rehearsal, `notices`, how each receiver
@@ -66,7 +68,9 @@ def act(
             be put in force.
     """
     now, up, person = datetime.now(UTC), uptime(), getpass.getuser() if who is None else who
-    asked = _asked(workload, action, who=person, hours=hours, reason=reason, flag=flag, generation=generation)
+    asked = _asked(
+        workload, action, who=person, hours=hours, reason=reason, flag=flag, generation=generation, share=share
+    )
     with prepared(home) as definitions:
         rollouts = of_kind(definitions, "rollouts", Rollouts)
         if asked is not None:
@@ -104,7 +108,15 @@ def _do(rollouts: Rollouts, asked: Act, *, now: datetime, uptime: Uptime | None)
 
 
 def _asked(
-    workload: str, action: Action, *, who: str, hours: float, reason: str, flag: str | None, generation: int | None
+    workload: str,
+    action: Action,
+    *,
+    who: str,
+    hours: float,
+    reason: str,
+    flag: str | None,
+    generation: int | None,
+    share: float | None = None,
 ) -> Act | None:
     """Return what a person does; None where the action is only to look, to step, to tell or to judge."""
     match action:
@@ -119,6 +131,7 @@ def _asked(
         hours=lasts,
         flag=flag,
         generation=generation,
+        share=share,
         request=f"command-{uuid.uuid4().hex}",  # so that it is found in the log if it cannot be put in force
     )
     if problems := asked.problems():

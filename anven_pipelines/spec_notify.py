@@ -23,6 +23,7 @@ Notified = Literal[
     "unflag",
     "kill",
     "unkill",
+    "shadow",
 ]
 
 _VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"

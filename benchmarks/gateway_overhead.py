@@ -52,6 +52,8 @@ ANSWER: Final = "the invoice is due within thirty days of its date, see the thir
 QUANTILES: Final = (10, 50, 90, 99)
 BLOCK: Final = 50
 """Requests of a block at a fixed rate: those that wait behind one another are resampled together."""
+LEAST_BLOCKS: Final = 10
+"""Fewer tell nothing of how they vary; p99 needs 500 requests, too, so that five lie beyond it."""
 PROMPT: Final = "Q: " + "what does the invoice say about the term of payment? " * 20
 
 
@@ -94,7 +96,9 @@ def show(kind: str, figures: dict[str, float], *, how: str) -> None:
         bare_ms, ours_ms = figures[f"{kind}_bare_{name}_ms"], figures[f"{kind}_ours_{name}_ms"]
         print(f"  {name}   bare {bare_ms:7.2f}   ours {ours_ms:7.2f}   added {ours_ms - bare_ms:+6.2f}", end="")
         low, high = (figures.get(f"{kind}_added_{name}_{end}_ms") for end in ("low", "high"))
-        print("" if low is None or high is None else f"   95 % interval {low:+.2f} to {high:+.2f}")
+        is_asked = name in ("p50", "p99")
+        told = "   too few for an interval" if is_asked else ""
+        print(told if low is None or high is None else f"   95 % interval {low:+.2f} to {high:+.2f}")
     if f"{kind}_bare_per_s" in figures:
         bare_per_s, ours_per_s = figures[f"{kind}_bare_per_s"], figures[f"{kind}_ours_per_s"]
         print(f"  answered a second, with the last answer's wait: bare {bare_per_s:.1f}, ours {ours_per_s:.1f}")
@@ -196,7 +200,7 @@ async def ask_when_due(client: httpx.AsyncClient, due_s: np.ndarray, *, first: i
 
 
 def summary(kind: str, bare: np.ndarray, ours: np.ndarray) -> dict[str, float]:
-    """Return quantiles of both and their differences, those of p50 and p99 with an interval.
+    """Return quantiles of both and their differences, those of p50 and p99 with an interval where there are enough.
 
     Args:
         kind: Begins the figures' names.
@@ -209,7 +213,9 @@ def summary(kind: str, bare: np.ndarray, ours: np.ndarray) -> dict[str, float]:
         found[f"{kind}_bare_p{quantile}_ms"], found[f"{kind}_ours_p{quantile}_ms"] = pair
         found[f"{kind}_added_p{quantile}_ms"] = pair[1] - pair[0]
     rng = np.random.default_rng(7)
-    for quantile in (50, 99):
+    for quantile, least in (50, 10), (99, 500):
+        if len(bare) < LEAST_BLOCKS or bare.size < least:
+            continue
         drawn = rng.integers(0, len(bare), (500, len(bare)))  # pairs stay together
         added = np.percentile(ours[drawn], quantile, axis=(1, 2)) - np.percentile(bare[drawn], quantile, axis=(1, 2))
         low, high = np.percentile(added, [2.5, 97.5])

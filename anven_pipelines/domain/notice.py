@@ -46,6 +46,7 @@ NOTIFIED: Final[dict[str, Notified]] = {
     "unflagged": "unflag",
     "killed": "kill",
     "unkilled": "unkill",
+    "shadowed": "shadow",
 }
 """What people are told that an event of each kind did."""
 
@@ -295,6 +296,17 @@ def _unkilled(told: _Told) -> tuple[str, str]:
     return f"{told.workload}: {told.who} turned the kill switch off", again
 
 
+def _shadowed(told: _Told) -> tuple[str, str]:
+    share = told.event.payload["shadow"]
+    resolution = "users get legacy's answers all the same; `gateway.shadow` caps what it may cost a day"
+    if not share:
+        resolution = f"`anven rollout shadow {told.workload} --share ...` turns it on again"
+    return (
+        f"{told.workload}: {told.who} has {share * 100:.3g} % of legacy's requests mirrored to the target",
+        resolution,
+    )
+
+
 _WORDS: Final[dict[str, Callable[[_Told], tuple[str, str]]]] = {
     "started": _started,
     "advanced": _advanced,
@@ -310,6 +322,7 @@ _WORDS: Final[dict[str, Callable[[_Told], tuple[str, str]]]] = {
     "unflagged": _unflagged,
     "killed": _killed,
     "unkilled": _unkilled,
+    "shadowed": _shadowed,
 }
 
 

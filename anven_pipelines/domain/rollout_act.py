@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from anven_pipelines.domain.events import Event
 
-Verb = Literal["start", "approve", "pause", "resume", "abort", "override", "flag", "unflag", "kill", "unkill"]
+Verb = Literal["start", "approve", "pause", "resume", "abort", "override", "flag", "unflag", "kill", "unkill", "shadow"]
 
 KINDS: Final[dict[Verb, str]] = {
     "start": "started",
@@ -29,6 +29,7 @@ KINDS: Final[dict[Verb, str]] = {
     "unflag": "unflagged",
     "kill": "killed",
     "unkill": "unkilled",
+    "shadow": "shadowed",
 }
 """The event that each act writes."""
 OVERRIDE_HOURS: Final = 4.0
@@ -57,6 +58,7 @@ class Act:
         hours: How long an override counts; None for OVERRIDE_HOURS, and with any other act.
         generation: Of the traffic that it is meant for; None for whatever is in force.
         flag: Id of the flag that `unflag` closes; None for the only one that is open, and with any other act.
+        share: Share of legacy's requests that `shadow` mirrors to the target, in [0, 1]; None with any other act.
         request: Names the request, which acts once however often it is made; None where each call is a new one.
     """
 
@@ -67,6 +69,7 @@ class Act:
     hours: float | None = None
     generation: int | None = None
     flag: str | None = None
+    share: float | None = None
     request: str | None = None
 
     def __post_init__(self) -> None:
@@ -97,17 +100,25 @@ class Act:
             found.append(Problem("hours", f"{self.hours:g}", f"only an override lasts: leave it out of {self.verb}"))
         elif self.hours is not None and not 0 < self.hours <= _MOST_HOURS:  # nan is neither
             found.append(Problem("hours", f"{self.hours:g}", f"above 0 and at most {_MOST_HOURS:g} is needed"))
+        if self.share is not None and self.verb != "shadow":
+            found.append(Problem("share", f"{self.share:g}", f"only shadow has one: leave it out of {self.verb}"))
+        elif self.verb == "shadow" and (self.share is None or not 0 <= self.share <= 1):  # nan is not
+            shown = "missing" if self.share is None else f"{self.share:g}"
+            needed = "the share of legacy's requests to mirror, from 0 to 1 (10 % is 0.1), is needed"
+            found.append(Problem("share", shown, needed))
         if self.generation is not None and self.generation < 0:
             found.append(Problem("generation", str(self.generation), "a whole number of at least 0 is needed"))
         return tuple(found)
 
-    def told(self, *, now: datetime) -> dict[str, str]:
+    def told(self, *, now: datetime) -> dict[str, Any]:
         """Return what its event says of it, beside who did it and in which generation."""
-        told = {"reason": self.reason}
+        told: dict[str, Any] = {"reason": self.reason}
         if self.request is not None:
             told["request"] = self.request
         if self.verb == "override":
             told["until"] = (now + timedelta(hours=self.hours or OVERRIDE_HOURS)).isoformat()
+        if self.verb == "shadow":
+            told["shadow"] = self.share
         if self.verb == "flag":
             told["flag"] = flag_id(self.workload, self.who, self.reason, self.request or now.isoformat())
         return told

@@ -284,7 +284,7 @@ def _unflagged(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) 
 
 
 def _switched(status: RolloutStatus, payload: Mapping[str, Any], at: datetime) -> RolloutStatus:
-    """The kill switch is the gateway's; the log says who used it."""
+    """The kill switch and the shadow are the gateway's; the log says who set them."""
     del payload, at
     return status
 
@@ -304,4 +304,5 @@ _AFTER: Final[dict[str, Callable[[RolloutStatus, Mapping[str, Any], datetime], R
     "unflagged": _unflagged,
     "killed": _switched,
     "unkilled": _switched,
+    "shadowed": _switched,
 }

@@ -90,6 +90,20 @@ class Gateway(dg.ConfigurableResource[None]):
             if route.killed:
                 _write(path, read_traffic_file(content, source=self.traffic), replace(route, killed=False), content)
 
+    def mirror(self, workload: str, share: float) -> None:
+        """Have a share of the requests of a workload's legacy arm mirrored to the target; 0 ends it.
+
+        Raises:
+            InvalidInput: the file is bad, or the share not in [0, 1]; nothing was changed.
+            UnavailableService: it cannot be read or written; what was in force stays.
+        """
+        path = Path(self.traffic)
+        with _locked(path):
+            content = self._content()
+            route = parse_traffic(content, source=self.traffic).of(workload)
+            if route.shadow != share:
+                _write(path, read_traffic_file(content, source=self.traffic), replace(route, shadow=share), content)
+
     @contextmanager
     def giving_back(self, workload: str) -> Iterator[None]:
         """Kill a workload whose abort or kill ends in an error, so that its traffic moves; the error goes on.

@@ -70,7 +70,10 @@ def perform(rollouts: Rollouts, act: Act, *, now: datetime, uptime: Uptime | Non
 
 
 def _switch(rollouts: Rollouts, act: Act, events: Sequence[Event]) -> None:
-    """Turn the kill switch as the log says, where that is what the act is about."""
+    """Turn the kill switch, or set the shadow, as the log says, where that is what the act is about."""
+    if act.verb == "shadow":
+        newest_share = [event.payload["shadow"] for event in events if event.kind == act.kind][-1]
+        rollouts.gateway.mirror(act.workload, newest_share)
     if act.verb not in ("kill", "unkill"):
         return
     newest = [event.kind for event in events if event.kind in ("killed", "unkilled")][-1]
@@ -89,6 +92,8 @@ def what_stands(rollouts: Rollouts, act: Act) -> str | None:
     if act.is_done(rollouts.state.events(stream_of(act.workload))):
         if act.verb == "unkill":
             return "it is in the audit log, and the switch may be on still: do it again once that is mended"
+        if act.verb == "shadow":
+            return "it is in the audit log, and may not be in force: do it again once that is mended"
         return "it is in the audit log, and the next step puts it in force once that is mended"
     return None
 

@@ -58,6 +58,8 @@ OVERRIDDEN = {"generation": 1, "until": "2026-11-20T18:00:00+00:00", "reason": "
         ),
         (("aborted", {"who": "bo", "reason": "enough"}), "abort", "aborted by bo", "legacy has all traffic", 0),
         (("killed", {"who": "bo", "reason": "insults"}), "kill", "KILLED by bo, all traffic", "abort the attempt", 0),
+        (("shadowed", {"who": "bo", "shadow": 0.1}), "shadow", "10 % of legacy's requests", "users get legacy's", 0.05),
+        (("shadowed", {"who": "bo", "shadow": 0.0}), "shadow", "0 % of legacy's requests", "turns it on again", 0.05),
         (("overridden", {"who": "bo", **OVERRIDDEN}), "override", "signed by bo", "one of 2 people signed", 0.05),
         (
             ("drilled", {"passed": False, "seconds": None, "reasons": ["9 s"]}),

@@ -24,7 +24,7 @@ from anven_pipelines.domain.traffic_file import print_traffic
 from anven_pipelines.jobs import RolloutVerb, rollout_act
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.gateway import Gateway
-from anven_pipelines.resources.rollout_acts import perform
+from anven_pipelines.resources.rollout_acts import perform, what_stands
 from anven_pipelines.resources.rollouts import Rollouts
 from anven_pipelines.resources.state_store import StateStore
 from anven_pipelines.rollout_run import _asked, _do
@@ -398,10 +398,39 @@ def test_the_launchpad_offers_what_the_command_line_does_and_describes_each_fiel
     [op] = rollout_act.nodes
     schema: Any = op.definition.config_schema
     fields = schema.as_field().config_type.fields
-    assert sorted(fields) == ["act", "flag", "generation", "hours", "reason", "who", "workload"]
+    assert sorted(fields) == ["act", "flag", "generation", "hours", "reason", "share", "who", "workload"]
     assert all(field.description for field in fields.values())
     assert {name for name, field in fields.items() if field.is_required} == {"act", "who", "workload"}
     assert rollout_act.description
+
+
+def test_what_is_mirrored_is_set_in_the_generation_in_force_and_stands_in_the_log(
+    place: Place, rollouts: Rollouts
+) -> None:
+    before = launch(place, "shadow", share=0.5)  # of no attempt as yet
+    assert rollouts.gateway.read().of("support").shadow == 0.5
+    launch(place, "start")
+    launch(place, "shadow", share=0.25, who="bo", reason="too dear")
+    route = rollouts.gateway.read().of("support")
+    assert (route.shadow, route.generation) == (0.25, 1)
+    assert again(place, before).success  # delivered once more, it is as old as it was
+    assert rollouts.gateway.read().of("support") == route
+    launch(place, "shadow", share=0)
+    assert rollouts.gateway.read().of("support").shadow == 0
+    assert kinds(place) == ["shadowed", "started", "shadowed", "shadowed"]
+    assert "share is 1.5; the share of legacy's requests to mirror" in refusal(launch(place, "shadow", share=1.5))
+    assert "share is missing" in refusal(launch(place, "shadow"))
+    assert "share is 0.1; only shadow has one" in refusal(launch(place, "kill", share=0.1))
+
+
+def test_nothing_is_mirrored_by_a_bad_traffic_file(place: Place, rollouts: Rollouts) -> None:
+    launch(place, "start")
+    Path(rollouts.gateway.traffic).write_text("{")
+    act = Act(verb="shadow", workload="support", who="ada", share=0.5, request="a")
+    with pytest.raises(InvalidInput):
+        perform(rollouts, act, now=datetime.now(UTC))
+    assert Path(rollouts.gateway.traffic).read_text() == "{"
+    assert "may not be in force" in str(what_stands(rollouts, act))
 
 
 def test_a_kill_is_in_force_whatever_the_log_does_and_is_lifted_once_no_attempt_is_open(
