@@ -235,6 +235,13 @@ def test_a_flag_of_a_domain_expert_holds_until_somebody_answers_it(place: Place,
     assert kinds == ["started", "flagged", "unflagged", "advanced"]
 
 
+def test_the_command_line_sets_what_is_mirrored(place: Place, rollouts: Rollouts) -> None:
+    asked(place, "shadow", "support", "--share", "0.125", "--who", "bo")
+    assert rollouts.gateway.read().of("support").shadow == 0.125
+    refused = asked(place, "shadow", "support")["error"]["message"]
+    assert refused.startswith("--share is missing; the share of legacy's requests")
+
+
 def test_nothing_starts_while_a_flag_is_open(place: Place, rollouts: Rollouts) -> None:
     rollouts.act("support", "flagged", {"who": "dr-li", "reason": "doses are wrong", "flag": "3fa81c02"}, now=NOW)
     rollouts.act("support", "aborted", {"who": "ada", "reason": ""}, now=NOW)
