@@ -157,7 +157,7 @@ def test_a_drawn_request_that_the_targets_prompt_does_not_fit_counts_as_its_fail
     with served(tmp_path, share=0.0, shadow=1.0, prompt=BROKEN) as service:
         exchange = service.begin(0.0)
         service.deal(asked(), {}, exchange)
-        Shadows(service, {}).mirror(exchange)
+        Shadows(service, {}, tmp_path).mirror(exchange)
         assert service.recorder.log.flush()
         [event] = read_batch(tmp_path / "events", {}).events.rows(named=True)
     assert (event["kind"], event["status"], event["error_class"]) == ("shadow", "error", "NotDealt")
