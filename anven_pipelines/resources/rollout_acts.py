@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.rollout_flag import flag_to_close
-from anven_pipelines.domain.rollout_status import stream_of
+from anven_pipelines.domain.rollout_status import refusal, status_of, stream_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,16 +79,19 @@ def _switch(rollouts: Rollouts, act: Act, events: Sequence[Event]) -> None:
     newest = [event.kind for event in events if event.kind in ("killed", "unkilled")][-1]
     if newest == "killed":
         rollouts.gateway.kill(act.workload)
-    else:
+    elif refusal(status_of(events), act.kind) is None:  # an attempt that began since may have been killed without a log
         rollouts.gateway.unkill(act.workload)
 
 
 def what_stands(rollouts: Rollouts, act: Act) -> str | None:
-    """Say that an act which ended in an error is in the log all the same; None where nothing was written.
+    """Say what of an act that ended in an error stands all the same; None where nothing was written.
 
     Raises:
+        InvalidInput: the traffic file is none.
         UnavailableService: the state store does not answer.
     """
+    if act.verb == "kill" and rollouts.gateway.read().of(act.workload).killed:
+        return "the switch is on at the gateway, and may not be in the audit log: do it again once that is mended"
     if act.is_done(rollouts.state.events(stream_of(act.workload))):
         if act.verb == "unkill":
             return "it is in the audit log, and the switch may be on still: do it again once that is mended"

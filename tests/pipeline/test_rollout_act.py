@@ -453,6 +453,19 @@ def test_a_kill_is_in_force_whatever_the_log_does_and_is_lifted_once_no_attempt_
     assert shown(launch(place, "start"))["phase"] == "running"
 
     cut_off = without_log(place, rollouts)
+    act = Act(verb="kill", workload="support", who="ada")
     with pytest.raises(AnvenError):  # the traffic file is ahead of a log that was lost
-        perform(cut_off, Act(verb="kill", workload="support", who="ada"), now=datetime.now(UTC))
+        perform(cut_off, act, now=datetime.now(UTC))
+    assert rollouts.gateway.read().of("support").killed
+    assert "the switch is on at the gateway" in str(what_stands(cut_off, act))
+
+
+def test_an_unkill_that_is_delivered_once_more_lifts_no_later_kill_of_an_open_attempt(
+    place: Place, rollouts: Rollouts
+) -> None:
+    launch(place, "kill")
+    lifted = launch(place, "unkill", reason="mended")
+    launch(place, "start")
+    rollouts.gateway.kill("support")  # as a roll back does that cannot be logged
+    assert again(place, lifted).success
     assert rollouts.gateway.read().of("support").killed
