@@ -38,7 +38,7 @@ from anven_pipelines.domain.prompt_slots import unread_policies
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
-from anven_pipelines.domain.prompts import apply, calls_of, candidate_part, carry_over, found_prompt
+from anven_pipelines.domain.prompts import apply, calls_of, candidate_part, carry_over, found_prompt, parts_in_order
 from anven_pipelines.domain.token_count import tokens_per_byte
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Search:
         declared = self.migration.prompt
         if not best:
             return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
-        tried = found_prompt([each.part for _, each in best], profile=self.profile, description="")
+        tried = self._prompt_of(best, description="")
         proving = [item for items, _ in best for item in items.validation.rows["id"]]
         measure = measure_of(self.migration, self.target)
         earlier = self.looks.look(tried.version, items=proving, measure=measure)
@@ -242,12 +242,16 @@ class Search:
         if not won or refused:
             return self._end(carry_over(), heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons)
         names = ", ".join(items.template.name for items, _ in won)
-        prompt = found_prompt(
-            [entry.part for _, entry in won],
-            profile=self.profile,
-            description=f"Adapted for {names}, with a gain that is proven on items that no search has seen.",
+        prompt = self._prompt_of(
+            won, description=f"Adapted for {names}, with a gain that is proven on items that no search has seen."
         )
         return self._end(prompt, heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons, won=won)
+
+    def _prompt_of(self, entries: Sequence[tuple[TemplateItems, Entry]], *, description: str) -> AdaptedPrompt:
+        """Return the prompt of some entries; a call that the split gave to another template is not theirs to change."""
+        changed = {items.template.name: entry.part for items, entry in entries}
+        parts = parts_in_order([each.template for each in self.split.templates], changed)
+        return found_prompt(parts, profile=self.profile, description=description)
 
     def _nothing_found(self, heats: Sequence[Heat]) -> str:
         """Say why there is nothing to prove; of what was never asked nobody knows how it looks."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.prompts import stays_as_logged
 from anven_pipelines.domain.token_count import spent_words
 from anven_pipelines.domain.tracking import RegisteredPrompt
 
@@ -202,4 +203,5 @@ def served_versions(prompt: AdaptedPrompt) -> dict[str, str]:
     return {
         part["template"]["name"]: digest_of({"part": part, "profile": profile})
         for part in prompt.transformation.get("templates", [])
+        if not stays_as_logged(part)
     }

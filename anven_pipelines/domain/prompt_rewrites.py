@@ -10,7 +10,7 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_mining import fit
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import SLOT, Candidate, PromptTemplate
-from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite, found_prompt
+from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite, found_prompt, stays_as_logged
 from anven_pipelines.spec_prompt import PromptAdaptation
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def rewrites_of(prompt: AdaptedPrompt, logged: Sequence[Call], *, declared: Prom
     notes: list[str] = []
     templates: list[PromptTemplate] = []
     for part in parts:
+        if stays_as_logged(part):
+            continue
         template = PromptTemplate.model_validate(part["template"])
         if "rewrites" in part:
             rewrites += [each for each in part["rewrites"] if each not in rewrites]
@@ -96,6 +98,7 @@ def _in_its_form(rewritten: AdaptedPrompt, prompt: AdaptedPrompt) -> AdaptedProm
     parts = [
         {**{name: each for name, each in part.items() if name != "candidate"}, "rewrites": rewrites}
         for part in prompt.transformation["templates"]
+        if not stays_as_logged(part)  # a rewrite knows no template before its own
     ]
     profile = prompt.transformation["profile"]
     return found_prompt(parts, profile=None if profile is None else TargetProfile(**profile), description="")

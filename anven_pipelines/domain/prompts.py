@@ -56,26 +56,31 @@ def _by_templates(transformation: Mapping[str, Any], call: Call) -> Call:
 
     Nothing is proven of the others, and of prompts of a template that none of its rewrites fits.
     """
-    for part in transformation["templates"]:
-        template = _template(part["template"])
-        fitted = fit(template, call.messages, call.params)
-        if fitted is None:
-            continue
-        if "rewrites" in part:
-            if fitting_rewrite(part, call.messages) is None:
-                return call
-            asked = _rewritten(part, call)
-        else:
-            asked = Call(
-                _in_place(template, _candidate(part["candidate"]), fitted), call.params | part["candidate"]["params"]
-            )
-        if transformation["profile"] is None:
-            return asked
-        profile = TargetProfile(**transformation["profile"])
-        tokens = prompt_bound(part, asked, profile)
-        converted = convert(asked.messages, asked.params, profile, contract=part.get("contract"), prompt_tokens=tokens)
-        return Call(list(converted.messages), dict(converted.params))
-    return call
+    if (found := _part_of(transformation, call)) is None:
+        return call
+    number, fitted = found
+    part = transformation["templates"][number]
+    if "rewrites" in part:
+        if fitting_rewrite(part, call.messages) is None:
+            return call
+        asked = _rewritten(part, call)
+    else:
+        messages = _in_place(_template(part["template"]), _candidate(part["candidate"]), fitted)
+        asked = Call(messages, call.params | part["candidate"]["params"])
+    if transformation["profile"] is None:
+        return asked
+    profile = TargetProfile(**transformation["profile"])
+    tokens = prompt_bound(part, asked, profile)
+    converted = convert(asked.messages, asked.params, profile, contract=part.get("contract"), prompt_tokens=tokens)
+    return Call(list(converted.messages), dict(converted.params))
+
+
+def _part_of(transformation: Mapping[str, Any], call: Call) -> tuple[int, Fitted] | None:
+    """Return the number, from 0, of the part that a call is asked by; None where it stays as it was logged."""
+    for number, part in enumerate(transformation["templates"]):
+        if (fitted := fit(_template(part["template"]), call.messages, call.params)) is not None:
+            return None if stays_as_logged(part) else (number, fitted)
+    return None
 
 
 def prompt_bound(part: Mapping[str, Any], asked: Call, profile: TargetProfile) -> int | None:
@@ -213,13 +218,39 @@ def rewrites_part(template: PromptTemplate, rewrites: AdaptedPrompt) -> Mapping[
     return {"template": template.model_dump(mode="json"), "rewrites": rewrites.transformation["rewrites"]}
 
 
+def as_logged_part(template: PromptTemplate) -> Mapping[str, Any]:
+    """Return the part of a template that stays: it keeps its calls from templates behind it that fit them, too."""
+    return {"template": template.model_dump(mode="json")}
+
+
+def stays_as_logged(part: Mapping[str, Any]) -> bool:
+    """Say whether the calls of a part are asked as they were logged."""
+    return "candidate" not in part and "rewrites" not in part
+
+
+def parts_in_order(
+    templates: Sequence[PromptTemplate], changed: Mapping[str, Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return the parts of a prompt so that it parts calls as the search did: a call belongs to the first that fits.
+
+    Args:
+        templates: All of them, in the order in which items were given to them.
+        changed: By name, the parts of those that change. Those that stay stand before them as they were logged; what
+            stands behind the last that changes takes nothing from it, and is left out.
+    """
+    parts = [changed.get(each.name) or as_logged_part(each) for each in templates]
+    while parts and stays_as_logged(parts[-1]):
+        parts.pop()
+    return parts
+
+
 def found_prompt(
     parts: Sequence[Mapping[str, Any]], *, profile: TargetProfile | None, description: str
 ) -> AdaptedPrompt:
     """Return the prompt that is made of the parts of some templates; calls of others stay as they were logged.
 
     Args:
-        parts: As `candidate_part` and `rewrites_part` return them.
+        parts: As `candidate_part`, `rewrites_part` and `as_logged_part` return them.
         profile: The form that the target takes; None converts nothing.
         description: In words.
     """
@@ -352,9 +383,8 @@ def preview(prompt: AdaptedPrompt, logged: Sequence[Call], *, may_be_shown: Sequ
 
 def _changed(prompt: AdaptedPrompt, logged: Sequence[Call], *, may_be_shown: Sequence[bool]) -> Preview:
     """Count the prompts of each template that are asked in another way; every prompt fits."""
-    templates = [_template(part["template"]) for part in prompt.transformation["templates"]]
     numbers = [
-        next((number for number, each in enumerate(templates) if fit(each, *call) is not None), None) for call in logged
+        None if found is None else found[0] for found in (_part_of(prompt.transformation, each) for each in logged)
     ]
     first = {number: at for at, number in reversed(list(enumerate(numbers))) if may_be_shown[at]}
     same = numbers.count(None)

@@ -37,6 +37,7 @@ from anven_pipelines.domain.prompts import (
     declared_prompt,
     fitting_rewrite,
     found_prompt,
+    parts_in_order,
 )
 from anven_pipelines.domain.sign_off import REFUSED, sign_off_stream
 from anven_pipelines.migrate import of_kind, prepared
@@ -236,6 +237,17 @@ def test_rewrites_of_a_converted_prompt_ask_the_same_once_they_are_tested() -> N
     written = rewrites_of(found_prompt(parts, profile=german, description=""), logged_calls())
     assert written.notes == ()
     assert "Answer in German." not in canonical_json(written.section), "the conversion adds it to what is tested"
+
+
+def test_a_prompt_that_stays_as_logged_is_no_rewrite_and_one_that_takes_its_calls_is_told() -> None:
+    sort = PromptTemplate(name="sort", user="Sort: {text}", slots=("text",))
+    anything = PromptTemplate(name="any", user="{text}", slots=("text",))
+    loud = Candidate(template="any", messages=(TemplateMessage(role="user", content="{text}!"),))
+    parts = parts_in_order([sort, anything], {"any": candidate_part(anything, loud)})
+    logged = [Call([{"role": "user", "content": text}], {}) for text in ("Sort: a box", "Hello")]
+    written = rewrites_of(found_prompt(parts, profile=None, description=""), logged)
+    assert [each["messages"][0]["content"] for each in written.section["rewrites"]] == ["{text}!"]
+    assert written.notes == ("1 of 2 open prompts are asked otherwise than by the prompt that was found",)
 
 
 @pytest.mark.parametrize(

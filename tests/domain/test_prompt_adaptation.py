@@ -456,6 +456,20 @@ def test_one_template_may_win_and_the_other_stay() -> None:
     )
 
 
+def test_a_winner_takes_no_call_of_an_earlier_template_that_stays_as_logged() -> None:
+    """The template of any text fits what is to be sorted, too; nothing was proven of that, nor guarded or attacked."""
+    anything = PromptTemplate(name="any", user="{text}", slots=("text",))
+    texts = [f"Sort: box {at}" if at % 2 else f"Tell me of {at}" for at in range(300)]
+    rows = golden(300, source_prompt=[json.dumps([{"role": "user", "content": text}]) for text in texts])
+    world = World(lambda text, at: at // 2 % 10 < (9 if text.startswith("Quick") else 5))
+    adaptation = adapt(world, finds(written(anything, "Quick")), rows=rows, templates=(ROUTER, anything))
+    assert [each.template.name for each in adaptation.chosen] == ["any"]
+    asked = {text: apply(adaptation.prompt, [{"role": "user", "content": text}]).messages for text in texts}
+    assert asked["Tell me of 0"] == [{"role": "user", "content": "Quick: Tell me of 0"}]
+    assert asked["Sort: box 1"] == [{"role": "user", "content": "Sort: box 1"}]
+    assert [prompt for prompt, *_ in world.looks] == [adaptation.prompt.version], "the look is at what would serve"
+
+
 def test_each_template_gets_its_share_of_the_level_and_of_the_looks() -> None:
     world = World(lambda text, at: at // 2 % 10 < (9 if text.startswith(("Good", "Quick")) else 5), earlier=3)
     adaptation = adapt(

@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_report import served_versions
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
 from anven_pipelines.domain.prompts import (
     AdaptedPrompt,
     Call,
     apply,
+    as_logged_part,
     candidate_part,
     carry_over,
     declared_prompt,
     found_prompt,
+    parts_in_order,
     preview,
     rewrites_part,
     version_of,
@@ -235,6 +238,30 @@ def test_the_first_fitting_template_decides() -> None:
     assert apply(prompt, asked("Question: why?", "Be brief.")).messages == asked("Q: why?\nA:")
     assert apply(prompt, asked("Hello", "Be brief.")).messages == asked("Hello!")
     assert apply(turned, asked("Question: why?", "Be brief.")).messages == asked("Question: why?!")
+
+
+def test_a_call_of_a_template_that_stays_is_not_taken_by_one_behind_it_that_fits_it_too() -> None:
+    anything = PromptTemplate(name="anything", user="{all}", slots=("all",))
+    loud = Candidate(template="anything", messages=(TemplateMessage(role="user", content="{all}!"),))
+    templates = [DESK, ROUTER, anything, ROUTER.model_copy(update={"name": "behind"})]
+    parts = parts_in_order(templates, {"anything": candidate_part(anything, loud)})
+    prompt = found(*parts, profile=TargetProfile(language="German"))
+    sort, why = asked("Sort: this"), asked("Question: why?", "Be brief.")
+    assert apply(prompt, sort, {"functions": []}) == (sort, {"functions": []}), "not even converted"
+    assert apply(prompt, why).messages == why
+    assert apply(prompt, asked("Hello")).messages[-1] == {"role": "user", "content": "Hello!"}
+    assert list(served_versions(prompt)) == ["anything"]
+    shown = preview(prompt, [Call(each, {}) for each in (sort, why, asked("Hello"))], may_be_shown=[True] * 3)
+    assert shown.message == "1 of 3 golden prompts are adapted, 2 are asked as they were logged"
+    assert [(count, "Hello!" in after) for count, _, after in shown.examples] == [(1, True)]
+    assert AdaptedPrompt.model_validate_json(prompt.model_dump_json()) == prompt
+
+
+def test_templates_behind_the_last_that_changes_are_no_part_of_the_prompt() -> None:
+    desk = candidate_part(DESK, SHORT)
+    assert parts_in_order([DESK, ROUTER], {"desk": desk}) == [desk]
+    assert parts_in_order([ROUTER, DESK], {"desk": desk}) == [as_logged_part(ROUTER), desk]
+    assert parts_in_order([DESK, ROUTER], {}) == []
 
 
 def test_a_found_prompt_is_put_in_the_targets_form() -> None:
