@@ -217,7 +217,7 @@ class PromptAdaptation(Section):
     """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
     templates: list[DeclaredTemplate] = Field(default_factory=list)
     """Prompts of the application. A logged call belongs to the first that it fits; templates of the other calls are
-    found in the logs. Tools and output format of a template are those that all its calls share."""
+    found in the logs. Calls with other tools or another output format are a template of their own: `ticket-2`."""
     strategies: list[StrategyName] = Field(default=["racing"], min_length=1)
     """Who looks for a better prompt in `minimal` and `full`; they compete on the same items. `gepa` and `prompt_ops`,
     which write it anew, only in `full`."""

@@ -94,8 +94,8 @@ def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_
     Args:
         calls: Columns id, application, source_prompt (JSON list of messages) and model_config (JSON object), as
             GOLDEN has them.
-        declared: Tried first, in their order; names must be their own. Taken as they are, with the tools and the
-            output format that all of their calls share where they name none.
+        declared: Tried first, in their order; names must be their own. Taken as they are, each once for every tools and
+            output format that its calls ask with; see `_by_form`.
         least_calls: So many calls tell shared text from slots; fewer are not covered.
     """
     # Prompts are taken apart one by one: Polars has no words for what is in their JSON.
@@ -105,31 +105,53 @@ def mine(calls: pl.DataFrame, *, declared: Sequence[PromptTemplate] = (), least_
     )
     reasons = {id(call): call.trouble for call in every if call.trouble}
     open_calls = [call for call in every if call.trouble is None]
-    found = []
+    found: list[_Found] = []
+    names = {template.name for template in declared}
     for template in declared:
         taken = [call for call in open_calls if _fit_call(template, call) is not None]
-        found.append(_Found(_completed(template, taken), taken))
-        gone = set(map(id, taken))
+        forms = _by_form(template, taken, least_calls, names)
+        found += forms
+        gone = {id(call) for form in forms for call in form.calls}
         open_calls = [call for call in open_calls if id(call) not in gone]
     mined = []
     for group in _groups(open_calls, least_calls):
         templates, left = _mine_group(group, least_calls)
         mined += templates
         reasons |= {id(call): why for call, why in left}
-    found += _named(mined, {template.name for template in declared})
-    return _inventory(every, found, reasons)
+    found += _named(mined, names)
+    return _inventory(every, _with_left(found, [call for call in open_calls if id(call) in reasons]), reasons)
 
 
-def _completed(template: PromptTemplate, calls: Sequence[LoggedCall]) -> PromptTemplate:
-    """Return a declared template with what all its calls share beside their texts."""
-    if not calls:
-        return template
-    first, *others = calls
-    same_tools = all(canonical_json(call.tools) == canonical_json(first.tools) for call in others)
-    same_contract = all(call.contract == first.contract for call in others)
-    shared: dict[str, Any] = {"tools": first.tools} if same_tools and not template.tools else {}
-    shared |= {"contract": first.contract} if same_contract and template.contract is None else {}
-    return template.model_copy(update=shared)
+def _by_form(template: PromptTemplate, calls: Sequence[LoggedCall], least: int, taken: set[str]) -> list[_Found]:
+    """Part the calls of a declared template by tools and output format: what is proven of one form is of no other.
+
+    The form with the most calls has the template's name, the others a number behind it. A further form needs so many
+    calls as one that is mined; those of a rarer one are left to the templates that come after.
+    """
+    by_form: dict[str, list[LoggedCall]] = defaultdict(list)
+    for call in calls:
+        by_form[_form(call)].append(call)
+    ranked = sorted(by_form.items(), key=lambda each: (-len(each[1]), each[0]))
+    forms = [group for at, (_, group) in enumerate(ranked) if at == 0 or len(group) >= least][:MOST_TEMPLATES]
+    if not forms:
+        return [_Found(template, [])]
+    first, *others = (
+        _Found(template.model_copy(update={"tools": group[0].tools, "contract": group[0].contract}), group)
+        for group in forms
+    )
+    return [first, *_named(others, taken)]
+
+
+def _with_left(found: Sequence[_Found], left: Sequence[LoggedCall]) -> list[_Found]:
+    """Add the calls that were left to the first template that fits them: it takes them where it is served, too."""
+    more: dict[int, list[LoggedCall]] = defaultdict(list)
+    forms = [_form(each.template) for each in found]
+    for call in left:
+        form = _form(call)
+        fits = (at for at, each in enumerate(found) if forms[at] == form and _fit_texts(each.template, call))
+        if (first := next(fits, None)) is not None:
+            more[first].append(call)
+    return [each._replace(calls=[*each.calls, *more[at]]) for at, each in enumerate(found)]
 
 
 def fit(
@@ -146,13 +168,13 @@ def fit(
             be the template's; without parameters the text alone is looked at.
     """
     call = read_call("", None, canonical_json(list(messages)), None if params is None else canonical_json(params))
-    if call.trouble or (params is not None and not _same_form(template, call)):
+    if call.trouble or (params is not None and _form(template) != _form(call)):
         return None
     return _fit_texts(template, call)
 
 
-def _same_form(template: PromptTemplate, call: LoggedCall) -> bool:
-    return canonical_json([template.tools, template.contract]) == canonical_json([call.tools, call.contract])
+def _form(of: PromptTemplate | LoggedCall) -> str:
+    return canonical_json([of.tools, of.contract])
 
 
 def _fit_call(template: PromptTemplate, call: LoggedCall) -> Fitted | None:
@@ -190,7 +212,7 @@ def _groups(calls: Iterable[LoggedCall], least: int) -> list[list[LoggedCall]]:
     """Part the calls by what their templates cannot share; systems that differ in a few words are one."""
     asked: dict[tuple[str, str, bool], list[LoggedCall]] = defaultdict(list)
     for call in calls:
-        asked[call.application, canonical_json([call.tools, call.contract]), call.system is None].append(call)
+        asked[call.application, _form(call), call.system is None].append(call)
     groups = []
     for _, alike in sorted(asked.items()):
         family = near_equal(Counter(call.system or "" for call in alike), least_calls=least)

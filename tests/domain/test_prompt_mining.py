@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import polars as pl
@@ -245,16 +246,63 @@ def test_declared_templates_come_first_and_as_they_are() -> None:
     assert json.loads(inventory.calls.filter(pl.col("template") == "mine")["slots"][0])["rest"].startswith("B: ")
 
 
-def test_a_declared_template_has_the_tools_and_the_format_that_all_its_calls_share() -> None:
-    prompts = pairs("A: {a}\nB: {b}")[:10]
-    declared = PromptTemplate(name="mine", system="Be brief.", user="A: {x}\nB: {y}", slots=("x", "y"))
-    tool = {"type": "function", "function": {"name": "look_up"}}
-    asked = calls_of(prompts, tools=[tool], response_format={"type": "json_object"})
-    [template] = mine(asked, declared=[declared]).templates
-    assert (template.tools, template.contract) == ((tool,), {"type": "object"})
-    some = pl.concat([asked, calls_of(prompts, "other", response_format={"type": "json_object"})])
-    [template] = mine(some, declared=[declared]).templates
-    assert (template.tools, template.contract) == ((), {"type": "object"}), "not all of its calls offer the tool"
+TICKET = PromptTemplate(name="ticket", system="Be brief.", user="A: {x}\nB: {y}", slots=("x", "y"))
+TOOL = {"type": "function", "function": {"name": "look_up"}}
+JSON_MODE = {"response_format": {"type": "json_object"}}
+
+
+def fitting(inventory: Inventory, calls: pl.DataFrame) -> dict[str | None, int]:
+    """Count calls by the first template that fits them with their parameters, as they are split and served."""
+    found = Counter(
+        next((each.name for each in inventory.templates if fit(each, json.loads(call), json.loads(asked))), None)
+        for call, asked in calls.select("source_prompt", "model_config").iter_rows()
+    )
+    return dict(found)
+
+
+def test_a_declared_template_is_one_for_every_tools_and_format_of_its_calls() -> None:
+    prompts = pairs("A: {a}\nB: {b}")
+    calls = pl.concat(
+        [
+            calls_of(prompts[:10], "a", tools=[TOOL]),
+            calls_of(prompts[:20], "b", **JSON_MODE),
+            calls_of(prompts[:5], "c"),
+            calls_of(prompts[:12], "d", tools=[TOOL], **JSON_MODE),
+        ]
+    )
+    declared = [TICKET, TICKET.model_copy(update={"name": "ticket-2", "user": "of another {text}", "slots": ("text",)})]
+    inventory = mine(calls, declared=declared)
+    forms = {each.name: (len(each.tools), each.contract is not None) for each in inventory.templates}
+    assert forms == {
+        "ticket": (0, True),
+        "ticket-3": (1, True),
+        "ticket-4": (1, False),
+        "ticket-5": (0, False),
+        "ticket-2": (0, False),
+    }
+    assert fitting(inventory, calls) == {"ticket": 20, "ticket-3": 12, "ticket-4": 10, "ticket-5": 5}
+    assert dict(inventory.calls.group_by("template").len().iter_rows()) == fitting(inventory, calls)
+    assert_roundtrip(inventory, calls)
+
+
+def test_calls_of_a_declared_template_in_a_rare_form_are_counted_as_what_they_are() -> None:
+    """Before, a template whose calls differ in form covered all of them and fitted none."""
+    prompts = pairs("A: {a}\nB: {b}")
+    calls = pl.concat([calls_of(prompts[:3], "a", tools=[TOOL]), calls_of(prompts[:4], "b", **JSON_MODE)])
+    inventory = mine(calls, declared=[TICKET])
+    assert [(each.name, each.tools, each.contract) for each in inventory.templates] == [
+        ("ticket", (), {"type": "object"})
+    ]
+    assert fitting(inventory, calls) == {"ticket": 4, None: 3}
+    [(reason, count)] = inventory.uncovered.items()
+    assert ("fewer than 5 calls" in reason, count) == (True, 3)
+
+
+def test_a_call_that_was_left_is_covered_where_a_template_of_other_calls_fits_it() -> None:
+    calls = pl.concat([calls_of(pairs("A: {a}\nB: {b}"), "shop"), calls_of(pairs("A: {a}\nB: {b}")[:2], "few")])
+    inventory = mine(calls)
+    assert (inventory.covered, fitting(inventory, calls)) == (102, {"shop": 102})
+    assert_roundtrip(inventory, calls)
 
 
 IMAGE = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "data:"}}]
