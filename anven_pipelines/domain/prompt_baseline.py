@@ -156,11 +156,11 @@ def legacy_prompts(baseline: Baseline, workload: str, *, golden: str) -> list[Re
     return [
         RegisteredPrompt(
             name=f"{workload}.{each.name}",
-            version=unchanged(each).version,
+            version=each.version,
             messages=[message.model_dump() for message in unchanged(each).messages],
             slots=list(each.slots),
             note=f"as found in {baseline.calls.get(each.name, 0)} golden prompts",
-            tags={"anven.golden_dataset": golden, "anven.template": each.version},
+            tags={"anven.golden_dataset": golden},
             aliases=["legacy"],
             first_aliases=["production"],
             tools=list(each.tools),

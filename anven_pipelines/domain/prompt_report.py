@@ -172,7 +172,7 @@ def _interval(gain: Gain) -> str:
 
 def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[str, str]) -> list[RegisteredPrompt]:
     """Return what was found, or edited by hand, and proven, for the prompt registry: as the target gets it."""
-    versions = served_versions(adaptation.prompt)
+    versions, parts = served_versions(adaptation.prompt), _changed_parts(adaptation.prompt)
     reasons = {gain.template: gain.reason for gain in adaptation.gains}
     return [
         RegisteredPrompt(
@@ -184,7 +184,7 @@ def candidate_prompts(adaptation: Adaptation, workload: str, *, inputs: Mapping[
             tags={f"anven.{name}": digest for name, digest in inputs.items()},
             aliases=["candidate"],
             tools=list(each.template.tools),
-            contract=each.template.contract,
+            contract=parts[each.template.name].get("contract", each.template.contract),
             policies=list(each.template.policies),
             params={name: value for name, value in each.after.params.items() if name != "tools"},
         )
@@ -200,8 +200,12 @@ def _made(origin: str) -> str:
 def served_versions(prompt: AdaptedPrompt) -> dict[str, str]:
     """Return by template the version, in the prompt registry, of what the target is asked with; none stay as logged."""
     profile = prompt.transformation.get("profile")
+    return {name: digest_of({"part": part, "profile": profile}) for name, part in _changed_parts(prompt).items()}
+
+
+def _changed_parts(prompt: AdaptedPrompt) -> dict[str, Mapping[str, Any]]:
     return {
-        part["template"]["name"]: digest_of({"part": part, "profile": profile})
+        part["template"]["name"]: part
         for part in prompt.transformation.get("templates", [])
         if not stays_as_logged(part)
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -182,10 +183,28 @@ def test_the_legacy_prompts_serve_production_until_another_one_does() -> None:
     baseline = baseline_of(golden(), policies="found")
     desk, router = legacy_prompts(baseline, "support", golden="d1")
     assert (desk.name, router.name) == ("support.desk", "support.router")
-    assert desk.version == unchanged(baseline.templates[0]).version
+    assert desk.version == baseline.templates[0].version
     assert [each["role"] for each in desk.messages] == ["system", "user"]
     assert desk.slots == list(baseline.templates[0].slots)
     assert (desk.aliases, desk.first_aliases) == (["legacy"], ["production"])
-    assert desk.tags == {"anven.golden_dataset": "d1", "anven.template": baseline.templates[0].version}
+    assert desk.tags == {"anven.golden_dataset": "d1"}
     assert desk.note == "as found in 30 golden prompts"
     assert (desk.policies, router.policies) == ([POLICY], [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": ({"type": "function", "function": {"name": "look_up"}},)},
+        {"contract": {"type": "object"}},
+        {"policies": (WISH,)},
+    ],
+    ids=["tools", "contract", "policies"],
+)
+def test_all_that_a_legacy_prompt_holds_is_its_version(change: dict[str, Any]) -> None:
+    """Else the registry, which keeps a version as it was first, would show what was there before."""
+    baseline = baseline_of(golden(), policies="found")
+    changed = replace(baseline, templates=(baseline.templates[0].model_copy(update=change), *baseline.templates[1:]))
+    before, after = (legacy_prompts(each, "support", golden="d1") for each in (baseline, changed))
+    assert before[0].version != after[0].version
+    assert before[1] == after[1]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from anven_pipelines.domain.prompt_report import Adaptation, spent_in_words
+from anven_pipelines.domain.prompt_changes import chosen_of
+from anven_pipelines.domain.prompt_gain import Gain
+from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts, spent_in_words
+from anven_pipelines.domain.prompt_target import TargetProfile
+from anven_pipelines.domain.prompt_template import PromptTemplate, unchanged
 from anven_pipelines.domain.prompt_trial import Cost
-from anven_pipelines.domain.prompts import carry_over
+from anven_pipelines.domain.prompts import candidate_part, carry_over, found_prompt
 
 COST = Cost(4, 40, 0.5, 9.0, rewriting_calls=2, rewriting_tokens=30, rewriting_usd=0.25)
+OTHER = PromptTemplate(name="other", user="Sort: {q}", slots=("q",), contract={"type": "object", "required": ["kind"]})
 BYTES = "(bytes where the server counts no tokens)"
 
 
@@ -67,3 +73,22 @@ def test_a_report_of_an_earlier_version_is_still_read() -> None:
     cost = adaptation(computed=True).to_json()["cost"]
     earlier = {name: value for name, value in cost.items() if not name.endswith("computed")}
     assert spent_in_words(earlier).startswith("4 answers of the target, 40 tokens, 0.5000 USD; ")
+
+
+def test_a_candidate_has_the_contract_that_the_target_is_held_to() -> None:
+    """In JSON mode the calls demand any object, and the target gets the schema of the declared fields."""
+    schema = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
+    template = PromptTemplate(name="desk", user="Q: {q}", slots=("q",), contract={"type": "object"})
+    parts = [
+        candidate_part(template, unchanged(template), form={"contract": schema}),
+        candidate_part(OTHER, unchanged(OTHER)),
+    ]
+    found = replace(
+        adaptation(),
+        prompt=found_prompt(parts, profile=TargetProfile(), description=""),
+        chosen=tuple(
+            chosen_of(each, unchanged(each), configs=["{}"], profile=TargetProfile()) for each in (template, OTHER)
+        ),
+        gains=tuple(Gain(name, 40, 0.5, 0.9, None, 0.05, proven=True, reason="") for name in ("desk", "other")),
+    )
+    assert [each.contract for each in candidate_prompts(found, "support", inputs={})] == [schema, OTHER.contract]
