@@ -95,6 +95,22 @@ def test_a_request_is_put_in_the_form_that_was_proven_and_legacy_gets_it_as_it_w
     assert (back["tools"], back["max_tokens"], "seed" in back) == (None, None, False)
 
 
+def test_a_request_in_a_form_that_nobody_logged_reaches_the_target_as_it_is_under_the_arms_prompt(
+    tmp_path: Path,
+) -> None:
+    """Its logs name no tools, so nothing is proven of calls with some; docs/gateway.md says what to do."""
+    unlogged = DESK.model_copy(update={"tools": ()})
+    prompt = found_prompt(
+        [candidate_part(unlogged, unchanged(unlogged))], profile=TargetProfile(language="German"), description=""
+    )
+    with served(tmp_path, prompt=prompt) as service:
+        data, exchange = asked(tools=[TOOL]), service.begin(0.0)
+        service.deal(data, {}, exchange)
+    assert data["model"].endswith("--target")
+    assert (data["messages"], data["tools"]) == (asked()["messages"], [TOOL])
+    assert exchange.prompt_versions["target"] == prompt.version
+
+
 def test_a_mirrored_request_is_put_in_that_form_too(tmp_path: Path) -> None:
     with served(tmp_path, share=0.0, shadow=1.0, prompt=WITH_TOOLS) as service:
         exchange = service.begin(0.0)
