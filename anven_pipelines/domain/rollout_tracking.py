@@ -113,7 +113,7 @@ def _attempt(workload: str, events: list[_Followed]) -> Attempt:
 
 def _production(workload: str, events: list[_Followed]) -> dict[str, str | None]:
     """Return what serves production once an attempt has ended; a target at 100 % that still proves itself does not."""
-    served: dict[str, str] = events[0].event.payload.get("prompts") or {}
+    served: dict[str, str | None] = events[0].event.payload.get("prompts") or {}
     phase = events[-1].status.phase
     if phase not in _ENDS:
         return {}

@@ -68,7 +68,8 @@ class RegisteredPrompt:
         note: What this version is, in a line.
         tags: What it was made from.
         aliases: That point at this version from now on.
-        first_aliases: That point at it where they point at none yet.
+        first_aliases: That point at it where they point at none yet, or at the version that one of `aliases` had: they
+            follow it until somebody points them elsewhere.
         tools: Tools that its calls offer, in the chat completions form.
         contract: JSON Schema that answers must keep; None where the calls demand none.
         policies: Sentences that must stay word for word.

@@ -36,11 +36,13 @@ def register(client: MlflowClient, run_id: str, prompts: Sequence[RegisteredProm
     for prompt in prompts:
         name = prompt_name(prompt.name)
         version = _version_of(client, name, prompt, run_id)
+        # Those that follow go first: told again after a break, they would no longer know what they followed.
+        before = {_number(client, name, alias) for alias in prompt.aliases} | {None}
+        for alias in prompt.first_aliases:
+            if _number(client, name, alias) in before:
+                client.set_prompt_alias(name, alias, int(version.version))
         for alias in prompt.aliases:
             client.set_prompt_alias(name, alias, int(version.version))
-        for alias in prompt.first_aliases:
-            if _by_alias(client, name, alias) is None:
-                client.set_prompt_alias(name, alias, int(version.version))
         linked.append({"name": name, "version": str(version.version)})
     if linked:
         client.set_tag(run_id, LINKED_TAG, json.dumps(linked))
@@ -127,6 +129,11 @@ def _find(client: MlflowClient, name: str, digest: str) -> PromptVersion | None:
         return None
     versions: list[PromptVersion] = client.search_prompt_versions(name, max_results=MOST_VERSIONS)
     return next((version for version in versions if version.tags.get(VERSION_TAG) == digest), None)
+
+
+def _number(client: MlflowClient, name: str, alias: str) -> int | None:
+    found = _by_alias(client, name, alias)
+    return None if found is None else int(found.version)
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str) -> PromptVersion | None:

@@ -177,6 +177,33 @@ def test_another_text_is_another_version_and_takes_its_alias_along(tracking: Mlf
     assert len(versions(tracking)) == 3
 
 
+@pytest.mark.parametrize("broken_off_at", [None, "production", "legacy"])
+def test_production_follows_the_legacy_prompt_until_a_rollout_points_it_elsewhere(
+    tracking: MlflowTracking, monkeypatch: pytest.MonkeyPatch, broken_off_at: str | None
+) -> None:
+    """Also where MLflow breaks off between the two, and the record is delivered again."""
+    from mlflow import MlflowClient  # noqa: PLC0415 - 1 s, and not at collection
+
+    tracking.record(step(LEGACY))
+    later = replace(LEGACY, version="d" * 64, messages=[{"role": "user", "content": "New: {question}"}])
+    if broken_off_at is not None:
+        points = MlflowClient.set_prompt_alias
+
+        def breaks_off(client: MlflowClient, name: str, alias: str, version: int) -> None:
+            points(client, name, alias, version)
+            if alias == broken_off_at:
+                message = "broken off"
+                raise ConnectionError(message)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "set_prompt_alias", breaks_off)
+            assert tracking.record(step(later, key="run-2/prompt_baseline")).warning is not None
+        assert tracking.fill().delivered == 1
+    else:
+        tracking.record(step(later, key="run-2/prompt_baseline"))
+    assert (serving(tracking, "legacy"), serving(tracking, "production")) == (later.version, later.version)
+
+
 def test_production_stays_where_somebody_put_it(tracking: MlflowTracking) -> None:
     tracking.record(step(LEGACY))
     tracking.record(step(FOUND, key="run-2/adapted_prompt"))

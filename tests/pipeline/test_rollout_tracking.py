@@ -20,7 +20,7 @@ from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.notice import HELD, hold_stream
 from anven_pipelines.domain.prompt_report import served_versions
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
-from anven_pipelines.domain.prompts import AdaptedPrompt, candidate_part, found_prompt
+from anven_pipelines.domain.prompts import AdaptedPrompt, candidate_part, carry_over, found_prompt
 from anven_pipelines.domain.rollout import RollBack
 from anven_pipelines.domain.rollout_status import stream_of
 from anven_pipelines.domain.sign_off import sign_off_stream
@@ -86,9 +86,9 @@ def shown(place: Place) -> list[Shown]:
     experiment = client.get_experiment_by_name("anven/support")
     if experiment is None:
         return []
-    runs = client.search_runs([experiment.experiment_id], "tags.`rollout.attempt` != ''", order_by=["start_time"])
+    runs = client.search_runs([experiment.experiment_id], "tags.`rollout.attempt` != ''")
     found = []
-    for run in runs:
+    for run in sorted(runs, key=lambda run: int(run.data.tags["rollout.attempt"])):  # some start in one instant
         points = {
             name: [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
             for name in run.data.metrics
@@ -184,7 +184,12 @@ def registers(tracking: RolloutTracking, prompt: AdaptedPrompt, key: str) -> Non
         )
         for each in (DESK, ROUTER)
     ]
-    found = replace(legacy[0], version=served_versions(prompt)["desk"], aliases=["candidate"], first_aliases=[])
+    versions = served_versions(prompt)
+    found = [
+        replace(each, version=versions[name], aliases=["candidate"], first_aliases=[])
+        for name, each in zip(("desk", "router"), legacy, strict=True)
+        if name in versions
+    ]
     step = StepRecord(
         key=key,
         experiment="anven/support",
@@ -192,7 +197,7 @@ def registers(tracking: RolloutTracking, prompt: AdaptedPrompt, key: str) -> Non
         started=NOW,
         ended=NOW,
         status="FINISHED",
-        prompts=[*legacy, found],
+        prompts=[*legacy, *found],
     )
     tracking.tracking.record(step)
 
@@ -240,6 +245,33 @@ def test_the_alias_production_follows_what_is_served_for_good_and_goes_back(
     assert tracking.deliver("support", now=NOW).problem is None
     assert in_production(place) == LEGACY
     assert rollouts.status("support").phase == ended
+
+
+def both_served() -> AdaptedPrompt:
+    """Return a prompt that changes both templates."""
+    quick = Candidate(template="router", messages=(TemplateMessage(role="user", content="Quick: {text}"),))
+    parts = [*served("Well").transformation["templates"], candidate_part(ROUTER, quick)]
+    return found_prompt(parts, profile=None, description="")
+
+
+@pytest.mark.parametrize("later", [served("Well"), carry_over()], ids=["the desk's alone", "none"])
+def test_a_prompt_that_the_next_rollout_leaves_as_logged_is_legacy_in_production(
+    place: Place, tracking: RolloutTracking, later: AdaptedPrompt
+) -> None:
+    declared, both = place.declare(rollout=PLAN), both_served()
+    registers(tracking, both, "adapted")
+    rollouts = of_kind(place.definitions, "rollouts", Rollouts)
+    for prompt, first in ((both, 2), (later, 6)):
+        registers(tracking, prompt, f"adapted-{first}")
+        sign_off(declared.migration, place.state, place.artifacts, now=NOW, prompt=prompt, templates=(DESK, ROUTER))
+        rollouts.start("support", who="ada", now=NOW)
+        advance(place, first, 1)
+        completes(place, first + 1)
+        assert tracking.deliver("support", now=NOW).problem is None
+        served_now = {f"support.{name}": version for name, version in served_versions(prompt).items()}
+        assert in_production(place) == LEGACY | served_now
+        if prompt is both:
+            rollouts.act("support", "aborted", {"who": "bo", "reason": "once more"}, now=NOW)
 
 
 def test_production_is_moved_once_mlflow_is_up_again_and_a_delivery_that_breaks_off_is_ended(
