@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import regex  # type: ignore[import-untyped] # in place of re for its timeout
 
+from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken, most_characters
 from anven_pipelines.domain.prompt_mining import fit
 from anven_pipelines.domain.prompt_template import PATTERN_SECONDS, Candidate, TemplateMessage, fill
-from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite
+from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite, preview
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -69,20 +70,67 @@ def declared_for(
     return Declared(found[0].candidate, exact=exact, broken=next(broken_ones, None))
 
 
-def broken_declarations(
+def declarations(
     templates: Sequence[PromptTemplate], calls: Sequence[Call], adaptation: PromptAdaptation, *, contract: Contract
-) -> list[str]:
-    """Say which declared rewrites break a constraint, by template; what calls filled in is not quoted."""
-    if not adaptation.rewrites:
-        return []
-    told = []
-    for template in templates:
-        mine = [call for call in calls if fit(template, *call) is not None]
+) -> dict[str, Declared | str]:
+    """Return by template what `declared_for` says; templates that the declared rewrites do not fit are left out.
+
+    Args:
+        templates: Tried in this order; a call belongs to the first that it fits.
+        calls: All golden calls, sealed ones too: what is said of them quotes none.
+        adaptation: The section `prompt`.
+        contract: Of the migration file.
+    """
+    mine: dict[int, list[Call]] = {}
+    for call in calls if adaptation.rewrites else ():
+        first = next((number for number, each in enumerate(templates) if fit(each, *call) is not None), None)
+        if first is not None:
+            mine.setdefault(first, []).append(call)
+    found = {}
+    for number, served in sorted(mine.items()):
+        template = templates[number]
         answered = template.model_copy(update={"contract": answer_schema(template.contract, contract)})
-        found = declared_for(answered, mine, adaptation) if mine else None
-        if isinstance(found, Declared) and found.broken is not None:
-            told.append(f"{template.name}: {found.broken}")
-    return told
+        if (declared := declared_for(answered, served, adaptation)) is not None:
+            found[template.name] = declared
+    return found
+
+
+def require_tested(
+    declared: Mapping[str, Declared | str],
+    calls: Sequence[Call],
+    adaptation: PromptAdaptation,
+    *,
+    may_be_shown: Sequence[bool],
+) -> None:
+    """Refuse rewrites that are to be tested and fit no call of any template, as a slip in `user` does.
+
+    Args:
+        declared: As `declarations` returns it.
+        calls: All golden calls.
+        adaptation: The section `prompt`.
+        may_be_shown: Which calls are open; a sealed one is not quoted.
+
+    Raises:
+        InvalidInput: with the first prompt that they do not fit and that may be shown.
+    """
+    if adaptation.mode != "tested" or declared:
+        return
+    shown = preview(declared_prompt(adaptation), calls, may_be_shown=may_be_shown)
+    message = (
+        "prompt.rewrites: `mode: tested` has nothing to test, as no rewrite fits a prompt that has a template: "
+        f"{shown.message}; correct `user` and `system`, which are regular expressions (`user` matches the whole text, "
+        "line breaks only with (?s))"
+    )
+    raise InvalidInput(message)
+
+
+def broken_declarations(declared: Mapping[str, Declared | str]) -> list[str]:
+    """Say which declared rewrites break a constraint, by template; what calls filled in is not quoted."""
+    return [
+        f"{name}: {found.broken}"
+        for name, found in declared.items()
+        if isinstance(found, Declared) and found.broken is not None
+    ]
 
 
 def slots_of(rewrites: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

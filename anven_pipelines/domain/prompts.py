@@ -289,7 +289,7 @@ def _search(pattern: str, text: str, *, whole: bool = False) -> Any:  # noqa: AN
 def _single_turn(messages: Sequence[Message]) -> tuple[str, str] | None:
     """Return system and user text; None for a prompt of any other form."""
     roles = [message.get("role") for message in messages]
-    if roles not in (["user"], ["system", "user"]):
+    if roles not in (["user"], ["system", "user"], ["developer", "user"]):
         return None
     texts = [text for message in messages if isinstance(text := message.get("content"), str)]
     if len(texts) != len(messages):

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from anven_pipelines.domain.prompt_declared import Declared, broken_declarations, declared_for
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_declared import (
+    Declared,
+    broken_declarations,
+    declarations,
+    declared_for,
+    require_tested,
+)
 from anven_pipelines.domain.prompt_template import PromptTemplate
 from anven_pipelines.domain.prompts import Call
 from anven_pipelines.spec import Contract
@@ -121,23 +128,58 @@ def test_rewrites_that_fit_some_calls_say_how_many_and_that_fit_none_are_for_oth
     assert declared_for(SHOP, CALLS, PromptAdaptation()) is None
 
 
+def breaks(templates: list[PromptTemplate], calls: list[Call], adaptation: PromptAdaptation, **contract: Any) -> Any:
+    declared = declarations(templates, calls, adaptation, contract=Contract(**{"json_object": False} | contract))
+    return broken_declarations(declared)
+
+
+ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
+SORT = {"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}
+LETTER = Call([{"role": "user", "content": "Sort: a letter"}], {})
+
+
 def test_each_prompt_whose_rewrite_breaks_something_is_named() -> None:
-    router = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
-    calls = [*CALLS, Call([{"role": "user", "content": "Sort: a letter"}], {})]
-    sort = {"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}
-    no_contract = Contract(json_object=False)
-    both = [rewrite(system="You help."), sort]
-    [told] = broken_declarations([SHOP, router], calls, declare(*both), contract=no_contract)
+    calls = [*CALLS, LETTER]
+    [told] = breaks([SHOP, ROUTER], calls, declare(rewrite(system="You help."), SORT))
     assert told.startswith(f"shop: prompt.rewrites[0]: the policy {POLICY!r} is missing")
-    assert broken_declarations([SHOP, router], calls, declare(rewrite(), sort), contract=no_contract) == []
-    assert broken_declarations([SHOP, router], calls, PromptAdaptation(), contract=no_contract) == []
+    assert breaks([SHOP, ROUTER], calls, declare(rewrite(), SORT)) == []
+    assert breaks([SHOP, ROUTER], calls, PromptAdaptation()) == []
+
+
+def test_a_call_belongs_to_the_first_template_that_it_fits_and_binds_no_other() -> None:
+    anything = PromptTemplate(name="any", user="{text}", slots=("text",), policies=(POLICY,))
+    assert breaks([ROUTER, anything], [LETTER], declare(SORT)) == []
+    [told] = breaks([anything, ROUTER], [LETTER], declare(SORT))
+    assert told.startswith("any: ")
 
 
 def test_a_rewrite_may_demand_of_answers_what_the_migration_file_does_and_no_less() -> None:
     schema = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
     asked = rewrite(params={"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}})
-    wants = Contract(json_object=True, required=["answer"])
-    assert broken_declarations([SHOP], CALLS, declare(asked), contract=wants) == []
-    wants_more = Contract(json_object=True, required=["answer", "source"])
-    [told] = broken_declarations([SHOP], CALLS, declare(asked), contract=wants_more)
+    assert breaks([SHOP], CALLS, declare(asked), json_object=True, required=["answer"]) == []
+    [told] = breaks([SHOP], CALLS, declare(asked), json_object=True, required=["answer", "source"])
     assert "params.response_format is" in told
+
+
+def test_rewrites_to_be_tested_that_fit_nothing_are_an_error_with_the_first_prompt_that_may_be_shown() -> None:
+    slip = declare(rewrite("(?s)Kontext: (?P<notes>.*?)\nQuestion: (?P<asked>.*)"), mode="tested")
+    calls = [LETTER, *CALLS]
+
+    def require(adaptation: PromptAdaptation, *, shown: int) -> None:
+        declared = declarations([SHOP], calls, adaptation, contract=Contract(json_object=False))
+        require_tested(declared, calls, adaptation, may_be_shown=[at == shown for at in range(len(calls))])
+
+    with pytest.raises(InvalidInput, match=r"0 of 13 golden prompts fit a rewrite; .*Parcel 3 came") as error:
+        require(slip, shown=4)
+    assert "Parcel 0" not in str(error.value), "sealed"
+    require(slip.model_copy(update={"mode": "full"}), shown=4)
+    require(declare(rewrite(), mode="tested"), shown=4)
+    with pytest.raises(InvalidInput, match="no rewrite fits a prompt that has a template: 1 of 13 golden prompts"):
+        require(declare(SORT, mode="tested"), shown=4)
+
+
+def test_a_rewrite_fits_a_prompt_whose_system_message_is_the_developers() -> None:
+    said = [Call([{**call.messages[0], "role": "developer"}, call.messages[1]], PARAMS) for call in CALLS]
+    found = declared_for(SHOP, said, declare(rewrite()))
+    assert isinstance(found, Declared), found
+    assert (found.exact, found.broken) == (True, None)
