@@ -305,7 +305,12 @@ class Search:
         """Attack every changed template both ways, with values of real calls."""
         before, after = list[Outcome](), list[Outcome]()
         for items, entry in won:
-            tried = probes(unchanged(items.template), items.search.filled, seed=self.migration.prompt.seed)
+            tried = probes(
+                unchanged(items.template),
+                items.search.filled,
+                seed=self.migration.prompt.seed,
+                reaches=entry.serves,
+            )
             params = json.loads(items.search.rows["model_config"][0] or "null") or {}
             for outcomes, prompt in ((before, carry_over()), (after, entry.prompt)):
                 calls = [apply(prompt, probe.messages, params) for probe in tried]

@@ -14,12 +14,12 @@ from anven_pipelines.domain.prompt_template import PATTERN_SECONDS, Candidate, T
 from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite, preview
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.prompt_template import PromptTemplate
     from anven_pipelines.domain.prompts import AdaptedPrompt, Call
     from anven_pipelines.spec import Contract
-    from anven_pipelines.spec_prompt import PromptAdaptation
+    from anven_pipelines.spec_prompt import PromptAdaptation, PromptRewrite
 
 _WORD: Final = regex.compile(r"\w+")
 
@@ -29,13 +29,14 @@ class Declared(NamedTuple):
 
     Attributes:
         candidate: It as a candidate, or the first of several rewrites.
-        exact: Whether the candidate asks every call as the rewrites do; else they cut calls in other places than the
-            template, or several serve it.
+        slots: Names that a call fills in the candidates.
+        rewrites: Those that serve a call, in their order; no other one was tried on a call of the template.
         broken: Which constraint is broken first, and by which rewrite; None where none is.
     """
 
     candidate: Candidate
-    exact: bool
+    slots: tuple[str, ...]
+    rewrites: tuple[PromptRewrite, ...]
     broken: str | None
 
 
@@ -63,11 +64,13 @@ def declared_for(
     found = []
     for number in sorted({each for each in numbers if each is not None}):
         served = [call for call, fitting in zip(calls, numbers, strict=True) if fitting == number]
-        each = _declared(template, prompt.transformation["rewrites"][number], served, prompt, adaptation)
-        found.append(each._replace(broken=each.broken and f"prompt.rewrites[{number}]: {each.broken}"))
-    broken_ones = (each.broken for each in found if each.broken is not None)
-    exact = len(found) == 1 and found[0].exact
-    return Declared(found[0].candidate, exact=exact, broken=next(broken_ones, None))
+        found.append(_declared(template, number, served, prompt, adaptation))
+    return Declared(
+        candidate=found[0].candidate,
+        slots=tuple(dict.fromkeys(name for each in found for name in each.slots)),
+        rewrites=tuple(rewrite for each in found for rewrite in each.rewrites),
+        broken=next((each.broken for each in found if each.broken is not None), None),
+    )
 
 
 def declarations(
@@ -133,27 +136,25 @@ def broken_declarations(declared: Mapping[str, Declared | str]) -> list[str]:
     ]
 
 
-def slots_of(rewrites: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the names of all slots of some rewrites, as JSON; each once."""
-    return tuple(dict.fromkeys(name for each in rewrites for name in regex.compile(each["user"]).groupindex))
-
-
 def _declared(
     template: PromptTemplate,
-    rewrite: Mapping[str, Any],
+    number: int,
     served: Sequence[Call],
     rewrites: AdaptedPrompt,
     adaptation: PromptAdaptation,
 ) -> Declared:
     """Say what one rewrite makes of the calls that it serves."""
-    exact = _in_slots(template, rewrite)
-    if _asks_the_same(exact, template, served, rewrites):
-        return Declared(exact, exact=True, broken=_broken(exact, template, adaptation))
-    own = _candidate(template, rewrite)
-    # Its slots are not the template's, whose names are text then.
-    stands_for = template.model_copy(update={"slots": slots_of([rewrite])})
-    broken_by = _broken(own, stands_for, adaptation) or _left_out(template, served, rewrites)
-    return Declared(own, exact=False, broken=broken_by)
+    rewrite = rewrites.transformation["rewrites"][number]
+    candidate, slots = _in_slots(template, rewrite), template.slots
+    if _asks_the_same(candidate, template, served, rewrites):
+        broken_by = _broken(candidate, template, adaptation)
+    else:
+        candidate, slots = _candidate(template, rewrite), tuple(regex.compile(rewrite["user"]).groupindex)
+        # Its slots are not the template's, whose names are text then.
+        stands_for = template.model_copy(update={"slots": slots})
+        broken_by = _broken(candidate, stands_for, adaptation) or _left_out(template, served, rewrites)
+    told = None if broken_by is None else f"prompt.rewrites[{number}]: {broken_by}"
+    return Declared(candidate, slots, (adaptation.rewrites[number],), told)
 
 
 def _broken(candidate: Candidate, template: PromptTemplate, adaptation: PromptAdaptation) -> str | None:

@@ -7,20 +7,21 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.prompt_changes import chosen_of
-from anven_pipelines.domain.prompt_declared import declared_for, slots_of
+from anven_pipelines.domain.prompt_declared import declared_for
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompts import (
     apply,
     calls_of,
     candidate_part,
     declared_prompt,
+    fitting_rewrite,
     found_prompt,
     prompt_bound,
     rewrites_part,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
 
@@ -43,12 +44,18 @@ class Entry(NamedTuple):
         prompt: It alone.
         part: What it adds to the prompt of the workload; nothing for what stays as logged.
         candidate: It as a candidate, or of several rewrites of one template the first; None for the unchanged prompt.
+        slots: Names that a call fills in it, where they are not the template's.
     """
 
     origin: str
     prompt: AdaptedPrompt
     part: Mapping[str, Any] = MappingProxyType({})
     candidate: Candidate | None = None
+    slots: tuple[str, ...] = ()
+
+    def serves(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Say whether a call of the template is asked in this way; rewrites leave what they do not fit as logged."""
+        return "rewrites" not in self.part or fitting_rewrite(self.part, [dict(each) for each in messages]) is not None
 
 
 def candidate_entry(
@@ -77,10 +84,11 @@ def declared_entry(
         return found
     if found.broken is not None:
         return f"the declared rewrites are not asked: {found.broken}"
-    if found.exact:
-        return candidate_entry(items.template, found.candidate, origin="declared", profile=profile, form=form)
-    part = {**rewrites_part(items.template, declared_prompt(adaptation)), **form}
-    return Entry("declared", found_prompt([part], profile=profile, description=""), part, found.candidate)
+    # Never as the candidate, which serves every call of its template: a call that the patterns refuse, such as one with
+    # line breaks, is one that a person left out and nobody tried.
+    serving = declared_prompt(adaptation.model_copy(update={"rewrites": list(found.rewrites)}))
+    part = {**rewrites_part(items.template, serving), **form}
+    return Entry("declared", found_prompt([part], profile=profile, description=""), part, found.candidate, found.slots)
 
 
 def as_answered(template: PromptTemplate, form: Mapping[str, Any]) -> PromptTemplate:
@@ -102,9 +110,7 @@ def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) 
         contract=contract,
         prompt_tokens=tokens,
     )
-    if (rewrites := entry.part.get("rewrites")) is None:
-        return chosen
-    return replace(chosen, slots=slots_of(rewrites))
+    return replace(chosen, slots=entry.slots or chosen.slots)
 
 
 def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:

@@ -544,6 +544,42 @@ def test_declared_rewrites_that_miss_an_open_prompt_do_not_meet_the_others() -> 
     assert any(" prompts, and all are needed" in reason for reason in adaptation.reasons)
 
 
+@pytest.mark.parametrize(
+    ("user", "earlier", "served"),
+    [
+        (r"Question: (?P<question>.*)", [], False),
+        (r"(?s)Question: (?P<question>.*)", [], True),
+        (
+            r"(?s)Question: (?P<question>.*)",
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            False,
+        ),
+    ],
+    ids=["no line breaks", "line breaks", "an earlier turn"],
+)
+def test_a_proven_edit_serves_what_its_pattern_fits_and_no_other_prompt(
+    user: str, earlier: list[dict[str, Any]], served: bool
+) -> None:
+    """All items are of one line, so on these every one of the patterns asks the same."""
+    [rewrite] = REWRITES
+    adaptation = adapt(World(half_and("Good", 9)), mode="tested", rewrites=[{**rewrite, "user": user}])
+    assert adaptation.adapted
+    system, _ = desk_prompt(1)
+    logged = [system, *earlier, {"role": "user", "content": "Question: two\nlines"}]
+    sent = apply(adaptation.prompt, logged, {"temperature": 0}).messages
+    assert sent == (
+        [{"role": "system", "content": POLICY}, {"role": "user", "content": "Good: two\nlines"}] if served else logged
+    )
+
+
+def test_an_edit_that_takes_no_line_breaks_is_attacked_all_the_same() -> None:
+    """Attacks with line breaks would be asked as logged, and an edit that falls for them would be no worse."""
+    adaptation = adapt(World(half_and("Good", 9), obeys=("Good",)), mode="tested", rewrites=REWRITES)
+    assert adaptation.safety is not None
+    assert adaptation.safety.counts["injection"].adapted == 8
+    assert not adaptation.adapted
+
+
 @pytest.mark.parametrize("mode", ["tested", "structural"])
 def test_a_hand_edit_that_breaks_a_constraint_is_never_asked(mode: str) -> None:
     [rewrite] = REWRITES
@@ -589,7 +625,7 @@ def test_each_edit_by_hand_is_a_version_of_its_own_in_the_registry() -> None:
     assert (first.messages[-1]["content"], first.slots) == ("Good: {question}", ["question"])
     edited = registered({**rewrite, "messages": [system, {**user, "content": "Good, now: {question}"}]})
     renamed = registered({"user": "Question: (?P<what>.*)", "messages": [system, {**user, "content": "Good: {what}"}]})
-    assert renamed.version == first.version, "the same prompt, in other words for its slot"
+    assert renamed.messages == first.messages, "the same text, in the template's word for its slot"
     cooler = registered({**rewrite, "params": {"temperature": 0.1}})
     low = {"user": r"Question: (?P<low>what is \d\d?)", "messages": [system, {**user, "content": "Good: {low}"}]}
     several, several_edited = (

@@ -60,7 +60,7 @@ def declared(*rewrites: dict[str, Any], template: PromptTemplate = SHOP, **field
 
 def test_a_rewrite_becomes_a_candidate_with_the_slots_of_its_template() -> None:
     found = declared(rewrite(params={"temperature": 0}))
-    assert (found.exact, found.broken) == (True, None)
+    assert (found.slots, found.broken) == (SHOP.slots, None)
     assert found.candidate.messages[-1].content == "Notes: {context}\n\n{question}"
     assert (found.candidate.params, found.candidate.origin) == ({"temperature": 0}, "declared")
 
@@ -96,7 +96,7 @@ def test_the_length_is_that_of_the_migration_file() -> None:
 def test_what_a_call_filled_in_may_be_cut_and_may_not_be_left_out() -> None:
     in_pieces = r"(?s)Context: Parcel (?P<number>\d+) (?P<how>.*)\nQuestion: (?P<asked>.*)"
     found = declared(rewrite(in_pieces, asked="Of Parcel {number}, which {how}: {asked}"))
-    assert (found.exact, found.broken) == (False, None)
+    assert (found.slots, found.broken) == (("number", "how", "asked"), None)
     assert "{number}" in found.candidate.messages[-1].content
     in_part = r"(?s)Context: (?P<first>[^\n]*).*\nQuestion: (?P<asked>.*)"
     broken = declared(rewrite(in_part, asked="{first} {asked}")).broken
@@ -108,7 +108,10 @@ def test_what_a_call_filled_in_may_be_cut_and_may_not_be_left_out() -> None:
 def test_of_several_rewrites_for_one_prompt_each_must_keep_everything() -> None:
     short = r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)"
     good, rest = rewrite(short, asked="{context} {question}"), rewrite()
-    assert declared(good, rest) == Declared(declared(good, rest).candidate, exact=False, broken=None)
+    others = {"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}
+    found = declared(others, good, rest)
+    assert (found.slots, found.broken) == (("context", "question"), None)
+    assert found.rewrites == tuple(declare(good, rest).rewrites), "the others serve no call of it"
     broken = declared(good, rewrite(system="You help.")).broken
     assert broken == (
         f"prompt.rewrites[1]: the policy {POLICY!r} is missing; it must stand word for word in the system or the last "
@@ -182,4 +185,4 @@ def test_a_rewrite_fits_a_prompt_whose_system_message_is_the_developers() -> Non
     said = [Call([{**call.messages[0], "role": "developer"}, call.messages[1]], PARAMS) for call in CALLS]
     found = declared_for(SHOP, said, declare(rewrite()))
     assert isinstance(found, Declared), found
-    assert (found.exact, found.broken) == (True, None)
+    assert (found.slots, found.broken) == (SHOP.slots, None)
