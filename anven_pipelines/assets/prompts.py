@@ -132,7 +132,7 @@ def adapted_prompt(
     if migration.prompt.mode != "declared":
         record_shown(golden_dataset, context.partition_key, state)
         looks = PromptLooks(state, context.partition_key, golden_dataset.digest)
-        adaptation = prompt_search.search(context, migration, golden, templates, looks=looks)
+        adaptation = prompt_search.search(context, migration, golden, templates, rewrites=declared, looks=looks)
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
     shown = preview(prompt, calls, may_be_shown=open_ones)
     broken = broken_declarations(declared)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from anven_pipelines.domain.prompt_attempt import Failure
+    from anven_pipelines.domain.prompt_declared import Declared
     from anven_pipelines.domain.prompt_gain import Gain, Guard
     from anven_pipelines.domain.prompt_looks import Looks
     from anven_pipelines.domain.prompt_safety import Probe, SafetyFinding
@@ -70,6 +71,7 @@ class Search:
         migration: What is declared.
         target: What is asked.
         split: The open items by template.
+        rewrites: What `declarations` makes of the declared rewrites on all golden calls, by template.
         strategies: By name, in the order in which they search.
         profile: The form that the target takes.
         ask: Asks the target; answers are kept.
@@ -82,6 +84,7 @@ class Search:
     migration: Migration
     target: AskedTarget
     split: Split
+    rewrites: Mapping[str, Declared | str]
     strategies: Mapping[str, Strategy]
     profile: TargetProfile
     ask: Ask
@@ -156,7 +159,8 @@ class Search:
         if mode != "tested":
             as_logged = unchanged(template).model_copy(update={"origin": "structural"})
             entries.append(made(as_logged, origin="structural"))
-        declared = declared_entry(items, self.migration.prompt, profile=self.profile, form=form)
+        found = self.rewrites.get(template.name)
+        declared = declared_entry(template, found, self.migration.prompt, profile=self.profile, form=form)
         if isinstance(declared, str):
             notes.append(f"{template.name}: {declared}")
         elif declared is not None:
@@ -172,12 +176,12 @@ class Search:
             spending.until = spending.calls + int(left / len(names))
             self.tell(f"{template.name}: {name} looks for a prompt, with {spending.until - spending.calls} calls")
             rng = np.random.default_rng([self.migration.prompt.seed, zlib.crc32(f"{template.name}/{name}".encode())])
-            found, note, failure = attempt(name, self.strategies[name], trial, rng=rng)
+            better, note, failure = attempt(name, self.strategies[name], trial, rng=rng)
             notes += [note] if note else []
             if failure is not None:
                 self._note(failure, notes)
-            if found is not None:
-                entries.append(made(found, origin=name))
+            if better is not None:
+                entries.append(made(better, origin=name))
         failed = [each for each in self._failed if each.template == template.name]
         require_searched(failed, strategies=len(names))
         spending.until = spending.budget.calls

@@ -7,7 +7,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.prompt_changes import chosen_of
-from anven_pipelines.domain.prompt_declared import declared_for
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompts import (
     apply,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from anven_pipelines.domain.prompt_changes import Chosen
+    from anven_pipelines.domain.prompt_declared import Declared
     from anven_pipelines.domain.prompt_split import TemplateItems
     from anven_pipelines.domain.prompt_target import TargetProfile
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
@@ -72,14 +72,25 @@ def candidate_entry(
 
 
 def declared_entry(
-    items: TemplateItems, adaptation: PromptAdaptation, *, profile: TargetProfile, form: Mapping[str, Any]
+    template: PromptTemplate,
+    found: Declared | str | None,
+    adaptation: PromptAdaptation,
+    *,
+    profile: TargetProfile,
+    form: Mapping[str, Any],
 ) -> Entry | str | None:
-    """Return the declared rewrites as an entry, in the form that the target takes; None where they fit no open prompt.
+    """Return the declared rewrites as an entry, in the form that the target takes; None where they fit no prompt.
 
     Where they miss some, or break a hard constraint, it is said why in words: nobody asks them.
+
+    Args:
+        template: What they replace.
+        found: What `declarations` says of it, seen on all golden calls: an open one is as good as a sealed one here,
+            and what a sealed one shows to break would be served all the same.
+        adaptation: The section `prompt`.
+        profile: The form that the target takes.
+        form: As that of `candidate_part`.
     """
-    calls = [call for part in (items.search, items.validation) for call in calls_of(part.rows)]
-    found = declared_for(as_answered(items.template, form), calls, adaptation)
     if found is None or isinstance(found, str):
         return found
     if found.broken is not None:
@@ -87,7 +98,7 @@ def declared_entry(
     # Never as the candidate, which serves every call of its template: a call that the patterns refuse, such as one with
     # line breaks, is one that a person left out and nobody tried.
     serving = declared_prompt(adaptation.model_copy(update={"rewrites": list(found.rewrites)}))
-    part = {**rewrites_part(items.template, serving), **form}
+    part = {**rewrites_part(template, serving), **form}
     return Entry("declared", found_prompt([part], profile=profile, description=""), part, found.candidate, found.slots)
 
 

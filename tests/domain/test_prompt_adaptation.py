@@ -14,6 +14,7 @@ import pytest
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.domain.prompt_adaptation import Search
+from anven_pipelines.domain.prompt_declared import declarations
 from anven_pipelines.domain.prompt_looks import measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts, served_versions
 from anven_pipelines.domain.prompt_safety import CODES
@@ -22,7 +23,7 @@ from anven_pipelines.domain.prompt_split import split_items
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
-from anven_pipelines.domain.prompts import apply, carry_over
+from anven_pipelines.domain.prompts import apply, calls_of, carry_over
 from tests.builders import a_migration, golden_of
 
 if TYPE_CHECKING:
@@ -163,11 +164,13 @@ def adapt(
         golden={"size": "all", "holdout": 0.5},
         prompt=declared,
     )
+    rows = golden() if rows is None else rows
     return Search(
         migration=migration,
         target=migration.target,  # type: ignore[arg-type] # an endpoint
+        rewrites=declarations(templates, calls_of(rows), migration.prompt, contract=migration.contract),
         split=split_items(
-            golden() if rows is None else rows,
+            rows,
             templates,
             validation=migration.prompt.validation,
             searched=world.searched(),
@@ -542,6 +545,24 @@ def test_declared_rewrites_that_miss_an_open_prompt_do_not_meet_the_others() -> 
     assert [each.origin for each in adaptation.heats] == ["unchanged"]
     assert not adaptation.adapted
     assert any(" prompts, and all are needed" in reason for reason in adaptation.reasons)
+
+
+def test_an_edit_that_sealed_prompts_show_to_break_a_constraint_is_never_asked() -> None:
+    """Its pattern cuts off what stands behind a bracket; no open prompt has one."""
+    [rewrite] = REWRITES
+    cuts = {**rewrite, "user": r"(?s)Question: (?P<question>[^(]*)(?:\(.*)?"}
+    prompts = [json.dumps(desk_prompt(at)) for at in range(ITEMS - 1)]
+    sealed = [{"role": "system", "content": DESK.system}, {"role": "user", "content": "Question: it (said Ann)"}]
+    rows = golden(source_prompt=[*prompts, json.dumps(sealed)], split=["open"] * (ITEMS - 1) + ["sealed"])
+    world = World(half_and("Good", 9))
+    adaptation = adapt(world, rows=rows, mode="tested", rewrites=[cuts])
+    assert not adaptation.adapted
+    assert not any("Good" in message["content"] for request in world.asked for message in request.messages)
+    assert adaptation.reasons[0] == (
+        "desk: the declared rewrites are not asked: prompt.rewrites[0]: words that a call fills {question} with are "
+        "left out; every slot must be asked whole"
+    )
+    assert adapt(World(half_and("Good", 9)), rows=rows[:-1], mode="tested", rewrites=[cuts]).adapted
 
 
 @pytest.mark.parametrize(
