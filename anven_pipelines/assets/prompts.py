@@ -25,7 +25,12 @@ from anven_pipelines.assets.prompt_looks import PromptLooks
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
-from anven_pipelines.domain.prompt_declared import broken_declarations, declarations, require_tested
+from anven_pipelines.domain.prompt_declared import (
+    broken_declarations,
+    declarations,
+    require_tested,
+    unchecked_declarations,
+)
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
 from anven_pipelines.domain.prompts import calls_of, declared_prompt, preview
 from anven_pipelines.resources.artifact_store import ArtifactStore
@@ -135,7 +140,7 @@ def adapted_prompt(
         adaptation = prompt_search.search(context, migration, golden, templates, rewrites=declared, looks=looks)
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
     shown = preview(prompt, calls, may_be_shown=open_ones)
-    broken = broken_declarations(declared)
+    broken = broken_declarations(declared) + unchecked_declarations(declared, migration.prompt)
     document = prompt.model_dump_json()
     inputs = {
         "golden_dataset": golden_dataset.digest,

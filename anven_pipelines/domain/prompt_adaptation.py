@@ -21,6 +21,7 @@ from anven_pipelines.domain.prompt_answers import example_items
 from anven_pipelines.domain.prompt_attempt import attempt, require_searched
 from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken, most_characters
+from anven_pipelines.domain.prompt_declared import unserving
 from anven_pipelines.domain.prompt_entry import (
     UNCHANGED,
     Entry,
@@ -84,7 +85,7 @@ class Search:
     migration: Migration
     target: AskedTarget
     split: Split
-    rewrites: Mapping[str, Declared | str]
+    rewrites: Mapping[str, Declared]
     strategies: Mapping[str, Strategy]
     profile: TargetProfile
     ask: Ask
@@ -108,7 +109,7 @@ class Search:
         self._searched: dict[str, int] = {}
         self._failed: list[Failure] = []
         best: list[tuple[TemplateItems, Entry]] = []
-        notes = self._uncovered()
+        notes = [*self._uncovered(), *unserving(self.rewrites, declared)]
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
         if (self._names() or declared.rewrites) and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]

@@ -32,51 +32,58 @@ class Declared(NamedTuple):
         slots: Names that a call fills in the candidates.
         rewrites: Those that serve a call, in their order; no other one was tried on a call of the template.
         broken: Which constraint is broken first, and by which rewrite; None where none is.
+        calls: Calls of the template.
+        missed: Those that no rewrite fits.
     """
 
     candidate: Candidate
     slots: tuple[str, ...]
     rewrites: tuple[PromptRewrite, ...]
     broken: str | None
+    calls: int
+    missed: int = 0
+
+    @property
+    def refused(self) -> str | None:
+        """Why a test does not ask them; None where it does."""
+        fitting = self.calls - self.missed
+        few = f"they fit {fitting} of {self.calls} prompts, and all are needed" if self.missed else None
+        why = [each for each in (few, self.broken) if each is not None]
+        return f"the declared rewrites are not asked: {'; '.join(why)}" if why else None
 
 
-def declared_for(
-    template: PromptTemplate, calls: Sequence[Call], adaptation: PromptAdaptation
-) -> Declared | str | None:
+def declared_for(template: PromptTemplate, calls: Sequence[Call], adaptation: PromptAdaptation) -> Declared | None:
     """Return what the declared rewrites make of a template; None where they fit none of its calls.
 
     Args:
         template: A legacy prompt, with the contract that its answers must keep.
         calls: Calls of it.
         adaptation: The section `prompt`.
-
-    Returns:
-        In words how many calls they miss, where they fit some and not all.
     """
     if not adaptation.rewrites:
         return None
     prompt = declared_prompt(adaptation)
     numbers = [fitting_rewrite(prompt.transformation, call.messages) for call in calls]
-    if missed := numbers.count(None):
-        fitting = len(calls) - missed
-        told = f"the declared rewrites are not asked: they fit {fitting} of {len(calls)} prompts, and all are needed"
-        return told if fitting else None
     found = []
     for number in sorted({each for each in numbers if each is not None}):
         served = [call for call, fitting in zip(calls, numbers, strict=True) if fitting == number]
         found.append(_declared(template, number, served, prompt, adaptation))
+    if not found:
+        return None
     return Declared(
         candidate=found[0].candidate,
         slots=tuple(dict.fromkeys(name for each in found for name in each.slots)),
         rewrites=tuple(rewrite for each in found for rewrite in each.rewrites),
         broken=next((each.broken for each in found if each.broken is not None), None),
+        calls=len(calls),
+        missed=numbers.count(None),
     )
 
 
 def declarations(
     templates: Sequence[PromptTemplate], calls: Sequence[Call], adaptation: PromptAdaptation, *, contract: Contract
-) -> dict[str, Declared | str]:
-    """Return by template what `declared_for` says; templates that the declared rewrites do not fit are left out.
+) -> dict[str, Declared]:
+    """Return by template what the declared rewrites make of it; templates that they do not fit are left out.
 
     Args:
         templates: Tried in this order; a call belongs to the first that it fits.
@@ -99,7 +106,7 @@ def declarations(
 
 
 def require_tested(
-    declared: Mapping[str, Declared | str],
+    declared: Mapping[str, Declared],
     calls: Sequence[Call],
     adaptation: PromptAdaptation,
     *,
@@ -127,12 +134,27 @@ def require_tested(
     raise InvalidInput(message)
 
 
-def broken_declarations(declared: Mapping[str, Declared | str]) -> list[str]:
+def broken_declarations(declared: Mapping[str, Declared]) -> list[str]:
     """Say which declared rewrites break a constraint, by template; what calls filled in is not quoted."""
-    return [
-        f"{name}: {found.broken}"
+    return [f"{name}: {found.broken}" for name, found in declared.items() if found.broken is not None]
+
+
+def unchecked_declarations(declared: Mapping[str, Declared], adaptation: PromptAdaptation) -> list[str]:
+    """Say which rewrites and which prompts no constraint was checked on."""
+    missed = [
+        f"{name}: {found.missed} of {found.calls} prompts fit no rewrite: not asked, so not checked"
         for name, found in declared.items()
-        if isinstance(found, Declared) and found.broken is not None
+        if found.missed
+    ]
+    return [*unserving(declared, adaptation), *missed]
+
+
+def unserving(declared: Mapping[str, Declared], adaptation: PromptAdaptation) -> list[str]:
+    """Say which rewrites serve no golden prompt: they fit none that has a template, or one before them does."""
+    return [
+        f"prompt.rewrites[{number}] serves no golden prompt that has a template: not asked, so not checked"
+        for number, rewrite in enumerate(adaptation.rewrites)
+        if not any(rewrite in found.rewrites for found in declared.values())
     ]
 
 
@@ -154,7 +176,7 @@ def _declared(
         stands_for = template.model_copy(update={"slots": slots})
         broken_by = _broken(candidate, stands_for, adaptation) or _left_out(template, served, rewrites)
     told = None if broken_by is None else f"prompt.rewrites[{number}]: {broken_by}"
-    return Declared(candidate, slots, (adaptation.rewrites[number],), told)
+    return Declared(candidate, slots, (adaptation.rewrites[number],), told, len(served))
 
 
 def _broken(candidate: Candidate, template: PromptTemplate, adaptation: PromptAdaptation) -> str | None:

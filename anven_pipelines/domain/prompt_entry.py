@@ -73,7 +73,7 @@ def candidate_entry(
 
 def declared_entry(
     template: PromptTemplate,
-    found: Declared | str | None,
+    found: Declared | None,
     adaptation: PromptAdaptation,
     *,
     profile: TargetProfile,
@@ -91,10 +91,8 @@ def declared_entry(
         profile: The form that the target takes.
         form: As that of `candidate_part`.
     """
-    if found is None or isinstance(found, str):
-        return found
-    if found.broken is not None:
-        return f"the declared rewrites are not asked: {found.broken}"
+    if found is None or found.refused is not None:
+        return found and found.refused
     # Never as the candidate, which serves every call of its template: a call that the patterns refuse, such as one with
     # line breaks, is one that a person left out and nobody tried.
     serving = declared_prompt(adaptation.model_copy(update={"rewrites": list(found.rewrites)}))

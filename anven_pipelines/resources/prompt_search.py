@@ -67,7 +67,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
         golden: pl.DataFrame,
         templates: Sequence[PromptTemplate],
         *,
-        rewrites: Mapping[str, Declared | str],
+        rewrites: Mapping[str, Declared],
         looks: Looks,
     ) -> Adaptation:
         """Look for better prompts and prove them.

@@ -593,6 +593,15 @@ def test_a_proven_edit_serves_what_its_pattern_fits_and_no_other_prompt(
     )
 
 
+def test_a_rewrite_that_serves_no_prompt_is_told_beside_what_is_proven() -> None:
+    slip = {**REWRITES[0], "user": "Qestion: (?P<question>.*)"}
+    adaptation = adapt(World(half_and("Good", 9)), mode="tested", rewrites=[slip, *REWRITES])
+    assert adaptation.adapted
+    assert adaptation.reasons[0] == (
+        "prompt.rewrites[0] serves no golden prompt that has a template: not asked, so not checked"
+    )
+
+
 def test_an_edit_that_takes_no_line_breaks_is_attacked_all_the_same() -> None:
     """Attacks with line breaks would be asked as logged, and an edit that falls for them would be no worse."""
     adaptation = adapt(World(half_and("Good", 9), obeys=("Good",)), mode="tested", rewrites=REWRITES)

@@ -13,6 +13,7 @@ from anven_pipelines.domain.prompt_declared import (
     declarations,
     declared_for,
     require_tested,
+    unchecked_declarations,
 )
 from anven_pipelines.domain.prompt_template import PromptTemplate
 from anven_pipelines.domain.prompts import Call
@@ -122,13 +123,31 @@ def test_of_several_rewrites_for_one_prompt_each_must_keep_everything() -> None:
     assert lost.startswith("prompt.rewrites[1]: the slots {context} are missing")
 
 
+SHORT = r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)"  # ten of the twelve
+
+
 def test_rewrites_that_fit_some_calls_say_how_many_and_that_fit_none_are_for_others() -> None:
-    one = rewrite(r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)", asked="{context} {question}")
-    assert declared_for(SHOP, CALLS, declare(one)) == (
+    assert declared(rewrite(SHORT, asked="{context} {question}")).refused == (
         "the declared rewrites are not asked: they fit 10 of 12 prompts, and all are needed"
     )
+    assert declared(rewrite()).refused is None
     assert declared_for(SHOP, CALLS, declare(rewrite("Sort: (?P<text>.*)", asked="{text}"))) is None
     assert declared_for(SHOP, CALLS, PromptAdaptation()) is None
+
+
+def test_rewrites_that_fit_some_calls_are_checked_on_these_and_the_others_are_told() -> None:
+    some = rewrite(SHORT, asked="{context} {question}", system="You help.")
+    adaptation = declare(some, SORT)
+    found = declarations([SHOP], CALLS, adaptation, contract=Contract(json_object=False))
+    [told] = broken_declarations(found)
+    assert told.startswith(f"shop: prompt.rewrites[0]: the policy {POLICY!r} is missing")
+    assert unchecked_declarations(found, adaptation) == [
+        "prompt.rewrites[1] serves no golden prompt that has a template: not asked, so not checked",
+        "shop: 2 of 12 prompts fit no rewrite: not asked, so not checked",
+    ]
+    all_served = declare(rewrite())
+    found = declarations([SHOP], CALLS, all_served, contract=Contract(json_object=False))
+    assert unchecked_declarations(found, all_served) == []
 
 
 def breaks(templates: list[PromptTemplate], calls: list[Call], adaptation: PromptAdaptation, **contract: Any) -> Any:
