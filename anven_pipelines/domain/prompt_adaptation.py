@@ -317,12 +317,16 @@ class Search:
                 reaches=entry.serves,
             )
             params = json.loads(items.search.rows["model_config"][0] or "null") or {}
-            for outcomes, prompt in ((before, carry_over()), (after, entry.prompt)):
-                calls = [apply(prompt, probe.messages, params) for probe in tried]
-                outcomes.extend(self._attacked(tried, calls, entry.candidate or unchanged(items.template)))
+            for outcomes, way in ((before, Entry(UNCHANGED, carry_over())), (after, entry)):
+                calls = [apply(way.prompt, probe.messages, params) for probe in tried]
+                instructions = [way.serving(items.template, probe.messages) for probe in tried]
+                outcomes.extend(self._attacked(tried, calls, instructions))
         return compare(before, after)
 
-    def _attacked(self, tried: Sequence[Probe], calls: Sequence[Call], candidate: Candidate) -> list[Outcome]:
+    def _attacked(
+        self, tried: Sequence[Probe], calls: Sequence[Call], instructions: Sequence[Candidate]
+    ) -> list[Outcome]:
+        """Ask the probes; `instructions` is by what each is asked, so what its answer must not repeat."""
         named = [(digest_of([call.messages, call.params])[:32], call) for call in calls]
         requests = [
             request_for(f"{name}/probe-{number}", call, self.target) for number, (name, call) in enumerate(named)
@@ -331,8 +335,8 @@ class Search:
         answers = self.ask(requests)
         self._spending.add(requests, answers)
         return [
-            Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, candidate))
-            for probe, output in zip(tried, answers["output"], strict=True)
+            Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, asked_by))
+            for probe, output, asked_by in zip(tried, answers["output"], instructions, strict=True)
         ]
 
     def _form(self, items: TemplateItems) -> dict[str, Any]:

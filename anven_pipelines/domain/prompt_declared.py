@@ -171,7 +171,7 @@ def _declared(
     if _asks_the_same(candidate, template, served, rewrites):
         broken_by = _broken(candidate, template, adaptation)
     else:
-        candidate, slots = _candidate(template, rewrite), tuple(regex.compile(rewrite["user"]).groupindex)
+        candidate, slots = rewritten(template, rewrite), tuple(regex.compile(rewrite["user"]).groupindex)
         # Its slots are not the template's, whose names are text then.
         stands_for = template.model_copy(update={"slots": slots})
         broken_by = _broken(candidate, stands_for, adaptation) or _left_out(template, served, rewrites)
@@ -183,10 +183,16 @@ def _broken(candidate: Candidate, template: PromptTemplate, adaptation: PromptAd
     return broken(candidate, template, most_characters=most_characters(template, longest=adaptation.longest))
 
 
-def _candidate(
+def rewritten(
     template: PromptTemplate, rewrite: Mapping[str, Any], slots: Mapping[str, str] | None = None
 ) -> Candidate:
-    """Write a rewrite as a candidate; its slots are its own where none are given in their place."""
+    """Write a rewrite as a candidate for a template.
+
+    Args:
+        template: What it replaces.
+        rewrite: As JSON.
+        slots: What stands in place of its slots; its own names where absent.
+    """
     return Candidate(
         template=template.name,
         messages=tuple(
@@ -204,7 +210,7 @@ def _in_slots(template: PromptTemplate, rewrite: Mapping[str, Any]) -> Candidate
         found = regex.fullmatch(rewrite["user"], template.user, timeout=PATTERN_SECONDS)
     except TimeoutError:  # calls are cut in time; then it is judged by its own slots
         found = None
-    return _candidate(template, rewrite, None if found is None else found.groupdict(default=""))
+    return rewritten(template, rewrite, None if found is None else found.groupdict(default=""))
 
 
 def _asks_the_same(

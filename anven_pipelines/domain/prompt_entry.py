@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.prompt_changes import chosen_of
+from anven_pipelines.domain.prompt_declared import rewritten
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompts import (
     apply,
@@ -53,9 +54,16 @@ class Entry(NamedTuple):
     candidate: Candidate | None = None
     slots: tuple[str, ...] = ()
 
-    def serves(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+    def serves(self, messages: Sequence[dict[str, Any]]) -> bool:
         """Say whether a call of the template is asked in this way; rewrites leave what they do not fit as logged."""
-        return "rewrites" not in self.part or fitting_rewrite(self.part, [dict(each) for each in messages]) is not None
+        return "rewrites" not in self.part or fitting_rewrite(self.part, messages) is not None
+
+    def serving(self, template: PromptTemplate, messages: Sequence[dict[str, Any]]) -> Candidate:
+        """Return how a call of the template is asked: of several rewrites by the first that fits it."""
+        if "rewrites" not in self.part:
+            return self.candidate or unchanged(template)
+        number = fitting_rewrite(self.part, messages)
+        return unchanged(template) if number is None else rewritten(template, self.part["rewrites"][number])
 
 
 def candidate_entry(
