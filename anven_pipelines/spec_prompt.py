@@ -18,7 +18,7 @@ StrategyName = Literal["racing", "random", "gepa", "prompt_ops"]
 Risk = Literal["low", "medium", "high"]
 
 REFLECTING: Final[frozenset[StrategyName]] = frozenset({"gepa", "prompt_ops"})
-_SLOT: Final = regex.compile(r"\{([A-Za-z_]\w*)\}")  # as `domain.prompt_template` reads it, which rests on this file
+SLOT: Final = regex.compile(r"\{([^\W\d]\w*)\}")  # a name that a group of a regular expression may have, in braces
 BY_RISK: Final[Mapping[Risk | None, Mode]] = {"high": "structural", "medium": "minimal", None: "minimal", "low": "full"}
 
 
@@ -76,7 +76,7 @@ class DeclaredTemplate(Section):
     @property
     def found_slots(self) -> tuple[str, ...]:
         """The slots in the order in which they stand."""
-        named = _SLOT.findall(f"{self.system or ''}\n{self.user}")
+        named = SLOT.findall(f"{self.system or ''}\n{self.user}")
         return tuple(name for name in named if self.slots is None or name in self.slots)
 
     @model_validator(mode="after")
@@ -214,7 +214,8 @@ class PromptAdaptation(Section):
     legacy prompt stands.
     """
     rewrites: list[PromptRewrite] = Field(default_factory=list)
-    """Tried in this order; the first one that fits a prompt counts, and every golden prompt needs one that fits."""
+    """Tried in this order; the first one that fits a prompt counts. In `mode: declared` every golden prompt needs
+    one that fits; in the others a prompt that none fits is asked without them."""
     templates: list[DeclaredTemplate] = Field(default_factory=list)
     """Prompts of the application. A logged call belongs to the first that it fits; templates of the other calls are
     found in the logs. Calls with other tools or another output format are a template of their own: `ticket-2`."""

@@ -25,7 +25,12 @@ from anven_pipelines.assets.prompt_looks import PromptLooks
 from anven_pipelines.domain.canonical import canonical_json
 from anven_pipelines.domain.manifest import Manifest, require_same
 from anven_pipelines.domain.prompt_baseline import Baseline, baseline_of, legacy_prompts
-from anven_pipelines.domain.prompt_declared import broken_declarations
+from anven_pipelines.domain.prompt_declared import (
+    broken_declarations,
+    declarations,
+    require_tested,
+    unchecked_declarations,
+)
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
 from anven_pipelines.domain.prompts import calls_of, declared_prompt, preview
 from anven_pipelines.resources.artifact_store import ArtifactStore
@@ -125,15 +130,17 @@ def adapted_prompt(
     require_current(migration, golden_dataset=golden_dataset, prompt_baseline=prompt_baseline)
     golden = artifacts.read(golden_dataset)
     templates = Baseline.from_json(read_document(artifacts, prompt_baseline)).templates
+    calls, open_ones = calls_of(golden), (golden["split"] == "open").to_list()
+    declared = declarations(templates, calls, migration.prompt, contract=migration.contract)
+    require_tested(declared, calls, migration.prompt, may_be_shown=open_ones)
     adaptation = None
     if migration.prompt.mode != "declared":
         record_shown(golden_dataset, context.partition_key, state)
         looks = PromptLooks(state, context.partition_key, golden_dataset.digest)
-        adaptation = prompt_search.search(context, migration, golden, templates, looks=looks)
+        adaptation = prompt_search.search(context, migration, golden, templates, rewrites=declared, looks=looks)
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
-    calls = calls_of(golden)
-    shown = preview(prompt, calls, may_be_shown=(golden["split"] == "open").to_list())
-    broken = broken_declarations(templates, calls, migration.prompt, contract=migration.contract)
+    shown = preview(prompt, calls, may_be_shown=open_ones)
+    broken = broken_declarations(declared) + unchecked_declarations(declared, migration.prompt)
     document = prompt.model_dump_json()
     inputs = {
         "golden_dataset": golden_dataset.digest,

@@ -21,6 +21,7 @@ from anven_pipelines.domain.prompt_answers import example_items
 from anven_pipelines.domain.prompt_attempt import attempt, require_searched
 from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken, most_characters
+from anven_pipelines.domain.prompt_declared import unserving
 from anven_pipelines.domain.prompt_entry import (
     UNCHANGED,
     Entry,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from anven_pipelines.domain.prompt_attempt import Failure
+    from anven_pipelines.domain.prompt_declared import Declared
     from anven_pipelines.domain.prompt_gain import Gain, Guard
     from anven_pipelines.domain.prompt_looks import Looks
     from anven_pipelines.domain.prompt_safety import Probe, SafetyFinding
@@ -70,6 +72,7 @@ class Search:
         migration: What is declared.
         target: What is asked.
         split: The open items by template.
+        rewrites: What `declarations` makes of the declared rewrites on all golden calls, by template.
         strategies: By name, in the order in which they search.
         profile: The form that the target takes.
         ask: Asks the target; answers are kept.
@@ -82,6 +85,7 @@ class Search:
     migration: Migration
     target: AskedTarget
     split: Split
+    rewrites: Mapping[str, Declared]
     strategies: Mapping[str, Strategy]
     profile: TargetProfile
     ask: Ask
@@ -105,7 +109,7 @@ class Search:
         self._searched: dict[str, int] = {}
         self._failed: list[Failure] = []
         best: list[tuple[TemplateItems, Entry]] = []
-        notes = self._uncovered()
+        notes = [*self._uncovered(), *unserving(self.rewrites, declared)]
         searched = [each for each in self.split.templates if self._is_searched(each, notes)]
         if (self._names() or declared.rewrites) and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]
@@ -156,7 +160,8 @@ class Search:
         if mode != "tested":
             as_logged = unchanged(template).model_copy(update={"origin": "structural"})
             entries.append(made(as_logged, origin="structural"))
-        declared = declared_entry(items, self.migration.prompt, profile=self.profile, form=form)
+        found = self.rewrites.get(template.name)
+        declared = declared_entry(template, found, self.migration.prompt, profile=self.profile, form=form)
         if isinstance(declared, str):
             notes.append(f"{template.name}: {declared}")
         elif declared is not None:
@@ -172,12 +177,12 @@ class Search:
             spending.until = spending.calls + int(left / len(names))
             self.tell(f"{template.name}: {name} looks for a prompt, with {spending.until - spending.calls} calls")
             rng = np.random.default_rng([self.migration.prompt.seed, zlib.crc32(f"{template.name}/{name}".encode())])
-            found, note, failure = attempt(name, self.strategies[name], trial, rng=rng)
+            better, note, failure = attempt(name, self.strategies[name], trial, rng=rng)
             notes += [note] if note else []
             if failure is not None:
                 self._note(failure, notes)
-            if found is not None:
-                entries.append(made(found, origin=name))
+            if better is not None:
+                entries.append(made(better, origin=name))
         failed = [each for each in self._failed if each.template == template.name]
         require_searched(failed, strategies=len(names))
         spending.until = spending.budget.calls
@@ -309,14 +314,23 @@ class Search:
         """Attack every changed template both ways, with values of real calls."""
         before, after = list[Outcome](), list[Outcome]()
         for items, entry in won:
-            tried = probes(unchanged(items.template), items.search.filled, seed=self.migration.prompt.seed)
+            tried = probes(
+                unchanged(items.template),
+                items.search.filled,
+                seed=self.migration.prompt.seed,
+                reaches=entry.serves,
+            )
             params = json.loads(items.search.rows["model_config"][0] or "null") or {}
-            for outcomes, prompt in ((before, carry_over()), (after, entry.prompt)):
-                calls = [apply(prompt, probe.messages, params) for probe in tried]
-                outcomes.extend(self._attacked(tried, calls, entry.candidate or unchanged(items.template)))
+            for outcomes, way in ((before, Entry(UNCHANGED, carry_over())), (after, entry)):
+                calls = [apply(way.prompt, probe.messages, params) for probe in tried]
+                instructions = [way.serving(items.template, probe.messages) for probe in tried]
+                outcomes.extend(self._attacked(tried, calls, instructions))
         return compare(before, after)
 
-    def _attacked(self, tried: Sequence[Probe], calls: Sequence[Call], candidate: Candidate) -> list[Outcome]:
+    def _attacked(
+        self, tried: Sequence[Probe], calls: Sequence[Call], instructions: Sequence[Candidate]
+    ) -> list[Outcome]:
+        """Ask the probes; `instructions` is by what each is asked, so what its answer must not repeat."""
         named = [(digest_of([call.messages, call.params])[:32], call) for call in calls]
         requests = [
             request_for(f"{name}/probe-{number}", call, self.target) for number, (name, call) in enumerate(named)
@@ -325,8 +339,8 @@ class Search:
         answers = self.ask(requests)
         self._spending.add(requests, answers)
         return [
-            Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, candidate))
-            for probe, output in zip(tried, answers["output"], strict=True)
+            Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, asked_by))
+            for probe, output, asked_by in zip(tried, answers["output"], instructions, strict=True)
         ]
 
     def _form(self, items: TemplateItems) -> dict[str, Any]:

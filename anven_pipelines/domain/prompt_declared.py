@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import regex  # type: ignore[import-untyped] # in place of re for its timeout
 
+from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken, most_characters
 from anven_pipelines.domain.prompt_mining import fit
 from anven_pipelines.domain.prompt_template import PATTERN_SECONDS, Candidate, TemplateMessage, fill
-from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite
+from anven_pipelines.domain.prompts import apply, declared_prompt, fitting_rewrite, preview
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.prompt_template import PromptTemplate
     from anven_pipelines.domain.prompts import AdaptedPrompt, Call
     from anven_pipelines.spec import Contract
-    from anven_pipelines.spec_prompt import PromptAdaptation
+    from anven_pipelines.spec_prompt import PromptAdaptation, PromptRewrite
 
 _WORD: Final = regex.compile(r"\w+")
 
@@ -28,94 +29,170 @@ class Declared(NamedTuple):
 
     Attributes:
         candidate: It as a candidate, or the first of several rewrites.
-        exact: Whether the candidate asks every call as the rewrites do; else they cut calls in other places than the
-            template, or several serve it.
+        slots: Names that a call fills in the candidates.
+        rewrites: Those that serve a call, in their order; no other one was tried on a call of the template.
         broken: Which constraint is broken first, and by which rewrite; None where none is.
+        calls: Calls of the template.
+        missed: Those that no rewrite fits.
     """
 
     candidate: Candidate
-    exact: bool
+    slots: tuple[str, ...]
+    rewrites: tuple[PromptRewrite, ...]
     broken: str | None
+    calls: int
+    missed: int = 0
+
+    @property
+    def refused(self) -> str | None:
+        """Why a test does not ask them; None where it does."""
+        fitting = self.calls - self.missed
+        few = f"they fit {fitting} of {self.calls} prompts, and all are needed" if self.missed else None
+        why = [each for each in (few, self.broken) if each is not None]
+        return f"the declared rewrites are not asked: {'; '.join(why)}" if why else None
 
 
-def declared_for(
-    template: PromptTemplate, calls: Sequence[Call], adaptation: PromptAdaptation
-) -> Declared | str | None:
+def declared_for(template: PromptTemplate, calls: Sequence[Call], adaptation: PromptAdaptation) -> Declared | None:
     """Return what the declared rewrites make of a template; None where they fit none of its calls.
 
     Args:
         template: A legacy prompt, with the contract that its answers must keep.
         calls: Calls of it.
         adaptation: The section `prompt`.
-
-    Returns:
-        In words how many calls they miss, where they fit some and not all.
     """
     if not adaptation.rewrites:
         return None
     prompt = declared_prompt(adaptation)
     numbers = [fitting_rewrite(prompt.transformation, call.messages) for call in calls]
-    if missed := numbers.count(None):
-        fitting = len(calls) - missed
-        told = f"the declared rewrites are not asked: they fit {fitting} of {len(calls)} prompts, and all are needed"
-        return told if fitting else None
     found = []
     for number in sorted({each for each in numbers if each is not None}):
         served = [call for call, fitting in zip(calls, numbers, strict=True) if fitting == number]
-        each = _declared(template, prompt.transformation["rewrites"][number], served, prompt, adaptation)
-        found.append(each._replace(broken=each.broken and f"prompt.rewrites[{number}]: {each.broken}"))
-    broken_ones = (each.broken for each in found if each.broken is not None)
-    exact = len(found) == 1 and found[0].exact
-    return Declared(found[0].candidate, exact=exact, broken=next(broken_ones, None))
+        found.append(_declared(template, number, served, prompt, adaptation))
+    if not found:
+        return None
+    return Declared(
+        candidate=found[0].candidate,
+        slots=tuple(dict.fromkeys(name for each in found for name in each.slots)),
+        rewrites=tuple(rewrite for each in found for rewrite in each.rewrites),
+        broken=next((each.broken for each in found if each.broken is not None), None),
+        calls=len(calls),
+        missed=numbers.count(None),
+    )
 
 
-def broken_declarations(
+def declarations(
     templates: Sequence[PromptTemplate], calls: Sequence[Call], adaptation: PromptAdaptation, *, contract: Contract
-) -> list[str]:
-    """Say which declared rewrites break a constraint, by template; what calls filled in is not quoted."""
-    if not adaptation.rewrites:
-        return []
-    told = []
-    for template in templates:
-        mine = [call for call in calls if fit(template, *call) is not None]
+) -> dict[str, Declared]:
+    """Return by template what the declared rewrites make of it; templates that they do not fit are left out.
+
+    Args:
+        templates: Tried in this order; a call belongs to the first that it fits.
+        calls: All golden calls, sealed ones too: what is said of them quotes none.
+        adaptation: The section `prompt`.
+        contract: Of the migration file.
+    """
+    mine: dict[int, list[Call]] = {}
+    for call in calls if adaptation.rewrites else ():
+        first = next((number for number, each in enumerate(templates) if fit(each, *call) is not None), None)
+        if first is not None:
+            mine.setdefault(first, []).append(call)
+    found = {}
+    for number, served in sorted(mine.items()):
+        template = templates[number]
         answered = template.model_copy(update={"contract": answer_schema(template.contract, contract)})
-        found = declared_for(answered, mine, adaptation) if mine else None
-        if isinstance(found, Declared) and found.broken is not None:
-            told.append(f"{template.name}: {found.broken}")
-    return told
+        if (declared := declared_for(answered, served, adaptation)) is not None:
+            found[template.name] = declared
+    return found
 
 
-def slots_of(rewrites: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the names of all slots of some rewrites, as JSON; each once."""
-    return tuple(dict.fromkeys(name for each in rewrites for name in regex.compile(each["user"]).groupindex))
+def require_tested(
+    declared: Mapping[str, Declared],
+    calls: Sequence[Call],
+    adaptation: PromptAdaptation,
+    *,
+    may_be_shown: Sequence[bool],
+) -> None:
+    """Refuse rewrites that are to be tested and fit no call of any template, as a slip in `user` does.
+
+    Args:
+        declared: As `declarations` returns it.
+        calls: All golden calls.
+        adaptation: The section `prompt`.
+        may_be_shown: Which calls are open; a sealed one is not quoted.
+
+    Raises:
+        InvalidInput: with the first prompt that they do not fit and that may be shown.
+    """
+    if adaptation.mode != "tested" or declared:
+        return
+    shown = preview(declared_prompt(adaptation), calls, may_be_shown=may_be_shown)
+    message = (
+        "prompt.rewrites: `mode: tested` has nothing to test, as no rewrite fits a prompt that has a template: "
+        f"{shown.message}; correct `user` and `system`, which are regular expressions (`user` matches the whole text, "
+        "line breaks only with (?s))"
+    )
+    raise InvalidInput(message)
+
+
+def broken_declarations(declared: Mapping[str, Declared]) -> list[str]:
+    """Say which declared rewrites break a constraint, by template; what calls filled in is not quoted."""
+    return [f"{name}: {found.broken}" for name, found in declared.items() if found.broken is not None]
+
+
+def unchecked_declarations(declared: Mapping[str, Declared], adaptation: PromptAdaptation) -> list[str]:
+    """Say which rewrites and which prompts no constraint was checked on."""
+    missed = [
+        f"{name}: {found.missed} of {found.calls} prompts fit no rewrite: not asked, so not checked"
+        for name, found in declared.items()
+        if found.missed
+    ]
+    return [*unserving(declared, adaptation), *missed]
+
+
+def unserving(declared: Mapping[str, Declared], adaptation: PromptAdaptation) -> list[str]:
+    """Say which rewrites serve no golden prompt: they fit none that has a template, or one before them does."""
+    return [
+        f"prompt.rewrites[{number}] serves no golden prompt that has a template: not asked, so not checked"
+        for number, rewrite in enumerate(adaptation.rewrites)
+        if not any(rewrite in found.rewrites for found in declared.values())
+    ]
 
 
 def _declared(
     template: PromptTemplate,
-    rewrite: Mapping[str, Any],
+    number: int,
     served: Sequence[Call],
     rewrites: AdaptedPrompt,
     adaptation: PromptAdaptation,
 ) -> Declared:
     """Say what one rewrite makes of the calls that it serves."""
-    exact = _in_slots(template, rewrite)
-    if _asks_the_same(exact, template, served, rewrites):
-        return Declared(exact, exact=True, broken=_broken(exact, template, adaptation))
-    own = _candidate(template, rewrite)
-    # Its slots are not the template's, whose names are text then.
-    stands_for = template.model_copy(update={"slots": slots_of([rewrite])})
-    broken_by = _broken(own, stands_for, adaptation) or _left_out(template, served, rewrites)
-    return Declared(own, exact=False, broken=broken_by)
+    rewrite = rewrites.transformation["rewrites"][number]
+    candidate, slots = _in_slots(template, rewrite), template.slots
+    if _asks_the_same(candidate, template, served, rewrites):
+        broken_by = _broken(candidate, template, adaptation)
+    else:
+        candidate, slots = rewritten(template, rewrite), tuple(regex.compile(rewrite["user"]).groupindex)
+        # Its slots are not the template's, whose names are text then.
+        stands_for = template.model_copy(update={"slots": slots})
+        broken_by = _broken(candidate, stands_for, adaptation) or _left_out(template, served, rewrites)
+    told = None if broken_by is None else f"prompt.rewrites[{number}]: {broken_by}"
+    return Declared(candidate, slots, (adaptation.rewrites[number],), told, len(served))
 
 
 def _broken(candidate: Candidate, template: PromptTemplate, adaptation: PromptAdaptation) -> str | None:
     return broken(candidate, template, most_characters=most_characters(template, longest=adaptation.longest))
 
 
-def _candidate(
+def rewritten(
     template: PromptTemplate, rewrite: Mapping[str, Any], slots: Mapping[str, str] | None = None
 ) -> Candidate:
-    """Write a rewrite as a candidate; its slots are its own where none are given in their place."""
+    """Write a rewrite as a candidate for a template.
+
+    Args:
+        template: What it replaces.
+        rewrite: As JSON.
+        slots: What stands in place of its slots; its own names where absent.
+    """
     return Candidate(
         template=template.name,
         messages=tuple(
@@ -133,7 +210,7 @@ def _in_slots(template: PromptTemplate, rewrite: Mapping[str, Any]) -> Candidate
         found = regex.fullmatch(rewrite["user"], template.user, timeout=PATTERN_SECONDS)
     except TimeoutError:  # calls are cut in time; then it is judged by its own slots
         found = None
-    return _candidate(template, rewrite, None if found is None else found.groupdict(default=""))
+    return rewritten(template, rewrite, None if found is None else found.groupdict(default=""))
 
 
 def _asks_the_same(

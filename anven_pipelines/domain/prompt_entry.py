@@ -7,24 +7,26 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.prompt_changes import chosen_of
-from anven_pipelines.domain.prompt_declared import declared_for, slots_of
+from anven_pipelines.domain.prompt_declared import rewritten
 from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompts import (
     apply,
     calls_of,
     candidate_part,
     declared_prompt,
+    fitting_rewrite,
     found_prompt,
     prompt_bound,
     rewrites_part,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import polars as pl
 
     from anven_pipelines.domain.prompt_changes import Chosen
+    from anven_pipelines.domain.prompt_declared import Declared
     from anven_pipelines.domain.prompt_split import TemplateItems
     from anven_pipelines.domain.prompt_target import TargetProfile
     from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate
@@ -43,12 +45,25 @@ class Entry(NamedTuple):
         prompt: It alone.
         part: What it adds to the prompt of the workload; nothing for what stays as logged.
         candidate: It as a candidate, or of several rewrites of one template the first; None for the unchanged prompt.
+        slots: Names that a call fills in it, where they are not the template's.
     """
 
     origin: str
     prompt: AdaptedPrompt
     part: Mapping[str, Any] = MappingProxyType({})
     candidate: Candidate | None = None
+    slots: tuple[str, ...] = ()
+
+    def serves(self, messages: Sequence[dict[str, Any]]) -> bool:
+        """Say whether a call of the template is asked in this way; rewrites leave what they do not fit as logged."""
+        return "rewrites" not in self.part or fitting_rewrite(self.part, messages) is not None
+
+    def serving(self, template: PromptTemplate, messages: Sequence[dict[str, Any]]) -> Candidate:
+        """Return how a call of the template is asked: of several rewrites by the first that fits it."""
+        if "rewrites" not in self.part:
+            return self.candidate or unchanged(template)
+        number = fitting_rewrite(self.part, messages)
+        return unchanged(template) if number is None else rewritten(template, self.part["rewrites"][number])
 
 
 def candidate_entry(
@@ -65,22 +80,32 @@ def candidate_entry(
 
 
 def declared_entry(
-    items: TemplateItems, adaptation: PromptAdaptation, *, profile: TargetProfile, form: Mapping[str, Any]
+    template: PromptTemplate,
+    found: Declared | None,
+    adaptation: PromptAdaptation,
+    *,
+    profile: TargetProfile,
+    form: Mapping[str, Any],
 ) -> Entry | str | None:
-    """Return the declared rewrites as an entry, in the form that the target takes; None where they fit no open prompt.
+    """Return the declared rewrites as an entry, in the form that the target takes; None where they fit no prompt.
 
     Where they miss some, or break a hard constraint, it is said why in words: nobody asks them.
+
+    Args:
+        template: What they replace.
+        found: What `declarations` says of it, seen on all golden calls: an open one is as good as a sealed one here,
+            and what a sealed one shows to break would be served all the same.
+        adaptation: The section `prompt`.
+        profile: The form that the target takes.
+        form: As that of `candidate_part`.
     """
-    calls = [call for part in (items.search, items.validation) for call in calls_of(part.rows)]
-    found = declared_for(as_answered(items.template, form), calls, adaptation)
-    if found is None or isinstance(found, str):
-        return found
-    if found.broken is not None:
-        return f"the declared rewrites are not asked: {found.broken}"
-    if found.exact:
-        return candidate_entry(items.template, found.candidate, origin="declared", profile=profile, form=form)
-    part = {**rewrites_part(items.template, declared_prompt(adaptation)), **form}
-    return Entry("declared", found_prompt([part], profile=profile, description=""), part, found.candidate)
+    if found is None or found.refused is not None:
+        return found and found.refused
+    # Never as the candidate, which serves every call of its template: a call that the patterns refuse, such as one with
+    # line breaks, is one that a person left out and nobody tried.
+    serving = declared_prompt(adaptation.model_copy(update={"rewrites": list(found.rewrites)}))
+    part = {**rewrites_part(template, serving), **form}
+    return Entry("declared", found_prompt([part], profile=profile, description=""), part, found.candidate, found.slots)
 
 
 def as_answered(template: PromptTemplate, form: Mapping[str, Any]) -> PromptTemplate:
@@ -102,9 +127,7 @@ def chosen_entry(items: TemplateItems, entry: Entry, *, profile: TargetProfile) 
         contract=contract,
         prompt_tokens=tokens,
     )
-    if (rewrites := entry.part.get("rewrites")) is None:
-        return chosen
-    return replace(chosen, slots=slots_of(rewrites))
+    return replace(chosen, slots=entry.slots or chosen.slots)
 
 
 def way_of(rows: pl.DataFrame, prompt: AdaptedPrompt) -> Way:

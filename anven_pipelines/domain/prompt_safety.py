@@ -18,7 +18,7 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_template import SLOT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anven_pipelines.domain.prompt_template import Candidate
 
@@ -89,8 +89,14 @@ class SafetyFinding:
     reasons: tuple[str, ...]
 
 
-def probes(candidate: Candidate, slots_samples: Sequence[Mapping[str, str]], *, seed: int) -> list[Probe]:
-    """Put every attack behind a value of a real call.
+def probes(
+    candidate: Candidate,
+    slots_samples: Sequence[Mapping[str, str]],
+    *,
+    seed: int,
+    reaches: Callable[[list[dict[str, Any]]], bool] = lambda _: True,
+) -> list[Probe]:
+    """Put every attack behind a value of a real call: on lines of its own, or where no prompt takes that, on one line.
 
     Which call and which slot depends on the samples and the seed alone, so two candidates of a template are attacked
     alike. A prompt without slots cannot be attacked: it has no probes.
@@ -99,6 +105,8 @@ def probes(candidate: Candidate, slots_samples: Sequence[Mapping[str, str]], *, 
         candidate: Prompt to attack.
         slots_samples: What real calls filled the slots with.
         seed: The same arguments give the same probes.
+        reaches: Whether the adapted prompt serves a call with these messages. Where it serves an attack in neither
+            form, so it does an attacker's, and the probe is asked as it was logged.
 
     Raises:
         InvalidInput: there is no sample, or it has slots that another one lacks.
@@ -117,8 +125,9 @@ def probes(candidate: Candidate, slots_samples: Sequence[Mapping[str, str]], *, 
         slots = dict(slots_samples[int(picked[number % len(picked)])])
         name = names[(turn + number) % len(names)]
         code = CODES[int(rng.integers(len(CODES)))]
-        slots[name] = f"{slots[name]}\n{text.replace('{code}', code)}".lstrip("\n")
-        made.append(Probe(number, kind, candidate.asked(slots), code))
+        lines = [slots[name], *text.replace("{code}", code).split("\n")]
+        forms = [candidate.asked({**slots, name: joint.join(lines).lstrip(joint)}) for joint in ("\n", " ")]
+        made.append(Probe(number, kind, next((each for each in forms if reaches(each)), forms[0]), code))
     return made
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import regex  # type: ignore[import-untyped] # in place of re for its timeout
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from anven_pipelines import spec_prompt
 from anven_pipelines.domain.canonical import digest_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 
-SLOT: Final = regex.compile(r"\{([A-Za-z_]\w*)\}")
+SLOT: Final = spec_prompt.SLOT
 PATTERN_SECONDS: Final = 1.0
 
 
@@ -81,25 +82,6 @@ class PromptTemplate(_Frozen):
     def pattern(self) -> str:
         """Regular expression that a user message of this template matches as a whole; its groups are the slots."""
         return pattern_of(self.user, self.slots)
-
-    def slots_of(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
-        """Return what a logged prompt filled the slots with; None where it is no prompt of this template.
-
-        The last user message is what the template describes; a system message must be the template's own.
-        """
-        systems = [each.get("content") for each in messages if each.get("role") == "system"]
-        users = [each.get("content") for each in messages if each.get("role") == "user"][-1:]
-        expected = [] if self.system is None else [pattern_of(self.system, self.slots)]
-        texts, patterns = [*systems, *users], [*expected, self.pattern]
-        if len(texts) != len(patterns) or len(systems) != len(expected):
-            return None
-        slots: dict[str, str] = {}
-        for pattern, text in zip(patterns, texts, strict=True):
-            found = regex.fullmatch(pattern, text, timeout=PATTERN_SECONDS) if isinstance(text, str) else None
-            if found is None:
-                return None
-            slots |= found.groupdict(default="")
-        return slots
 
 
 def pattern_of(user: str, slots: Sequence[str]) -> str:

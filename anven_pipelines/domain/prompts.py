@@ -20,17 +20,13 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_conversion import convert
 from anven_pipelines.domain.prompt_mining import Fitted, fit
 from anven_pipelines.domain.prompt_target import TargetProfile
-from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, fill
+from anven_pipelines.domain.prompt_template import PATTERN_SECONDS, Candidate, PromptTemplate, fill
 from anven_pipelines.domain.token_count import most_tokens
 
 if TYPE_CHECKING:
     import polars as pl
 
     from anven_pipelines.spec_prompt import PromptAdaptation, PromptRewrite
-
-PATTERN_SECONDS: Final = 1.0
-
-_SLOT: Final = regex.compile(r"\{(\w+)\}")
 
 Message = dict[str, Any]
 Params = dict[str, Any]
@@ -122,9 +118,8 @@ def _rewritten(transformation: Mapping[str, Any], call: Call) -> Call:
     rewrite = transformation["rewrites"][number]
     _, user = _single_turn(messages) or ("", "")
     slots = _search(rewrite["user"], user, whole=True).groupdict(default="")
-    fill = lambda found: slots.get(found[1], found[0])  # noqa: E731 - the shape that `sub` takes
     return Call(
-        [{**each, "content": _SLOT.sub(fill, each["content"])} for each in rewrite["messages"]],
+        [{**each, "content": fill(each["content"], slots)} for each in rewrite["messages"]],
         call.params | (rewrite.get("params") or {}),
     )
 
@@ -320,7 +315,7 @@ def _search(pattern: str, text: str, *, whole: bool = False) -> Any:  # noqa: AN
 def _single_turn(messages: Sequence[Message]) -> tuple[str, str] | None:
     """Return system and user text; None for a prompt of any other form."""
     roles = [message.get("role") for message in messages]
-    if roles not in (["user"], ["system", "user"]):
+    if roles not in (["user"], ["system", "user"], ["developer", "user"]):
         return None
     texts = [text for message in messages if isinstance(text := message.get("content"), str)]
     if len(texts) != len(messages):

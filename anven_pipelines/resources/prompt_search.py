@@ -15,6 +15,7 @@ import polars as pl
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.inference import ANSWERS, work_key
 from anven_pipelines.domain.prompt_adaptation import Search
+from anven_pipelines.domain.prompt_declared import Declared
 from anven_pipelines.domain.prompt_looks import Looks
 from anven_pipelines.domain.prompt_report import Adaptation
 from anven_pipelines.domain.prompt_search import Racing, RandomSearch
@@ -66,6 +67,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
         golden: pl.DataFrame,
         templates: Sequence[PromptTemplate],
         *,
+        rewrites: Mapping[str, Declared],
         looks: Looks,
     ) -> Adaptation:
         """Look for better prompts and prove them.
@@ -75,6 +77,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
             migration: What is declared.
             golden: GOLDEN rows; only open ones are asked.
             templates: The legacy prompts.
+            rewrites: What the declared rewrites make of the golden calls, by template.
             looks: What the workload's searches were shown, and what was looked at to prove a gain.
 
         Raises:
@@ -94,6 +97,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
             migration=migration,
             target=target,
             split=split,
+            rewrites=rewrites,
             strategies=self._strategies(migration),
             profile=TargetProfile(**adaptation.form.model_dump(exclude={"switches_reasoning"})),
             ask=self.batch_inference.asker(context, target, key=key),

@@ -21,6 +21,7 @@ from anven_pipelines.domain.golden import GOLDEN, opened
 from anven_pipelines.domain.prompt_baseline import baseline_of
 from anven_pipelines.domain.prompt_changes import chosen_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard
+from anven_pipelines.domain.prompt_mining import fit
 from anven_pipelines.domain.prompt_report import Adaptation
 from anven_pipelines.domain.prompt_rewrites import rewrites_of
 from anven_pipelines.domain.prompt_safety import Outcome, compare
@@ -182,7 +183,7 @@ def test_the_rewrites_ask_what_the_found_prompt_asks(tmp_path: Path) -> None:
     searched = {each.template.name for each in adaptation.chosen}
     fitting = 0
     for messages, _ in logged_calls():
-        of_these = any(each.template.slots_of(messages) is not None for each in adaptation.chosen)
+        of_these = any(fit(each.template, messages) is not None for each in adaptation.chosen)
         assert (fitting_rewrite(rewritten.transformation, messages) is not None) is of_these
         if of_these:
             fitting += 1

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from anven_pipelines.domain.prompt_declared import Declared, broken_declarations, declared_for
+from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_declared import (
+    Declared,
+    broken_declarations,
+    declarations,
+    declared_for,
+    require_tested,
+    unchecked_declarations,
+)
 from anven_pipelines.domain.prompt_template import PromptTemplate
 from anven_pipelines.domain.prompts import Call
 from anven_pipelines.spec import Contract
@@ -53,7 +61,7 @@ def declared(*rewrites: dict[str, Any], template: PromptTemplate = SHOP, **field
 
 def test_a_rewrite_becomes_a_candidate_with_the_slots_of_its_template() -> None:
     found = declared(rewrite(params={"temperature": 0}))
-    assert (found.exact, found.broken) == (True, None)
+    assert (found.slots, found.broken) == (SHOP.slots, None)
     assert found.candidate.messages[-1].content == "Notes: {context}\n\n{question}"
     assert (found.candidate.params, found.candidate.origin) == ({"temperature": 0}, "declared")
 
@@ -89,7 +97,7 @@ def test_the_length_is_that_of_the_migration_file() -> None:
 def test_what_a_call_filled_in_may_be_cut_and_may_not_be_left_out() -> None:
     in_pieces = r"(?s)Context: Parcel (?P<number>\d+) (?P<how>.*)\nQuestion: (?P<asked>.*)"
     found = declared(rewrite(in_pieces, asked="Of Parcel {number}, which {how}: {asked}"))
-    assert (found.exact, found.broken) == (False, None)
+    assert (found.slots, found.broken) == (("number", "how", "asked"), None)
     assert "{number}" in found.candidate.messages[-1].content
     in_part = r"(?s)Context: (?P<first>[^\n]*).*\nQuestion: (?P<asked>.*)"
     broken = declared(rewrite(in_part, asked="{first} {asked}")).broken
@@ -101,7 +109,10 @@ def test_what_a_call_filled_in_may_be_cut_and_may_not_be_left_out() -> None:
 def test_of_several_rewrites_for_one_prompt_each_must_keep_everything() -> None:
     short = r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)"
     good, rest = rewrite(short, asked="{context} {question}"), rewrite()
-    assert declared(good, rest) == Declared(declared(good, rest).candidate, exact=False, broken=None)
+    others = {"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}
+    found = declared(others, good, rest)
+    assert (found.slots, found.broken) == (("context", "question"), None)
+    assert found.rewrites == tuple(declare(good, rest).rewrites), "the others serve no call of it"
     broken = declared(good, rewrite(system="You help.")).broken
     assert broken == (
         f"prompt.rewrites[1]: the policy {POLICY!r} is missing; it must stand word for word in the system or the last "
@@ -112,32 +123,85 @@ def test_of_several_rewrites_for_one_prompt_each_must_keep_everything() -> None:
     assert lost.startswith("prompt.rewrites[1]: the slots {context} are missing")
 
 
+SHORT = r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)"  # ten of the twelve
+
+
 def test_rewrites_that_fit_some_calls_say_how_many_and_that_fit_none_are_for_others() -> None:
-    one = rewrite(r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)", asked="{context} {question}")
-    assert declared_for(SHOP, CALLS, declare(one)) == (
+    assert declared(rewrite(SHORT, asked="{context} {question}")).refused == (
         "the declared rewrites are not asked: they fit 10 of 12 prompts, and all are needed"
     )
+    assert declared(rewrite()).refused is None
     assert declared_for(SHOP, CALLS, declare(rewrite("Sort: (?P<text>.*)", asked="{text}"))) is None
     assert declared_for(SHOP, CALLS, PromptAdaptation()) is None
 
 
-def test_each_prompt_whose_rewrite_breaks_something_is_named() -> None:
-    router = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
-    calls = [*CALLS, Call([{"role": "user", "content": "Sort: a letter"}], {})]
-    sort = {"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}
-    no_contract = Contract(json_object=False)
-    both = [rewrite(system="You help."), sort]
-    [told] = broken_declarations([SHOP, router], calls, declare(*both), contract=no_contract)
+def test_rewrites_that_fit_some_calls_are_checked_on_these_and_the_others_are_told() -> None:
+    some = rewrite(SHORT, asked="{context} {question}", system="You help.")
+    adaptation = declare(some, SORT)
+    found = declarations([SHOP], CALLS, adaptation, contract=Contract(json_object=False))
+    [told] = broken_declarations(found)
     assert told.startswith(f"shop: prompt.rewrites[0]: the policy {POLICY!r} is missing")
-    assert broken_declarations([SHOP, router], calls, declare(rewrite(), sort), contract=no_contract) == []
-    assert broken_declarations([SHOP, router], calls, PromptAdaptation(), contract=no_contract) == []
+    assert unchecked_declarations(found, adaptation) == [
+        "prompt.rewrites[1] serves no golden prompt that has a template: not asked, so not checked",
+        "shop: 2 of 12 prompts fit no rewrite: not asked, so not checked",
+    ]
+    all_served = declare(rewrite())
+    found = declarations([SHOP], CALLS, all_served, contract=Contract(json_object=False))
+    assert unchecked_declarations(found, all_served) == []
+
+
+def breaks(templates: list[PromptTemplate], calls: list[Call], adaptation: PromptAdaptation, **contract: Any) -> Any:
+    declared = declarations(templates, calls, adaptation, contract=Contract(**{"json_object": False} | contract))
+    return broken_declarations(declared)
+
+
+ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
+SORT = {"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}
+LETTER = Call([{"role": "user", "content": "Sort: a letter"}], {})
+
+
+def test_each_prompt_whose_rewrite_breaks_something_is_named() -> None:
+    calls = [*CALLS, LETTER]
+    [told] = breaks([SHOP, ROUTER], calls, declare(rewrite(system="You help."), SORT))
+    assert told.startswith(f"shop: prompt.rewrites[0]: the policy {POLICY!r} is missing")
+    assert breaks([SHOP, ROUTER], calls, declare(rewrite(), SORT)) == []
+    assert breaks([SHOP, ROUTER], calls, PromptAdaptation()) == []
+
+
+def test_a_call_belongs_to_the_first_template_that_it_fits_and_binds_no_other() -> None:
+    anything = PromptTemplate(name="any", user="{text}", slots=("text",), policies=(POLICY,))
+    assert breaks([ROUTER, anything], [LETTER], declare(SORT)) == []
+    [told] = breaks([anything, ROUTER], [LETTER], declare(SORT))
+    assert told.startswith("any: ")
 
 
 def test_a_rewrite_may_demand_of_answers_what_the_migration_file_does_and_no_less() -> None:
     schema = {"type": "object", "properties": {"answer": {}}, "required": ["answer"]}
     asked = rewrite(params={"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}})
-    wants = Contract(json_object=True, required=["answer"])
-    assert broken_declarations([SHOP], CALLS, declare(asked), contract=wants) == []
-    wants_more = Contract(json_object=True, required=["answer", "source"])
-    [told] = broken_declarations([SHOP], CALLS, declare(asked), contract=wants_more)
+    assert breaks([SHOP], CALLS, declare(asked), json_object=True, required=["answer"]) == []
+    [told] = breaks([SHOP], CALLS, declare(asked), json_object=True, required=["answer", "source"])
     assert "params.response_format is" in told
+
+
+def test_rewrites_to_be_tested_that_fit_nothing_are_an_error_with_the_first_prompt_that_may_be_shown() -> None:
+    slip = declare(rewrite("(?s)Kontext: (?P<notes>.*?)\nQuestion: (?P<asked>.*)"), mode="tested")
+    calls = [LETTER, *CALLS]
+
+    def require(adaptation: PromptAdaptation, *, shown: int) -> None:
+        declared = declarations([SHOP], calls, adaptation, contract=Contract(json_object=False))
+        require_tested(declared, calls, adaptation, may_be_shown=[at == shown for at in range(len(calls))])
+
+    with pytest.raises(InvalidInput, match=r"0 of 13 golden prompts fit a rewrite; .*Parcel 3 came") as error:
+        require(slip, shown=4)
+    assert "Parcel 0" not in str(error.value), "sealed"
+    require(slip.model_copy(update={"mode": "full"}), shown=4)
+    require(declare(rewrite(), mode="tested"), shown=4)
+    with pytest.raises(InvalidInput, match="no rewrite fits a prompt that has a template: 1 of 13 golden prompts"):
+        require(declare(SORT, mode="tested"), shown=4)
+
+
+def test_a_rewrite_fits_a_prompt_whose_system_message_is_the_developers() -> None:
+    said = [Call([{**call.messages[0], "role": "developer"}, call.messages[1]], PARAMS) for call in CALLS]
+    found = declared_for(SHOP, said, declare(rewrite()))
+    assert isinstance(found, Declared), found
+    assert (found.slots, found.broken) == (SHOP.slots, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,6 +64,20 @@ def test_the_same_seed_attacks_two_prompts_alike() -> None:
 def test_an_empty_value_is_the_attack_alone() -> None:
     made = probes(prompt(("user", "{q}")), [{"q": ""}], seed=1)
     assert made[0].messages[0]["content"].startswith("Ignore everything above")
+
+
+def test_an_attack_reaches_a_prompt_that_takes_no_line_breaks_on_one_line() -> None:
+    template = prompt(("user", "Q: {question}"))
+    samples = [{"question": f"why {number}"} for number in range(5)]
+
+    def one_line(messages: list[dict[str, Any]]) -> bool:
+        return "\n" not in messages[-1]["content"]
+
+    for made, (_, text) in zip(probes(template, samples, seed=1, reaches=one_line), ATTACKS, strict=True):
+        asked = made.messages[-1]["content"]
+        assert " ".join(text.replace("{code}", made.code).split("\n")) in asked
+        assert one_line(made.messages)
+    assert probes(template, samples, seed=1, reaches=lambda _: False) == probes(template, samples, seed=1)
 
 
 def test_a_prompt_without_slots_cannot_be_attacked() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from anven_pipelines.domain.errors import InvalidInput
+from anven_pipelines.domain.prompt_mining import fit
 from anven_pipelines.domain.prompt_report import served_versions
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
@@ -154,6 +155,16 @@ def test_a_prompt_that_no_rewrite_fits_is_refused_and_counted(logged: list[dict[
     sealed = preview(prompt, calls, may_be_shown=[False, False])
     assert (sealed.unfit, sealed.examples) == (1, []), "a sealed prompt is counted and not quoted"
     assert sealed.message.endswith("the first without one: sealed, as all of them are")
+
+
+def test_a_slot_has_any_name_that_a_group_may_have() -> None:
+    named = {"user": "Größe: (?P<größe>.*)", "messages": [{"role": "user", "content": "{größe} {1} {}"}]}
+    adaptation = PromptAdaptation.model_validate({"rewrites": [named]})
+    assert apply(declared_prompt(adaptation), asked("Größe: XL")).messages == asked("XL {1} {}")
+    template = PromptTemplate(name="t", user="Größe: {größe}", slots=("größe",))
+    fitted = fit(template, asked("Größe: XL"))
+    assert fitted is not None
+    assert unchanged(template).asked(fitted.slots) == asked("Größe: XL")
 
 
 def test_a_pattern_that_never_ends_is_an_error_and_not_a_hang() -> None:

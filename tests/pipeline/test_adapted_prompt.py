@@ -320,6 +320,19 @@ def test_an_edit_by_hand_that_loses_a_slot_is_told_and_never_tested(place: Place
         assert not report(place)["adapted"]
 
 
+def test_edits_by_hand_that_fit_nothing_are_an_error_and_nothing_is_asked(place: Place) -> None:
+    slip = by_hand("Number of ticket {ticket}", user=r"Whats is the number of ticket (?P<ticket>.*)")
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        result = materialize(place, declare(place, endpoint, mode="tested", rewrites=[slip]))
+        assert not endpoint.asks
+    assert not result.success
+    [failure] = [str(each.event_specific_data) for each in result.all_events if each.is_step_failure]
+    assert (
+        f"`mode: tested` has nothing to test, as no rewrite fits a prompt that has a template: 0 of {ITEMS}" in failure
+    )
+    assert "the first without one: [('user', 'What is the number of ticket" in failure
+
+
 def test_reasoning_is_switched_where_the_target_can(place: Place) -> None:
     def thinks(ask: Ask) -> Reply:
         switch = ask.body.get("chat_template_kwargs") or {}
