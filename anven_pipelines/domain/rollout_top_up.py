@@ -41,7 +41,8 @@ class _Reading(NamedTuple):
 _ROUNDING: Final = 1e-9  # of a product such as 500 x 0.7, which is 349.99999999999994
 _FAILED: Final = pl.col("target_failed").fill_null(value=True)
 _READINGS: Final[Mapping[Metric, _Reading]] = {
-    # What is not known counts as failed by the target.
+    # What is not known counts as failed by the target. Of an answer that its client left, legacy is taken to keep the
+    # form: it was cut off, and whatever the target makes of the same request can only count against that.
     "errors": _Reading(
         target=_FAILED,
         legacy=pl.col("legacy_failed"),
@@ -53,7 +54,11 @@ _READINGS: Final[Mapping[Metric, _Reading]] = {
         legacy=pl.col("legacy_failed") | pl.col("legacy_broke").fill_null(value=False),
         applies=pl.lit(value=True),
         known=pl.col("legacy_failed")
-        | (pl.col("asked") & pl.col("legacy_broke").is_not_null() & (_FAILED | pl.col("target_broke").is_not_null())),
+        | (
+            pl.col("asked")
+            & (pl.col("legacy_broke").is_not_null() | pl.col("left"))
+            & (_FAILED | pl.col("target_broke").is_not_null())
+        ),
     ),
     # A cost has no worst: what is not known is left out, and no more than 1 - MEASURED of it. Where the target fails a
     # user, legacy answers and is paid, so that a failure is never the cheaper for being one.

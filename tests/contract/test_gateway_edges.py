@@ -13,7 +13,7 @@ from anven_pipelines.domain.rollout_mirrored import pairs_of
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
 from anven_pipelines.ingest.gateway_events import read_batch
 from anven_pipelines.spec_rollout import Rollout
-from tests.gateway_proxy import Arms, Gateway, gateway
+from tests.gateway_proxy import KEY, Arms, Gateway, gateway
 from tests.scripted_endpoint import Reply
 
 if TYPE_CHECKING:
@@ -210,6 +210,25 @@ def test_a_request_is_mirrored_in_the_way_that_the_client_asked(
     [pair] = pairs(gate, "mirrored", route)
     assert (pair["asked"], pair["legacy_failed"], pair["target_failed"]) == (True, False, found[0] == "error")
     assert pair["target_broke"] == (None if found[1] is None else not found[1])
+
+
+def test_a_client_that_leaves_legacys_stream_does_not_make_it_one_without_form(gate: Gateway) -> None:
+    """The part that came is no JSON; the target is asked for all of it."""
+    route = gate.routed("mirrored", 0.0, shadow=1.0)
+    gate.arms.legacy = lambda _: Reply('{"answer": "one two three"}', chunk_delay_s=0.7)
+    before = gate.events_of("mirrored").height
+    body = {"model": "mirrored", "user": "ada", "messages": [{"role": "user", "content": "Q: left?"}], "stream": True}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        httpx.Client(base_url=gate.started.url, headers=headers, trust_env=False) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        next(answer.iter_bytes())
+    request = gate.next_event("mirrored", after=before)
+    assert (request["status"], request["contract_ok"], request["flags"]) == ("disconnected", None, ["mirrored"])
+    gate.events(request["request_id"], kind="shadow")
+    [pair] = pairs(gate, "mirrored", route)
+    assert (pair["left"], pair["legacy_broke"], pair["target_broke"]) == (True, None, False)
 
 
 def test_a_mirrored_request_of_unknown_cost_is_charged_what_it_may_have_cost(gate: Gateway) -> None:
