@@ -295,8 +295,10 @@ def test_nothing_tells_the_client_which_arm_answered(gate: Gateway) -> None:
 
 
 def test_an_arm_cannot_be_asked_past_the_assignment(gate: Gateway) -> None:
-    answer = gate.ask("hidden--target", "ada")
-    assert answer.status_code == 400
+    asked = len(gate.target.asks)
+    for arm in ("target", "legacy", "shadow"):
+        assert gate.ask(f"hidden--{arm}", "ada").status_code == 400
+    assert len(gate.target.asks) == asked
     models = {each["id"] for each in gate.client.get("/v1/models").json()["data"]}
     assert "hidden" in models
     assert not {name for name in models if "--" in name}

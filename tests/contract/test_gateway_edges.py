@@ -29,6 +29,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "hidden", 
     "limited": {"gateway": {"legacy": {"rpm": 2}}},
     "rescued": {"gateway": {"target": {"rpm": 2}}},
     "wordy": {"gateway": {"legacy": {"tpm": 6}}},
+    "crowded": {"gateway": {"target": {"rpm": 2}}},
 }
 
 TOO_LONG = Reply("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.", status=400)
@@ -159,6 +160,18 @@ def test_legacy_answers_what_comes_above_the_targets_limit_which_counts_against_
     assert above.select("intended", "served", "status", "why").unique().rows() == [
         ("target", "legacy", "ok", "fallback")
     ]
+
+
+def test_mirrored_requests_use_up_none_of_the_limit_of_the_targets_users(gate: Gateway) -> None:
+    route = gate.routed("crowded", 0.0, shadow=1.0)
+    mirrored = [gate.ask("crowded", f"user {number}").headers["x-litellm-call-id"] for number in range(6)]
+    gate.events(*mirrored, kind="shadow")
+    above = [pair["target_failed"] for pair in pairs(gate, "crowded", route)].count(True)
+    assert 2 <= above <= 4  # their own limit holds for them; they may meet two minutes
+    gate.routed("crowded", 1.0)
+    answer = gate.ask("crowded", "ada")
+    [event] = gate.events(answer.headers["x-litellm-call-id"]).iter_rows(named=True)
+    assert (event["served"], event["why"], event["error_class"]) == ("target", None, None)
 
 
 def test_a_mirrored_request_is_the_request_without_its_user(gate: Gateway) -> None:
