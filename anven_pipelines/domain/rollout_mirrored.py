@@ -63,7 +63,7 @@ def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
     """
     settle = plan.rollout.settle
     named = events.filter(pl.col("kind") == "request").sort(_ORDER).unique("request_id", keep="first")
-    in_time = pl.col("ts") <= pl.col("ts").min().over("unit") + settle
+    in_time = pl.col("ts") <= pl.col("first_at") + settle
     first = (
         events.filter(
             pl.col("kind") == "request",
@@ -71,6 +71,7 @@ def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
             pl.col("unit").is_not_null(),
             pl.col("intended").is_not_null(),
         )
+        .with_columns(first_at=pl.col("ts").min().over("unit"))  # apart: within another window it would be of that
         .with_columns(alike=in_time.sum().over("unit", "request_id"))
         .sort(_ORDER)
         .unique("unit", keep="first", maintain_order=True)
