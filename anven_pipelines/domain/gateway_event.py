@@ -148,7 +148,7 @@ GATEWAY_EVENTS: Final = Table(
         Column("cost_usd", pl.Float64, "Cost of the answer; null where no price is known."),
         Column("cached", pl.Boolean, "Whether the gateway's cache answered; such a row has no speed and no cost."),
         Column("finish_reason", pl.String, "Why the answer ended."),
-        Column("contract_ok", pl.Boolean, "Whether the answer has the declared form; null where none is declared."),
+        Column("contract_ok", pl.Boolean, "Whether a whole answer has the declared form; null where none is declared."),
         Column("prompt_version", pl.String, "Version of the prompt that was asked."),
         Column("score", pl.Float64, "Of a feedback, in [0, 1]; 1 is best."),
         Column("outcome", pl.String, "Of a feedback: what became of the answer. Of a breaker: its new state."),

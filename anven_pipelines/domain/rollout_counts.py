@@ -152,7 +152,8 @@ class _Side(NamedTuple):
         """Say which arm lacks too many values; None where none does."""
         measure = _MEASURES[self.metric]
         for name in _ARMS:
-            known, applies = (sum(each.of(column) for each in self.arm(name)) for column in measure[1:])
+            known = sum(each.of(measure.known) for each in self.arm(name))
+            applies = sum(self._applies(each) for each in self.arm(name))
             if known < least * applies:
                 return f"{known:,.0f} of {applies:,.0f} units of {name} were measured, {least:.0%} are needed"
         return None
@@ -183,8 +184,12 @@ class _Side(NamedTuple):
     def _lacking(self, arm: ArmCounts) -> Sums:
         """Return of how many units that it concerns the value is missing."""
         measure = _MEASURES[self.metric]
-        lack = arm.of(measure.applies) - arm.of(measure.known) + (arm.of("left") if self.metric in LEFT else 0)
+        lack = self._applies(arm) - arm.of(measure.known) + (arm.of("left") if self.metric in LEFT else 0)
         return Sums(arm.of("seen" if self.metric in LEFT else measure.applies), lack, lack)
+
+    def _applies(self, arm: ArmCounts) -> float:
+        """Return of how many units a value was to be had; whoever hung up had no answer whose form could be told."""
+        return arm.of(_MEASURES[self.metric].applies) - (arm.of("left") if self.metric == "contract" else 0)
 
     def _gone(self, target: list[Sums], legacy: list[Sums]) -> str | None:
         found = []

@@ -23,7 +23,7 @@ UNEVEN_P: Final = 0.001
 """Values lack unevenly where that is proven at this error rate, all looks together."""
 STRAY: Final = 0.01
 """Share of the units by which clients of other hours may hang up more often: as many may lack values in either arm."""
-LEFT: Final[tuple[Metric, ...]] = ("ttft", "latency", "cost")
+LEFT: Final[tuple[Metric, ...]] = ("ttft", "latency", "cost", "contract")
 """Metrics of which a client that hung up keeps the value from being known."""
 
 

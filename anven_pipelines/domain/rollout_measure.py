@@ -46,7 +46,9 @@ UNITS: Final = Table(
         Column("seen_at", UTC_TIMESTAMP, "When its first request of the stage ended."),
         Column("treated", pl.Boolean, "Whether it was assigned to the target."),
         Column("errors", pl.Float64, "Share of its requests that failed, in [0, 1]."),
-        Column("contract", pl.Float64, "Share of its answers without the declared form; NULL where none is declared."),
+        Column(
+            "contract", pl.Float64, "Share of its whole answers without the declared form; NULL where none is known."
+        ),
         Column("safety", pl.Float64, "Share of its judged answers that were flagged as unsafe."),
         Column("quality", pl.Float64, "Mean score of its judged answers, in [0, 1]."),
         Column(

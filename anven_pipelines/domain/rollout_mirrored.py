@@ -30,7 +30,9 @@ PAIRS: Final = Table(
         Column("legacy_failed", pl.Boolean, "Whether legacy failed it; it was not mirrored then."),
         Column("asked", pl.Boolean, "Whether the target was asked as legacy was, and answered or failed in time."),
         Column("target_failed", pl.Boolean, "Whether the target failed it; NULL where it was not asked."),
-        Column("legacy_broke", pl.Boolean, "Whether legacy's answer lacks the declared form; NULL where not known."),
+        Column(
+            "legacy_broke", pl.Boolean, "Whether legacy's whole answer lacks the declared form; NULL where not known."
+        ),
         Column("target_broke", pl.Boolean, "Whether the target's does."),
         Column("timed", pl.Boolean, "Whether no cache answered for legacy."),
         Column("left", pl.Boolean, "Whether the client hung up before it had legacy's answer whole."),
@@ -61,7 +63,7 @@ def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
     """
     settle = plan.rollout.settle
     named = events.filter(pl.col("kind") == "request").sort(_ORDER).unique("request_id", keep="first")
-    in_time = pl.col("ts") <= pl.col("ts").min().over("unit") + settle
+    in_time = pl.col("ts") <= pl.col("first_at") + settle
     first = (
         events.filter(
             pl.col("kind") == "request",
@@ -69,6 +71,7 @@ def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
             pl.col("unit").is_not_null(),
             pl.col("intended").is_not_null(),
         )
+        .with_columns(first_at=pl.col("ts").min().over("unit"))  # apart: within another window it would be of that
         .with_columns(alike=in_time.sum().over("unit", "request_id"))
         .sort(_ORDER)
         .unique("unit", keep="first", maintain_order=True)
@@ -96,7 +99,7 @@ def pairs_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
             (pl.col("status") == "error").alias("legacy_failed"),
             asked.alias("asked"),
             pl.when(asked).then(pl.col("status_of_target") == "error").alias("target_failed"),
-            (~pl.col("contract_ok")).alias("legacy_broke"),
+            pl.when(pl.col("status") == "ok").then(~pl.col("contract_ok")).alias("legacy_broke"),
             pl.when(asked).then(~pl.col("contract_ok_of_target")).alias("target_broke"),
             (~pl.col("cached").fill_null(value=False)).alias("timed"),
             (pl.col("status") == "disconnected").alias("left"),

@@ -40,11 +40,16 @@ _ANSWERED: Final = (pl.col("errors") < 1) | pl.col("safety").is_not_null()
 """Of whom something was to be judged. Where every request failed there is no answer, which is neither safe nor unsafe;
 where one was answered and nobody judged it, that is unmeasured, whatever became of the others."""
 
+_HAD_IT_WHOLE: Final = (
+    ~pl.col("left").fill_null(value=False) | (pl.col("errors") > 0) | pl.col("contract").is_not_null()
+)
+"""Of whom an answer's form was to be had: not where clients hung up on all that was answered."""
+
 READINGS: Final[Mapping[Metric, Reading]] = {
     "quality": Reading(POINTS, 1 - _or("quality", 0.0), pl.col("due")),
     "safety": Reading(POINTS, pl.col("safety"), pl.col("due") & _ANSWERED),
     "errors": Reading(POINTS, pl.col("errors"), _ALL),
-    "contract": Reading(POINTS, _or("contract", 1.0), _ALL),
+    "contract": Reading(POINTS, _or("contract", 1.0), _HAD_IT_WHOLE),
     "ttft": Reading("ms", _or("ttft_ms", NEVER_MS), pl.col("streamed")),
     "latency": Reading("ms", _or("latency_ms", NEVER_MS), pl.col("timed")),
     "cost": Reading("USD", _or("cost_usd", 0.0), pl.col("timed")),

@@ -41,7 +41,8 @@ class _Reading(NamedTuple):
 _ROUNDING: Final = 1e-9  # of a product such as 500 x 0.7, which is 349.99999999999994
 _FAILED: Final = pl.col("target_failed").fill_null(value=True)
 _READINGS: Final[Mapping[Metric, _Reading]] = {
-    # What is not known counts as failed by the target.
+    # What is not known counts as failed by the target. Of an answer that its client left, legacy is taken to keep the
+    # form: it was cut off, and whatever the target makes of the same request can only count against that.
     "errors": _Reading(
         target=_FAILED,
         legacy=pl.col("legacy_failed"),
@@ -53,7 +54,11 @@ _READINGS: Final[Mapping[Metric, _Reading]] = {
         legacy=pl.col("legacy_failed") | pl.col("legacy_broke").fill_null(value=False),
         applies=pl.lit(value=True),
         known=pl.col("legacy_failed")
-        | (pl.col("asked") & pl.col("legacy_broke").is_not_null() & (_FAILED | pl.col("target_broke").is_not_null())),
+        | (
+            pl.col("asked")
+            & (pl.col("legacy_broke").is_not_null() | pl.col("left"))
+            & (_FAILED | pl.col("target_broke").is_not_null())
+        ),
     ),
     # A cost has no worst: what is not known is left out, and no more than 1 - MEASURED of it. Where the target fails a
     # user, legacy answers and is paid, so that a failure is never the cheaper for being one.
@@ -72,20 +77,34 @@ _READINGS: Final[Mapping[Metric, _Reading]] = {
 
 @dataclass(frozen=True)
 class _Pairs:
-    """A side of a judgement, read from pairs: shape (n,) of each arm, in the order of the first requests."""
+    """A side of a judgement, read from pairs: shape (n,) of each arm, in the order of the first requests.
+
+    Attributes:
+        metric: Which one.
+        share: The target's.
+        due: Pairs that it concerns.
+        known: Of these, those that tell of it.
+        asked: Of the known ones, those that the target was asked.
+        uncosted: Of the due ones, those without a cost by legacy's own doing or its client's, where that is judged.
+        found: How bad each arm was.
+    """
 
     metric: Metric
     share: float
     due: int
     known: int
     asked: int
+    uncosted: int
     found: pl.DataFrame
 
     def unmeasured(self, least: float) -> str | None:
         """Say that too few are known."""
         if self.known >= least * self.due:
             return None
-        return f"{self.known:,} of {self.due:,} that were drawn to be mirrored tell of it, {least:.0%} are needed"
+        told = f"{self.known:,} of {self.due:,} that were drawn to be mirrored tell of it, {least:.0%} are needed"
+        if self.uncosted:
+            told += f"; at {self.uncosted:,} legacy failed or its client hung up, so that no cost of legacy's is known"
+        return told
 
     def difference(self, *, alpha: float) -> Interval:
         """Two-sided interval of target less legacy that errs at alpha on either side."""
@@ -160,9 +179,18 @@ def _read(pairs: pl.DataFrame, metric: Metric, *, share: float) -> _Pairs:
         reading.legacy.cast(pl.Float64).alias("legacy"),
         reading.known.alias("known"),
         "asked",
+        (pl.col("legacy_failed") | pl.col("left")).alias("lost"),
     )
-    found = due.filter("known") if metric == "cost" else due
-    return _Pairs(metric, share, due.height, int(due["known"].sum()), int((due["known"] & due["asked"]).sum()), found)
+    is_cost = metric == "cost"
+    return _Pairs(
+        metric=metric,
+        share=share,
+        due=due.height,
+        known=int(due["known"].sum()),
+        asked=int((due["known"] & due["asked"]).sum()),
+        uncosted=int(due["lost"].sum()) if is_cost else 0,
+        found=due.filter("known") if is_cost else due,
+    )
 
 
 def _mirrored(plan: RolloutPlan, side: _Pairs) -> Mirrored:

@@ -47,6 +47,8 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
     requests = _scored(requests, events, outcome=None if judge is None else judge_outcome(judge))
     settled = requests.filter(pl.col("ts") <= first + rollout.settle, first + rollout.settle <= now)
     timed = ~pl.col("cached").fill_null(value=False) & (pl.col("status") != "disconnected")
+    # Earlier gateways checked what a client that hung up had got so far.
+    whole = pl.col("status") == "ok"
     rescued = (pl.col("why") == "fallback").fill_null(value=False) & (pl.col("intended") == "target")
     at_legacy = (pl.col("served") == "legacy") & (pl.col("intended") == "target")
     folded = (
@@ -57,7 +59,7 @@ def units_of(events: pl.DataFrame, plan: RolloutPlan, *, generation: int, now: d
             pl.col("due_at").first(),
             (pl.col("intended").first() == "target").alias("treated"),
             ((pl.col("status") == "error") | rescued).mean().alias("errors"),
-            (~pl.col("contract_ok")).cast(pl.Float64).mean().alias("contract"),
+            (~pl.col("contract_ok")).filter(whole).cast(pl.Float64).mean().alias("contract"),
             pl.col("unsafe").mean().alias("safety"),
             pl.col("score").mean().alias("quality"),
             pl.col("ttft_ms").filter(timed & pl.col("stream")).first(),

@@ -25,7 +25,7 @@ COUNTERS: Final[Mapping[str, str]] = {
     "fell_back_total": "Units of the target that legacy answered.",
     "left_total": "Units whose client hung up.",
     "errors_total": "Units whose request failed, those that legacy rescued included.",
-    "contract_checks_total": "Units whose answer's form was checked, or that have no answer.",
+    "contract_checks_total": "Units whose whole answer's form was checked, or that have no answer.",
     "contract_failures_total": "Of these, those without the declared form.",
     "streamed_total": "Units of which a time to first token was to be had.",
     "ttft_measured_total": "Of these, those in the buckets; one that failed without is in the last.",

@@ -2,7 +2,8 @@
 
 Each worker counts for itself. The one that trips writes `breaker-<workload>.json`; the others read it within a fifth of
 a second. It outlives a restart: the workload stays with legacy until its route gets a new generation. So do legacy's
-times, `reference-<workload>.json`: once the target has all of the traffic, no new ones come.
+times, `reference-<workload>.json`: once the target has all of the traffic, no new ones come. They are of the model and
+the server that stand beside them: by the times of a faster legacy an equal target would be slow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from anven_pipelines.domain.breaker import (
     LEAST_REFERENCE,
@@ -39,6 +40,13 @@ KEEP_S: Final = 10.0
 """How often legacy's times are written, where they have changed: what a killed worker loses of them."""
 
 
+class Upstream(NamedTuple):
+    """Where legacy is asked: its model as LiteLLM names it, and its base URL, None for the provider's own."""
+
+    model: str | None = None
+    url: str | None = None
+
+
 class Breakers:
     """State of each workload's breaker."""
 
@@ -47,6 +55,7 @@ class Breakers:
         folder: Path,
         limits: Mapping[str, BreakerLimits],
         *,
+        legacy: Mapping[str, Upstream] | None = None,
         changed: Callable[[str, BreakerState], None] = lambda _name, _state: None,
     ) -> None:
         """Start closed, but for what the folder says of earlier trips.
@@ -54,11 +63,13 @@ class Breakers:
         Args:
             folder: Shared by all workers of the gateway; made where it is missing.
             limits: Workload to what a burst is.
+            legacy: Workload to where legacy is asked; times that are kept of another one are left aside.
             changed: Gets a workload and its state when its breaker trips by what this worker saw.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._limits = dict(limits)
+        self._legacy = {name: (legacy or {}).get(name, Upstream()) for name in limits}
         self._changed = changed
         self._lock = threading.Lock()  # the event loop observes, the traffic thread reads the files
         self._states = {name: BreakerState(generation=0, legacy_ms=self._reference(name)) for name in limits}
@@ -114,7 +125,9 @@ class Breakers:
             is_enough = max(len(plain), len(streamed)) >= LEAST_REFERENCE
             if is_enough and state.legacy_ms is not self._kept[name] and now_s - self._kept_s[name] >= KEEP_S:
                 self._kept[name], self._kept_s[name] = state.legacy_ms, now_s
-                self._write(f"reference-{name}.json", {"plain": plain, "streamed": streamed})
+                self._write(
+                    f"reference-{name}.json", {**self._legacy[name]._asdict(), "plain": plain, "streamed": streamed}
+                )
 
     def _trip(self, workload: str, state: BreakerState) -> None:
         _log.error("breaker of %s tripped: %s; legacy serves all of it", workload, state.tripped)
@@ -128,9 +141,11 @@ class Breakers:
             temporary.replace(self._folder / name)
 
     def _reference(self, workload: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return legacy's times, plain and streamed, as a worker before this one has kept them."""
+        """Return legacy's times, plain and streamed, as a worker before this one has kept them of the same legacy."""
         try:
             found = json.loads((self._folder / f"reference-{workload}.json").read_text(encoding="utf-8"))
+            if Upstream(found["model"], found["url"]) != self._legacy[workload]:
+                return (), ()
             plain, streamed = (tuple(map(float, found[kind][-REFERENCE:])) for kind in ("plain", "streamed"))
         except (OSError, ValueError, KeyError, TypeError):
             return (), ()

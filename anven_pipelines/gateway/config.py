@@ -86,9 +86,10 @@ def prepare(
 
 
 def proxy_config(migrations: Mapping[str, Migration]) -> dict[str, Any]:
-    """Return LiteLLM's configuration: three model groups for each workload and for its drills, and our plugin.
+    """Return LiteLLM's configuration: four model groups for each workload and for its drills, and our plugin.
 
     The group `<workload>` is legacy's, so that a request which the plugin did not deal is answered as it always was.
+    Mirrored requests have a group of their own: what they ask of the target uses up no limit of its users'.
     Retries and cooldowns of the router are off: the target's failures have to show, and legacy rescues them. So is what
     the router adds to errors: it names arms, models and fallbacks, and quotes messages.
     """
@@ -248,7 +249,8 @@ def _groups(migration: Migration) -> list[dict[str, Any]]:
     target = _params(_target(migration)) | _rates(migration.target.price)
     groups: dict[str, dict[str, Any]] = {}
     for each in (name, drill_of(name)):
-        groups |= {each: legacy, group(each, "legacy"): legacy, group(each, "target"): target}
+        groups |= {each: legacy, group(each, "legacy"): legacy}
+        groups |= {group(each, asked): target for asked in ("target", "shadow")}
     return [
         {"model_name": each, "litellm_params": params, "model_info": {"id": f"{each}-1"}}
         for each, params in groups.items()

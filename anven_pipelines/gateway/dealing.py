@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompts import apply
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from anven_pipelines.gateway.mistakes import Mistakes
     from anven_pipelines.gateway.settings import ArmSettings, WorkloadSettings
     from anven_pipelines.gateway.traffic_source import TrafficSource
+
+Asked = Literal["legacy", "target", "shadow"]
+"""Whom a model group of the proxy reaches: an arm, or the target for a mirrored request."""
 
 PROMPT_UNFIT: Final = "PromptUnfit"
 """Error class of a request whose messages no rewrite of the target's prompt fits; legacy serves it."""
@@ -137,9 +140,9 @@ def _call_of_target(data: Mapping[str, Any], target: ArmSettings) -> Call:
     return call._replace(params={**dict.fromkeys(asked.keys() - call.params.keys()), **kept, **target.params})
 
 
-def group(workload: str, arm: Arm) -> str:
-    """Return the proxy's model group of an arm."""
-    return f"{workload}--{arm}"
+def group(workload: str, asked: Asked) -> str:
+    """Return the proxy's model group of an arm, or of the target as mirrored requests ask it."""
+    return f"{workload}--{asked}"
 
 
 def _cache(data: Mapping[str, Any], arm: ArmSettings, assignment: Assignment, name: Arm) -> dict[str, Any]:

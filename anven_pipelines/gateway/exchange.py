@@ -151,7 +151,8 @@ class Exchange:
             "cost_usd": None if usage.cached else usage.cost_usd,
             "cached": usage.cached,
             "finish_reason": usage.finish_reason,
-            "contract_ok": usage.contract_ok,
+            # A part of an answer has no form: LiteLLM tells of it as of a whole one where the client hung up.
+            "contract_ok": usage.contract_ok if self.status == "ok" else None,
             "prompt_version": self.prompt_versions.get(served or assignment.asked),
             "flags": (*assignment.flags, MIRRORED) if self.is_mirrored else assignment.flags,
         }

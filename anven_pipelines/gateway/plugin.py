@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from fastapi import HTTPException
 from litellm.integrations.custom_logger import CustomLogger
@@ -25,6 +25,7 @@ from anven_pipelines.domain.traffic import DRILL
 from anven_pipelines.gateway.answers import answer_of, message_of, usage_of
 from anven_pipelines.gateway.client_side import DRILL_HEADER, EXCHANGE_HEADER, ClientSide
 from anven_pipelines.gateway.collection import collect_aside
+from anven_pipelines.gateway.dealing import Asked, group
 from anven_pipelines.gateway.exchange import Usage
 from anven_pipelines.gateway.proxy import close_at_end
 from anven_pipelines.gateway.proxy_log import keep_small, keep_text_out
@@ -81,7 +82,7 @@ class AnvenGateway(CustomLogger):
         if not isinstance(model, str):
             return None
         name, _, arm = model.rpartition("--")
-        if arm in {"legacy", "target"} and name in self.service.workloads:
+        if arm in get_args(Asked) and name in self.service.workloads:
             # Nobody asks an arm past the assignment: the arms would no longer be comparable.
             raise HTTPException(400, f"the model {name!r} is asked by its own name")
         if model not in self.service.workloads or call_type not in _CHAT:
@@ -181,7 +182,7 @@ class AnvenGateway(CustomLogger):
         model_names: Sequence[str],
     ) -> Sequence[str]:
         """Leave the arms and the drills out of the list of models."""
-        arms = {f"{name}--{arm}" for name in self.service.workloads for arm in ("legacy", "target")}
+        arms = {group(name, asked) for name in self.service.workloads for asked in get_args(Asked)}
         return [name for name in model_names if name not in arms and not name.endswith(DRILL)]
 
     def _begun(self, data: Mapping[str, Any]) -> Exchange | None:

@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import os
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ _log = logging.getLogger("anven.gateway")
 
 _RECORD: Final = 128
 """Bytes of the record, always written whole and by one call: a killed worker leaves the old one or the new one."""
+
+
+_AGAIN_S: Final = 0.001
+"""After what time a record is tried once more that another worker holds, which is for some ten microseconds."""
 
 
 class Right(NamedTuple):
@@ -54,6 +59,8 @@ class Purse:
         self._limits = limits
         self._file = file
         self._problem: str | None = None
+        self._owed: dict[str, float] = {}
+        """USD to be added to the record of each day; below 0 where a request cost less than its bound."""
         self.in_flight = 0
 
     def take(self, today: date, most_usd: float = 0.0) -> Right | None:
@@ -67,13 +74,13 @@ class Purse:
             return None
         try:
             with self._opened() as file:
-                spent = self._read(file, today)
+                spent = self._settled(file, today)
                 if spent.day != today.isoformat():
                     spent = _Spent(today.isoformat(), 0, 0.0)
                 if self._is_empty(spent):
                     return None
                 _write(file, spent._replace(calls=spent.calls + 1, usd=spent.usd + most_usd))
-        except BlockingIOError:  # another worker is at it: no request waits for a lock
+        except BlockingIOError:  # other workers are at it: no request waits for longer
             return None
         except OSError as error:
             self._tell(f"{type(error).__name__}: {error.strerror}")
@@ -83,15 +90,25 @@ class Purse:
         return Right(today, most_usd)
 
     def give_back(self, right: Right, usd: float) -> None:
-        """Take down that a request has ended, and what it cost, or may have cost where that is not known."""
+        """Take down that a request has ended, and what it cost, or may have cost where that is not known.
+
+        Where the record is held by others or cannot be written, it is taken down with the next request that can; what
+        it may have cost at most stands as spent until then.
+        """
         self.in_flight -= 1
-        try:
-            with self._opened() as file:
-                spent = self._read(file, right.day)
-                if spent.day == right.day.isoformat():  # else it is yesterday's
-                    _write(file, spent._replace(usd=max(0.0, spent.usd - right.usd + usd)))
-        except OSError:
-            return  # what it may have cost at most stands as spent
+        day = right.day.isoformat()
+        self._owed[day] = self._owed.get(day, 0.0) + usd - right.usd
+        with suppress(OSError), self._opened() as file:
+            self._settled(file, right.day)
+
+    def _settled(self, file: int, today: date) -> _Spent:
+        """Return the record after what is owed of its day was added; an earlier day's counts no more."""
+        spent = self._read(file, today)
+        if owed := self._owed.get(spent.day, 0.0):
+            spent = spent._replace(usd=max(0.0, spent.usd + owed))
+            _write(file, spent)
+        self._owed = {day: owed for day, owed in self._owed.items() if day > spent.day}
+        return spent
 
     def _is_empty(self, spent: _Spent) -> bool:
         limits = self._limits
@@ -104,7 +121,11 @@ class Purse:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_AGAIN_S)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
         finally:
             os.close(file)

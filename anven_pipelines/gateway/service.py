@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from anven_pipelines.domain.breaker import Observation
 from anven_pipelines.domain.gateway_event import SAFE, TEXT_LIMIT, UNKNOWN_REQUEST, UNSAFE
-from anven_pipelines.gateway.breakers import Breakers
+from anven_pipelines.gateway.breakers import Breakers, Upstream
 from anven_pipelines.gateway.dealing import Dealer
 from anven_pipelines.gateway.exchange import Exchange, Usage
 from anven_pipelines.gateway.feedback import FeedbackIds
@@ -72,7 +72,10 @@ class GatewayService:
         """Folder of what mirrored requests have spent."""
         self.traffic = TrafficSource(Path(settings.traffic))
         limits = {name: each.limits for name, each in settings.workloads.items()}
-        self.breakers = Breakers(Path(settings.events) / "breakers", limits, changed=self._breaker_changed)
+        legacy = {name: Upstream(each.legacy.model, each.legacy.url) for name, each in settings.workloads.items()}
+        self.breakers = Breakers(
+            Path(settings.events) / "breakers", limits, legacy=legacy, changed=self._breaker_changed
+        )
         self._dealer = Dealer(
             key, workloads=self.workloads, traffic=self.traffic, breakers=self.breakers, mistakes=self.mistakes
         )

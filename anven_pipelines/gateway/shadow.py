@@ -91,9 +91,8 @@ class Shadows:
         if exchange.assignment is None or exchange.shadow is None or llm_router is None:
             message = "the proxy has no router"
             raise RuntimeError(message)
-        target = group(exchange.assignment.route.workload, "target")
         response = await llm_router.acompletion(
-            model=target,
+            model=group(exchange.assignment.route.workload, "shadow"),
             **exchange.shadow,
             stream=exchange.stream,
             disable_fallbacks=True,

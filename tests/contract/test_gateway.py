@@ -256,7 +256,8 @@ def test_a_stream_that_breaks_is_an_error_of_the_arm(gate: Gateway) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_is_no_error(gate: Gateway, *, stream: bool) -> None:
     gate.routed("lost", 1.0)
-    gate.arms.target = lambda _: Reply("one two three", delay_s=0.0 if stream else 1.5, chunk_delay_s=0.7)
+    whole = '{"answer": "one two three"}'  # a part of it is no JSON
+    gate.arms.target = lambda _: Reply(whole, delay_s=0.0 if stream else 1.5, chunk_delay_s=0.7)
     body = {"model": "lost", "user": "ada", "messages": [{"role": "user", "content": "Q: x"}], "stream": stream}
     before, asked = gate.events_of("lost").height, len(gate.target.asks)
     headers = {"Authorization": f"Bearer {KEY}"}
@@ -267,7 +268,8 @@ def test_a_client_that_hangs_up_is_no_error(gate: Gateway, *, stream: bool) -> N
     ):
         next(answer.iter_bytes())
     gate.until(lambda: len(gate.target.asks) > asked)
-    assert gate.next_event("lost", after=before)["status"] == "disconnected"
+    event = gate.next_event("lost", after=before)
+    assert (event["status"], event["contract_ok"]) == ("disconnected", None)
     assert gate.status()["breakers"]["lost"] is None
 
 
@@ -293,8 +295,10 @@ def test_nothing_tells_the_client_which_arm_answered(gate: Gateway) -> None:
 
 
 def test_an_arm_cannot_be_asked_past_the_assignment(gate: Gateway) -> None:
-    answer = gate.ask("hidden--target", "ada")
-    assert answer.status_code == 400
+    asked = len(gate.target.asks)
+    for arm in ("target", "legacy", "shadow"):
+        assert gate.ask(f"hidden--{arm}", "ada").status_code == 400
+    assert len(gate.target.asks) == asked
     models = {each["id"] for each in gate.client.get("/v1/models").json()["data"]}
     assert "hidden" in models
     assert not {name for name in models if "--" in name}

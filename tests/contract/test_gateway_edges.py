@@ -13,7 +13,7 @@ from anven_pipelines.domain.rollout_mirrored import pairs_of
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
 from anven_pipelines.ingest.gateway_events import read_batch
 from anven_pipelines.spec_rollout import Rollout
-from tests.gateway_proxy import Arms, Gateway, gateway
+from tests.gateway_proxy import KEY, Arms, Gateway, gateway
 from tests.scripted_endpoint import Reply
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ WORKLOADS: dict[str, dict[str, Any]] = {name: {} for name in ("both", "hidden", 
     "limited": {"gateway": {"legacy": {"rpm": 2}}},
     "rescued": {"gateway": {"target": {"rpm": 2}}},
     "wordy": {"gateway": {"legacy": {"tpm": 6}}},
+    "crowded": {"gateway": {"target": {"rpm": 2}}},
 }
 
 TOO_LONG = Reply("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.", status=400)
@@ -161,6 +162,18 @@ def test_legacy_answers_what_comes_above_the_targets_limit_which_counts_against_
     ]
 
 
+def test_mirrored_requests_use_up_none_of_the_limit_of_the_targets_users(gate: Gateway) -> None:
+    route = gate.routed("crowded", 0.0, shadow=1.0)
+    mirrored = [gate.ask("crowded", f"user {number}").headers["x-litellm-call-id"] for number in range(6)]
+    gate.events(*mirrored, kind="shadow")
+    above = [pair["target_failed"] for pair in pairs(gate, "crowded", route)].count(True)
+    assert 2 <= above <= 4  # their own limit holds for them; they may meet two minutes
+    gate.routed("crowded", 1.0)
+    answer = gate.ask("crowded", "ada")
+    [event] = gate.events(answer.headers["x-litellm-call-id"]).iter_rows(named=True)
+    assert (event["served"], event["why"], event["error_class"]) == ("target", None, None)
+
+
 def test_a_mirrored_request_is_the_request_without_its_user(gate: Gateway) -> None:
     gate.routed("mirrored", 0.0, shadow=1.0)
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
@@ -210,6 +223,25 @@ def test_a_request_is_mirrored_in_the_way_that_the_client_asked(
     [pair] = pairs(gate, "mirrored", route)
     assert (pair["asked"], pair["legacy_failed"], pair["target_failed"]) == (True, False, found[0] == "error")
     assert pair["target_broke"] == (None if found[1] is None else not found[1])
+
+
+def test_a_client_that_leaves_legacys_stream_does_not_make_it_one_without_form(gate: Gateway) -> None:
+    """The part that came is no JSON; the target is asked for all of it."""
+    route = gate.routed("mirrored", 0.0, shadow=1.0)
+    gate.arms.legacy = lambda _: Reply('{"answer": "one two three"}', chunk_delay_s=0.7)
+    before = gate.events_of("mirrored").height
+    body = {"model": "mirrored", "user": "ada", "messages": [{"role": "user", "content": "Q: left?"}], "stream": True}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        httpx.Client(base_url=gate.started.url, headers=headers, trust_env=False) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        next(answer.iter_bytes())
+    request = gate.next_event("mirrored", after=before)
+    assert (request["status"], request["contract_ok"], request["flags"]) == ("disconnected", None, ["mirrored"])
+    gate.events(request["request_id"], kind="shadow")
+    [pair] = pairs(gate, "mirrored", route)
+    assert (pair["left"], pair["legacy_broke"], pair["target_broke"]) == (True, None, False)
 
 
 def test_a_mirrored_request_of_unknown_cost_is_charged_what_it_may_have_cost(gate: Gateway) -> None:

@@ -210,7 +210,19 @@ def test_clients_that_hang_up_on_the_target_leave_its_speed_in_doubt(good: list[
     assert found.harm is not None  # harm would be told all the same
 
 
-@pytest.mark.parametrize("metric", ["ttft", "latency", "cost"])
+@pytest.mark.parametrize("metric", ["ttft", "latency", "cost", "contract"])
+def test_clients_that_hang_up_on_both_arms_alike_leave_nothing_unknown(good: list[GatewayEvent], metric: str) -> None:
+    gone = [
+        GatewayEvent(**{**event.to_row(), "flags": event.flags, "status": "disconnected", "contract_ok": None})
+        if event.kind == "request" and event.seq % 20 == 0
+        else event
+        for event in good
+    ]
+    found = by_counts(gone)[metric]
+    assert (found.unknown, found.doubt) == (None, None)
+
+
+@pytest.mark.parametrize("metric", ["ttft", "latency", "cost", "contract"])
 def test_clients_that_hang_up_once_legacy_has_no_traffic_leave_what_is_timed_in_doubt(metric: str) -> None:
     before, alone = counted(production(6_000, seed=5)), production(6_000, share=1.0, seed=6)
     gone = [

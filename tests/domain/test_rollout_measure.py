@@ -157,16 +157,19 @@ def test_a_unit_that_got_no_answer_at_all_is_neither_safe_nor_unsafe_nor_missing
     assert comparison.is_harm
 
 
-@pytest.mark.parametrize("metric", ["ttft", "latency"])
-def test_clients_that_hang_up_on_the_slow_target_leave_its_speed_in_doubt(metric: Metric) -> None:
+def hung_up(units: pl.DataFrame, gone: pl.Expr) -> pl.DataFrame:
+    """Let some units' clients leave before they have an answer whole."""
+    return units.with_columns(left=gone, timed=~gone, streamed=~gone, contract=pl.when(~gone).then("contract"))
+
+
+@pytest.mark.parametrize("metric", ["ttft", "latency", "contract"])
+def test_clients_that_hang_up_on_the_slow_target_leave_its_speed_and_form_in_doubt(metric: Metric) -> None:
     """Those that waited longest are not timed: what is left of the target is as fast as legacy."""
-    gone = pl.col("treated") & (pl.int_range(pl.len()) % 10 == 0)
-    left = GOOD.with_columns(left=gone, timed=~gone, streamed=~gone)
-    comparison = found(left)[metric]
+    comparison = found(hung_up(GOOD, pl.col("treated") & (pl.int_range(pl.len()) % 10 == 0)))[metric]
 
     assert not comparison.is_proven(widened=10.0)
     assert "clients hung up, or nothing was measured, on " in comparison.words
-    alike = found(GOOD.with_columns(left=pl.int_range(pl.len()) % 10 == 0))[metric]
+    alike = found(hung_up(GOOD, pl.int_range(pl.len()) % 10 == 0))[metric]
     assert alike.is_proven(widened=2.0)
 
 
@@ -257,14 +260,12 @@ def test_after_legacy_has_no_traffic_the_target_is_held_against_it_as_it_was() -
         assert [each.metric for each in comparisons.values() if each.is_harm] == [metric]
 
 
-@pytest.mark.parametrize("metric", ["ttft", "latency", "cost"])
+@pytest.mark.parametrize("metric", ["ttft", "latency", "cost", "contract"])
 def test_clients_that_hang_up_once_legacy_has_no_traffic_leave_what_is_timed_in_doubt(metric: Metric) -> None:
     """Three in ten give up on the target: of those that stay it looks as good as legacy did."""
     alone = production(6_000, share=1.0)
     gone = pl.int_range(pl.len()) % 10 < 3
-    left = alone.with_columns(left=gone, timed=~gone, streamed=~gone)
-
-    comparison = found(left, stage=LAST, before=GOOD)[metric]
+    comparison = found(hung_up(alone, gone), stage=LAST, before=GOOD)[metric]
 
     assert not comparison.is_proven(widened=10.0)
     assert "clients hung up, or nothing was measured, on 30.0% of the units of target and 0.0% of" in comparison.words

@@ -148,7 +148,8 @@ def test_legacys_failures_and_clients_that_hung_up_are_told() -> None:
     found = WHOLE | UNASKED | {"legacy_failed": True, "legacy_broke": None, "legacy_usd": None}
     assert pairs([failed]) == [found]
     gone = replace(REQUEST, status="disconnected", contract_ok=None, cost_usd=None)
-    assert pairs([gone, SHADOW]) == [WHOLE | {"left": True, "legacy_broke": None, "legacy_usd": None}]
+    for cut_off in (gone, replace(gone, contract_ok=False)):
+        assert pairs([cut_off, SHADOW]) == [WHOLE | {"left": True, "legacy_broke": None, "legacy_usd": None}]
     assert pairs([replace(REQUEST, cached=True, cost_usd=None), SHADOW]) == [
         WHOLE | {"timed": False, "legacy_usd": None}
     ]

@@ -178,6 +178,15 @@ def test_a_cached_answer_has_no_time_and_a_client_that_left_has_none_either() ->
         assert (row["timed"], row["streamed"], row["latency_ms"], row["errors"]) == (False, False, None, 0.0)
 
 
+def test_a_part_of_an_answer_that_a_client_left_says_nothing_of_its_form() -> None:
+    """LiteLLM tells of what came so far as of a whole answer."""
+    gone = request(1, status="disconnected", contract_ok=False)
+    (left,) = units([gone])
+    (came_back,) = units([gone, request(2, seconds=5)])
+
+    assert [(row["left"], row["contract"]) for row in (left, came_back)] == [(True, None), (True, 0.0)]
+
+
 def test_other_generations_shadows_and_requests_without_an_arm_are_left_out() -> None:
     others = [
         request(1, generation=3),

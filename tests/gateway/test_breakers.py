@@ -9,7 +9,7 @@ import pytest
 
 from anven_pipelines.domain.breaker import LEAST_REFERENCE, BreakerLimits, BreakerState, Observation
 from anven_pipelines.domain.traffic import Route
-from anven_pipelines.gateway.breakers import KEEP_S, Breakers
+from anven_pipelines.gateway.breakers import KEEP_S, Breakers, Upstream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +92,29 @@ def test_the_next_start_knows_how_fast_legacy_was(tmp_path: Path) -> None:
     assert again.slow_above_ms("support", stream=True) == again.slow_above_ms("billing", stream=False) == 30_000.0
 
 
+GPT = Upstream("openai/gpt", "http://one/v1")
+
+
+@pytest.mark.parametrize(
+    ("changed", "slow_above_ms"),
+    [(GPT, 1100.0), (GPT._replace(model="openai/gpt-slow"), 30_000.0), (GPT._replace(url=None), 30_000.0)],
+    ids=["the same", "another model", "another server"],
+)
+def test_another_legacy_is_not_held_to_the_times_of_the_one_before(
+    tmp_path: Path, changed: Upstream, slow_above_ms: float
+) -> None:
+    """A target as fast as the new legacy, which takes twice the old limit, would be slow."""
+    before = Breakers(tmp_path, LIMITS, legacy={"support": GPT})
+    for _ in range(LEAST_REFERENCE):
+        before.observe(ROUTE, LEGACY)
+    before.keep_reference()
+    after = Breakers(tmp_path, LIMITS, legacy={"support": changed})
+    assert after.slow_above_ms("support", stream=False) == slow_above_ms
+    for _ in range(50):
+        after.observe(ROUTE, Observation("target", failed=False, waited_ms=2200.0, stream=False))
+    assert after.is_open(ROUTE) == (changed == GPT)
+
+
 def test_legacys_times_are_written_now_and_then_and_only_where_they_changed(tmp_path: Path) -> None:
     breakers = told_of_legacy(tmp_path)
     file = tmp_path / "reference-support.json"
@@ -126,6 +149,7 @@ def test_too_few_times_of_legacy_are_not_written_over_enough(tmp_path: Path) -> 
         '{"plain": 3, "streamed": []}',
         '{"plain": [NaN], "streamed": []}',
         '{"plain": []}',
+        '{"plain": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "streamed": []}',
     ],
 )
 def test_a_reference_that_is_none_is_left_aside(tmp_path: Path, content: str) -> None:

@@ -38,16 +38,18 @@ def prepared(folder: Path, *files: Path, prompts: Path | None = None) -> tuple[d
     return json.loads(made.config.read_text()), settings
 
 
-def test_each_workload_has_three_groups_and_its_own_name_is_legacys(tmp_path: Path) -> None:
+def test_each_workload_has_four_groups_and_its_own_name_is_legacys(tmp_path: Path) -> None:
     config, settings = prepared(tmp_path, written(tmp_path))
     groups = {each["model_name"]: each["litellm_params"] for each in config["model_list"]}
-    drill = {"support--drill", "support--drill--legacy", "support--drill--target"}
-    assert set(groups) == {"support", "support--legacy", "support--target"} | drill
+    ends = ("", "--legacy", "--target", "--shadow")
+    assert set(groups) == {f"{name}{end}" for name in ("support", "support--drill") for end in ends}
     assert [groups[f"support--drill{arm}"] for arm in ("", "--target")] == [
         groups["support"],
         groups["support--target"],
     ]
     assert groups["support"] == groups["support--legacy"]
+    assert groups["support--shadow"] == groups["support--target"]
+    assert len({each["model_info"]["id"] for each in config["model_list"]}) == len(groups)  # limits are counted by it
     assert groups["support--legacy"]["api_key"] == "os.environ/LEGACY_KEY"
     assert groups["support--target"] == {
         "model": "openai/anven",

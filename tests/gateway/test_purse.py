@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+from contextlib import contextmanager
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -11,6 +14,7 @@ from anven_pipelines.gateway.purse import Purse, Right
 from anven_pipelines.spec_gateway import Shadow
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 TODAY = date(2026, 11, 20)
@@ -49,6 +53,59 @@ def test_spending_is_capped_by_what_it_cost(file: Path) -> None:
     for _ in range(4):
         purse.give_back(taken(purse, 0.009), 0.0025)
     assert purse.take(TODAY) is None
+
+
+@contextmanager
+def held(file: Path) -> Iterator[None]:
+    """Hold the record as another worker does."""
+    with file.open("rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        yield
+
+
+def test_what_a_request_cost_while_another_worker_held_the_record_is_taken_down_later(file: Path) -> None:
+    """What each may have cost is 36 times the cap: it would stand as spent for the rest of the day."""
+    purse = Purse(Shadow(usd_per_day=0.01), file)
+    right = taken(purse, 0.36)
+    with held(file):
+        purse.give_back(right, 0.004)
+    again = taken(purse, 0.36)
+    with held(file):
+        purse.give_back(again, 0.004)
+    assert purse.in_flight == 0
+    purse.give_back(taken(purse), 0.001)
+    assert json.loads(file.read_bytes()) == {"day": "2026-11-20", "calls": 3, "usd": pytest.approx(0.009)}
+    taken(purse, 0.001)
+    assert purse.take(TODAY) is None
+
+
+def test_what_is_owed_of_yesterday_is_no_part_of_today(file: Path) -> None:
+    purse = Purse(Shadow(usd_per_day=0.01), file)
+    right = taken(purse, 0.004)
+    with held(file):
+        purse.give_back(right, 0.5)
+    assert taken(purse, 0.004, TOMORROW)
+    assert json.loads(file.read_bytes())["usd"] == 0.004
+
+
+def test_a_record_that_is_held_for_a_moment_is_tried_again(file: Path) -> None:
+    purse = Purse(Shadow(), file)
+    taken(purse)
+    attempts: list[int] = []
+
+    def first_is_busy(handle: int, how: int) -> None:
+        attempts.append(how)
+        if len(attempts) == 1:
+            raise BlockingIOError
+        real(handle, how)
+
+    real = fcntl.flock
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fcntl, "flock", first_is_busy)
+        assert purse.take(TODAY)
+    with held(file):
+        assert purse.take(TODAY) is None  # and no more than that
+    assert len(attempts) == 2
 
 
 def test_a_cap_of_nothing_mirrors_nothing(file: Path) -> None:
