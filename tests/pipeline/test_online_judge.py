@@ -318,6 +318,51 @@ def test_scores_that_the_gateway_does_not_take_are_told_and_judged_again(
     assert (again["scored"], again["waiting"]) == (40, 0)
 
 
+def test_whatever_name_a_client_gives_a_request_its_answer_is_judged_and_no_other_waits_for_it(
+    place: Place, gateway: Desk, server: ScriptedJudge
+) -> None:
+    """LiteLLM takes an id of 256 characters that a header can carry."""
+    names = {0: "y" * 256, 1: "a\xa0b", 2: "a\tb"}
+    judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
+    serve(place, 6, right, name=lambda number: names.get(number, f"q{number}"))
+
+    report = judges.run("support", now=NOW)
+
+    assert report is not None
+    assert (report["scored"], report["waiting"], report["problem"]) == (6, 0, None)
+
+
+def test_a_score_that_the_gateway_takes_for_none_keeps_no_other_from_being_told(
+    place: Place, gateway: Desk, server: ScriptedJudge
+) -> None:
+    """As a gateway of another release may."""
+    judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
+    serve(place, 6, right)
+    gateway.refuse_of = {"q1-0": 422, "q1-3": 400}
+
+    report = judges.run("support", now=NOW)
+
+    assert report is not None
+    assert (report["scored"], report["waiting"], len(server.requests)) == (4, 2, 6)
+    told = f"2 answers could not be judged, and are tried again: the gateway at {gateway.url} does not take the score"
+    assert report["problem"].startswith(told)
+    again = judges.run("support", now=NOW + timedelta(seconds=30))
+    assert again is not None
+    assert (again["waiting"], len(server.requests)) == (2, 6)  # each waits before it is paid for anew
+
+
+def test_a_gateway_that_takes_no_score_of_any_ends_the_pass(place: Place, gateway: Desk, server: ScriptedJudge) -> None:
+    judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
+    serve(place, 40, right)
+    gateway.refuse = 422
+
+    report = judges.run("support", now=NOW)
+
+    assert report is not None
+    assert (report["scored"], len(server.requests)) == (0, 5)
+    assert "does not take the score" in report["problem"]
+
+
 PASS = """\
 import os, sys
 from datetime import datetime
