@@ -100,7 +100,8 @@ def serve(
         said = json.dumps([{"role": "user", "content": f"Question {number}?"}])
         told = json.dumps({"role": "assistant", "content": answer(target, number)})
         text: dict[str, Any] = {"kind": "request", "event_id": f"{seed}-t{number}", "messages": said, "answer": told}
-        texts.append(GatewayText(**facts, **text, ts=at, seq=number))
+        redactor = {"worker": f"w{seed}-77"}  # a process of the worker's own
+        texts.append(GatewayText(**facts | redactor, **text, ts=at + timedelta(milliseconds=2), seq=number))
     (event_log(place) / f"w{seed}-000000.jsonl").write_bytes(b"".join(event.to_line() for event in events))
     folder = event_log(place) / "texts"
     folder.mkdir(exist_ok=True)

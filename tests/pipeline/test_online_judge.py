@@ -20,7 +20,7 @@ from anven_pipelines.ingest.event_store import EventStore
 from anven_pipelines.ingest.gateway_events import EVENTS, TEXTS, read_batch
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.sensors.online_judge import JUDGE_TAG, online_judge, online_judge_job
-from tests.judged_rollout import LOOKED_AT, NOW, Desk, begun, desk, serve
+from tests.judged_rollout import LOOKED_AT, NOW, START, Desk, begun, desk, serve
 from tests.running_rollout import event_log
 from tests.scripted_judge import Reply, ScriptedJudge, judged_input, prompt_of
 
@@ -330,6 +330,31 @@ def test_whatever_name_a_client_gives_a_request_its_answer_is_judged_and_no_othe
 
     assert report is not None
     assert (report["scored"], report["waiting"], report["problem"]) == (6, 0, None)
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["both are there", "its own is lost"])
+def test_the_judge_is_never_given_the_text_of_another_request_of_the_same_name(
+    place: Place, gateway: Desk, server: ScriptedJudge, *, is_lost: bool
+) -> None:
+    """Another user's later request of another worker, whose texts are read first."""
+    judges = begun(place, server.url, gateway.url)
+    serve(place, 1, lambda target, number: "Of somebody else.", seed=0, name=lambda number: "q1-1")
+    serve(place, 6, right)
+    late = {"ts": (START + timedelta(hours=12)).isoformat()}
+    for log in (event_log(place), event_log(place) / "texts"):
+        file = log / "w0-000000.jsonl"
+        file.write_text("".join(json.dumps(json.loads(line) | late) + "\n" for line in file.read_text().splitlines()))
+    if is_lost:
+        log = event_log(place) / "texts" / "w1-000000.jsonl"
+        lines = log.read_bytes().splitlines(keepends=True)
+        log.write_bytes(b"".join(line for line in lines if b'"q1-1"' not in line))
+
+    report = judges.run("support", now=NOW)
+
+    assert report is not None
+    assert (report["scored"], report["without_text"]) == (6 - is_lost, int(is_lost))
+    given = {judged_input(prompt_of(each))["response"] for each in server.requests}
+    assert given == {right(target=False, number=at) for at in range(6) if not (is_lost and at == 1)}
 
 
 def test_a_score_that_the_gateway_takes_for_none_keeps_no_other_from_being_told(
