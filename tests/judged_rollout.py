@@ -135,7 +135,8 @@ class Desk:
         found = read_feedback(json.dumps(said).encode(), key=key)
         if isinstance(found, Refusal):
             return found.status
-        self.told.append(Told(name, said["score"], said["outcome"], key))
+        if found.said.score is not None:
+            self.told.append(Told(name, found.said.score, found.said.outcome or "", key))
         self._service.feedback(name, found.said, key=key)
         self._service.recorder.log.flush()
         return 202

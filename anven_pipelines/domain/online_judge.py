@@ -77,12 +77,15 @@ def due_of(events: pl.DataFrame, plan: RolloutPlan, judge: OnlineJudge, *, now: 
     dated = requests.filter(pl.col("unit").is_not_null(), pl.col("intended").is_not_null()).with_columns(
         (first + rollout.settle).alias("settled_at"), (first + rollout.settle + rollout.label_delay).alias("due_at")
     )
-    scores = events.filter(pl.col("kind") == "feedback", pl.col("outcome") == judge_outcome(judge))
+    mine = (pl.col("outcome") == judge_outcome(judge)) & pl.col("score").is_not_null()
+    scores = events.filter(pl.col("kind") == "feedback", mine).group_by("request_id").agg(scored_at=pl.col("ts").min())
     answers = (
         dated.filter(drawn(rollout.judged), pl.col("ts") <= pl.col("settled_at"), pl.col("status") == "ok")
         # A name that a client gave twice is that of the first request, as where scores are counted.
         .join(named, on="event_id", how="semi")
-        .with_columns(pl.col("request_id").is_in(scores["request_id"].implode()).alias("scored"))
+        .join(scores, on="request_id", how="left", maintain_order="left")
+        # What was told without a score, or too late, is none where scores are counted either.
+        .with_columns((pl.col("scored_at") <= pl.col("due_at")).fill_null(value=False).alias("scored"))
         .filter(pl.col("due_at") > now, ~pl.col("scored").any().over("generation", "unit"))
     )
     settled = answers.filter(pl.col("settled_at") <= now)

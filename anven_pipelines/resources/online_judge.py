@@ -166,8 +166,10 @@ class OnlineJudges(dg.ConfigurableResource[None]):
         items = [asked_of(*row) for row in chosen.select("request_id", "messages", "answer").iter_rows()]
         done = self._round(work, items, progress, now=now)
         waiting = held.height - len(done.scored)
+        # A score that the log will not hold, as it was told under a key that somebody had used, must not be paid for in
+        # each pass: it waits as what failed does, and is forgotten once it is there.
         progress = progress.reserved(done.begun, now).failed_answers(
-            done.failed, waiting=due.waiting["request_id"].to_list(), now=now
+            [*done.failed, *done.scored], waiting=due.waiting["request_id"].to_list(), now=now
         )
         without = held.height - there.height
         progress = replace(progress, scored=len(done.scored), waiting=waiting, unjudged=without)
@@ -232,7 +234,9 @@ def _told(done: Round, work: _Work, *, ready: int, left: int, without: int, held
     if done.failed:
         told.append(f"{len(done.failed):,} answers could not be judged, and are tried again: {done.reason}")
     if held_back:
-        told.append(f"{held_back:,} answers could not be judged before, and are tried again later")
+        told.append(
+            f"{held_back:,} answers could not be judged before, or their score has not come; they are tried again later"
+        )
     if ready > left:
         told.append(
             f"the {work.judge.judgements_per_day:,} judgements of the day (UTC) are used up, "

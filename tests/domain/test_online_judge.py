@@ -110,6 +110,18 @@ def test_a_judged_unit_waits_no_more_and_another_feedback_is_no_judgement() -> N
     assert len(waiting([*two, score(1, outcome=None), score(2, outcome="judge-of-others")])) == 1
 
 
+@pytest.mark.parametrize(
+    "told",
+    [score(1, score=None, flags=(SAFE,)), score(1, ts=DUE_AT + timedelta(seconds=1))],
+    ids=["no score", "after it was due"],
+)
+def test_what_counts_for_no_score_keeps_no_answer_from_being_judged(told: GatewayEvent) -> None:
+    """Whoever has the gateway's key may send it."""
+    assert quality(request(1), told)["quality"] is None
+    assert waiting([request(1), told]) == ["r1"]
+    assert waiting([request(1), told, score(1, event_id="its own")]) == []
+
+
 def test_units_are_drawn_by_their_hash_whatever_the_arm() -> None:
     units = [f"{number * 2**24:08x}" for number in range(256)]
     of_target = [request(at, unit=unit) for at, unit in enumerate(units)]

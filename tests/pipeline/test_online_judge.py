@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from anven_pipelines.domain.judge_progress import JudgeProgress
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
+from anven_pipelines.domain.rollout_plan import judge_outcome
 from anven_pipelines.ingest.event_store import EventStore
 from anven_pipelines.ingest.gateway_events import EVENTS, TEXTS, read_batch
 from anven_pipelines.resources.judge import Judge
@@ -25,7 +27,7 @@ from tests.running_rollout import event_log
 from tests.scripted_judge import Reply, ScriptedJudge, judged_input, prompt_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from anven_pipelines.resources.online_judge import OnlineJudges
     from tests.pipeline.conftest import Place
@@ -357,6 +359,24 @@ def test_the_judge_is_never_given_the_text_of_another_request_of_the_same_name(
     assert given == {right(target=False, number=at) for at in range(6) if not (is_lost and at == 1)}
 
 
+def test_a_score_whose_key_somebody_has_used_is_not_paid_for_in_each_pass(
+    place: Place, gateway: Desk, server: ScriptedJudge
+) -> None:
+    """Whoever has the gateway's key may tell something else under it; the score is a repeat then, and never comes."""
+    judges = begun(place, server.url, gateway.url)
+    serve(place, 1, right)
+    judge = judges.rollouts.migrations.of("support").migration.rollout.judge
+    assert judge is not None
+    gateway.take({"request_id": "q1-0", "safe": True}, judge_outcome(judge))
+
+    for at in range(0, 60, 15):
+        report = judges.run("support", now=NOW + timedelta(seconds=at))
+
+    assert report is not None
+    assert report["problem"].startswith("1 answers could not be judged before, or their score has not come")
+    assert len(server.requests) == 1
+
+
 def test_a_score_that_the_gateway_takes_for_none_keeps_no_other_from_being_told(
     place: Place, gateway: Desk, server: ScriptedJudge
 ) -> None:
@@ -400,6 +420,25 @@ found.model_copy(update={"url": sys.argv[1]}).run("support", now=datetime.fromis
 """
 
 
+def until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], *, seconds: float = 300) -> None:
+    """Wait until something is so while a process lives; fail where it ends, or where that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert process.poll() is None, f"it ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"it did not come to that in {seconds:g} s"
+        time.sleep(0.02)
+
+
+def test_a_pass_that_never_comes_to_it_is_not_waited_for_for_ever() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        with pytest.raises(AssertionError, match=r"it did not come to that in 0\.1 s"):
+            until(lambda: False, process, seconds=0.1)
+        process.kill()
+        process.wait()
+        with pytest.raises(AssertionError, match="it ended with -9"):
+            until(lambda: False, process)
+
+
 @pytest.mark.parametrize("answers", [0, 7], ids=["before any score", "between scores"])
 def test_a_pass_that_is_killed_judges_again_what_was_in_flight_and_counts_nothing_twice(
     place: Place, gateway: Desk, answers: int
@@ -416,9 +455,10 @@ def test_a_pass_that_is_killed_judges_again_what_was_in_flight_and_counts_nothin
         }
         command = [sys.executable, "-W", "ignore", "-c", PASS, gateway.url, NOW.isoformat()]
         with subprocess.Popen(command, env=environment) as process:
-            while len(server.requests) < answers + 4 or len(gateway.told) < answers:
-                assert process.poll() is None
-            os.kill(process.pid, signal.SIGKILL)
+            try:
+                until(lambda: len(server.requests) >= answers + 4 and len(gateway.told) >= answers, process)
+            finally:
+                os.kill(process.pid, signal.SIGKILL)
         assert len(gateway.told) == answers
 
         report = judges.run("support", now=NOW + timedelta(minutes=6))
