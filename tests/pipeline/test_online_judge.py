@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import polars as pl
 import pytest
+from rich.console import Console
 
 from anven_pipelines.domain.judge_progress import JudgeProgress
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
@@ -21,6 +23,7 @@ from anven_pipelines.domain.rollout_plan import judge_outcome
 from anven_pipelines.ingest.event_store import EventStore
 from anven_pipelines.ingest.gateway_events import EVENTS, TEXTS, read_batch
 from anven_pipelines.resources.judge import Judge
+from anven_pipelines.rollout_run import act, show_rollout
 from anven_pipelines.sensors.online_judge import JUDGE_TAG, online_judge, online_judge_job
 from tests.judged_rollout import LOOKED_AT, NOW, START, Desk, begun, desk, serve
 from tests.running_rollout import event_log
@@ -567,3 +570,24 @@ def test_a_damaged_file_of_progress_begins_anew(place: Place, gateway: Desk, ser
 
     assert report is not None
     assert (report["scored"], JudgeProgress.from_bytes(file.read_bytes()).asked) == (3, 3)
+
+
+def test_where_the_judges_folder_cannot_be_read_people_still_see_and_pause_the_rollout(
+    place: Place, gateway: Desk, server: ScriptedJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(place, server.url, gateway.url)
+    (place.folder / "home" / "gateway" / "judged").write_text("no folder")
+    for name, folder in (("ANVEN_HOME", "home"), ("ANVEN_MIGRATIONS", "migrations")):
+        monkeypatch.setenv(name, str(place.folder / folder))
+    how: dict[str, Any] = {"home": place.folder / "home", "who": "ada", "hours": 1.0, "reason": "for a test"}
+
+    report = act("support", "status", **how)
+    paused = act("support", "pause", **how)
+
+    assert report["phase"] == "running"
+    assert list(report["judge"]) == ["problem"]
+    assert str(place.folder / "home" / "gateway" / "judged") in report["judge"]["problem"]
+    printed = Console(record=True, width=200, file=io.StringIO())
+    show_rollout(report, printed)
+    assert f"judge: unknown; {report['judge']['problem']}" in printed.export_text()
+    assert (paused["phase"], list(paused["judge"])) == ("paused", ["problem"])
