@@ -60,7 +60,8 @@ def act(  # noqa: PLR0913 - what all acts take
 
     Returns:
         The report of `rollout_report.report_of`, `drill`, the newest rehearsal, `notices`, how each receiver
-        fares, and `judge`, how the online judge does, None where there is none; as plain JSON.
+        fares, and `judge`, how the online judge does, None where there is none and only `problem` where that is
+        unknown; as plain JSON.
 
     Raises:
         InvalidInput: it cannot happen now, or the workload is unknown: nothing was written.
@@ -76,7 +77,7 @@ def act(  # noqa: PLR0913 - what all acts take
         if asked is not None:
             _do(rollouts, asked, now=now, uptime=up)
         judges = of_kind(definitions, "judges", OnlineJudges)
-        judged = judges.run(workload, now=now) if action == "judge" else judges.report(workload, now=now)
+        judged = judges.run(workload, now=now) if action == "judge" else _judge_report(judges, workload, now=now)
         if action == "judge" and judged is None:
             message = (
                 f"{workload} has no open rollout with a judge: declare rollout.judge, and start it (docs/rollout.md)"
@@ -91,6 +92,14 @@ def act(  # noqa: PLR0913 - what all acts take
     drill = drill_report(found.plan, found.status, now=now)
     report |= {"notices": told, "judge": judged}
     return report | {"drill": drill | {"interrupted": interrupted.isoformat() if interrupted else None}}
+
+
+def _judge_report(judges: OnlineJudges, workload: str, *, now: datetime) -> dict[str, Any] | None:
+    """Say how the online judge does; what cannot be read of it hides neither what was done nor where the rollout is."""
+    try:
+        return judges.report(workload, now=now)
+    except (AnvenError, OSError) as error:
+        return {"problem": str(error)}
 
 
 def _do(rollouts: Rollouts, asked: Act, *, now: datetime, uptime: Uptime | None) -> None:
@@ -195,6 +204,8 @@ def _receiver_line(receiver: dict[str, Any]) -> str:
 
 def _judge_line(judge: dict[str, Any]) -> str:
     """Say how the online judge does, and what keeps answers from being scored."""
+    if "model" not in judge:
+        return f"judge: unknown; {judge['problem']}"
     told = (
         f"judge {judge['model']}: {judge['asked_today']:,} of {judge['most_a_day']:,} judgements today, "
         f"{judge['waiting']:,} answers wait"

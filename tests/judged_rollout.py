@@ -13,7 +13,8 @@ import numpy as np
 
 from anven_pipelines.domain.gateway_event import GatewayEvent
 from anven_pipelines.domain.gateway_text import GatewayText
-from anven_pipelines.gateway.feedback import Said
+from anven_pipelines.gateway.feedback_form import read_feedback
+from anven_pipelines.gateway.refusals import Refusal
 from anven_pipelines.migrate import of_kind
 from anven_pipelines.resources.judge import Judge
 from anven_pipelines.resources.online_judge import OnlineJudges
@@ -58,7 +59,14 @@ def begun(place: Place, judge_url: str, gateway_url: str, **changes: Any) -> Onl
     return found
 
 
-def serve(place: Place, units: int, answer: Callable[[bool, int], str], *, seed: int = 1) -> None:
+def serve(
+    place: Place,
+    units: int,
+    answer: Callable[[bool, int], str],
+    *,
+    seed: int = 1,
+    name: Callable[[int], str] | None = None,
+) -> None:
     """Write what a gateway writes of so many users, half a day ago, one request and its text each, and a thumb up.
 
     Args:
@@ -66,6 +74,7 @@ def serve(place: Place, units: int, answer: Callable[[bool, int], str], *, seed:
         units: How many.
         answer: What is answered, by whether the target did and by the user's number.
         seed: Of the draw of arms.
+        name: Gives the request's id by the user's number; `q{seed}-{number}` where None.
     """
     rng = np.random.default_rng(seed)
     events, texts = [], []
@@ -73,7 +82,8 @@ def serve(place: Place, units: int, answer: Callable[[bool, int], str], *, seed:
         at = START + timedelta(hours=12) * number / units
         target = bool(rng.random() < 0.5)
         arm = "target" if target else "legacy"
-        facts: dict[str, Any] = {"worker": f"w{seed}", "workload": "support", "request_id": f"q{seed}-{number}"}
+        request_id = f"q{seed}-{number}" if name is None else name(number)
+        facts: dict[str, Any] = {"worker": f"w{seed}", "workload": "support", "request_id": request_id}
         request: dict[str, Any] = {
             "kind": "request",
             "attempt": 1,
@@ -90,7 +100,8 @@ def serve(place: Place, units: int, answer: Callable[[bool, int], str], *, seed:
         said = json.dumps([{"role": "user", "content": f"Question {number}?"}])
         told = json.dumps({"role": "assistant", "content": answer(target, number)})
         text: dict[str, Any] = {"kind": "request", "event_id": f"{seed}-t{number}", "messages": said, "answer": told}
-        texts.append(GatewayText(**facts, **text, ts=at, seq=number))
+        redactor = {"worker": f"w{seed}-77"}  # a process of the worker's own
+        texts.append(GatewayText(**facts | redactor, **text, ts=at + timedelta(milliseconds=2), seq=number))
     (event_log(place) / f"w{seed}-000000.jsonl").write_bytes(b"".join(event.to_line() for event in events))
     folder = event_log(place) / "texts"
     folder.mkdir(exist_ok=True)
@@ -112,14 +123,21 @@ class Desk:
     def __init__(self, service: GatewayService) -> None:
         self.told: list[Told] = []
         self.refuse: int | None = None
+        self.refuse_of: dict[str, int] = {}
         self.url = ""
         self._service = service
 
     def take(self, said: dict[str, Any], key: str | None) -> int:
         if self.refuse is not None:
             return self.refuse
-        self.told.append(Told(said["request_id"], said["score"], said["outcome"], key))
-        self._service.feedback(said["request_id"], Said(said["score"], said["outcome"], None), key=key)
+        if (name := said["request_id"]) in self.refuse_of:
+            return self.refuse_of[name]
+        found = read_feedback(json.dumps(said).encode(), key=key)
+        if isinstance(found, Refusal):
+            return found.status
+        if found.said.score is not None:
+            self.told.append(Told(name, found.said.score, found.said.outcome or "", key))
+        self._service.feedback(name, found.said, key=key)
         self._service.recorder.log.flush()
         return 202
 

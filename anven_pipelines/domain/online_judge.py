@@ -8,6 +8,7 @@ Neither knows the arm, nor does the judge.
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import polars as pl
@@ -24,20 +25,28 @@ if TYPE_CHECKING:
 MOST_ASKED: Final = 32_000
 """Characters of a conversation that a judge is given at most, the newest ones."""
 
+HANDED_OVER: Final = timedelta(seconds=5)
+"""Longest time between an event and the hand-over of its text, which the worker does next."""
+
+_OF_PROCESS: Final = r"-\d+$"
+"""What the process that redacts adds to the name of its gateway's worker."""
+
 
 class Due(NamedTuple):
     """What an online judge has to do.
 
     Attributes:
-        waiting: `request_id` and `due_at` of the answers that may be judged now and have no score of this judge yet,
-            the earliest due first.
+        waiting: `event_id`, `request_id` and `due_at` of the answers that may be judged now and have no score of this
+            judge yet, the earliest due first.
         needed: Requests whose texts are still needed: those that wait, and those of units that have not settled.
         known: Requests of which an event is there; of others nobody can say yet what their texts are for.
+        events: `event_id`, `request_id`, `worker` and `ts` of all events of requests.
     """
 
     waiting: pl.DataFrame
     needed: pl.Series
     known: pl.Series
+    events: pl.DataFrame
 
 
 class Asked(NamedTuple):
@@ -68,19 +77,44 @@ def due_of(events: pl.DataFrame, plan: RolloutPlan, judge: OnlineJudge, *, now: 
     dated = requests.filter(pl.col("unit").is_not_null(), pl.col("intended").is_not_null()).with_columns(
         (first + rollout.settle).alias("settled_at"), (first + rollout.settle + rollout.label_delay).alias("due_at")
     )
-    scores = events.filter(pl.col("kind") == "feedback", pl.col("outcome") == judge_outcome(judge))
+    mine = (pl.col("outcome") == judge_outcome(judge)) & pl.col("score").is_not_null()
+    scores = events.filter(pl.col("kind") == "feedback", mine).group_by("request_id").agg(scored_at=pl.col("ts").min())
     answers = (
         dated.filter(drawn(rollout.judged), pl.col("ts") <= pl.col("settled_at"), pl.col("status") == "ok")
         # A name that a client gave twice is that of the first request, as where scores are counted.
         .join(named, on="event_id", how="semi")
-        .with_columns(pl.col("request_id").is_in(scores["request_id"].implode()).alias("scored"))
+        .join(scores, on="request_id", how="left", maintain_order="left")
+        # What was told without a score, or too late, is none where scores are counted either.
+        .with_columns((pl.col("scored_at") <= pl.col("due_at")).fill_null(value=False).alias("scored"))
         .filter(pl.col("due_at") > now, ~pl.col("scored").any().over("generation", "unit"))
     )
     settled = answers.filter(pl.col("settled_at") <= now)
     chosen = settled.sort(pl.col("request_id").hash(seed=0)).unique(["generation", "unit"], keep="first")
-    waiting = chosen.select("request_id", "due_at").sort("due_at", "request_id")
+    waiting = chosen.select("event_id", "request_id", "due_at").sort("due_at", "request_id")
     unsettled = answers.filter(pl.col("settled_at") > now)["request_id"]
-    return Due(waiting, pl.concat([waiting["request_id"], unsettled]), named["request_id"])
+    written = requests.select("event_id", "request_id", "worker", "ts")
+    return Due(waiting, pl.concat([waiting["request_id"], unsettled]), named["request_id"], written)
+
+
+def with_texts(due: Due, texts: pl.DataFrame) -> pl.DataFrame:
+    """Return `due.waiting` with `messages` and `answer` of each answer; both are NULL where its text is not there.
+
+    A client may name several requests alike, and the text of the one that is judged may be the one that is lost. A
+    worker hands a text over right behind the event, so a text is that of the last event of its name before it.
+
+    Args:
+        due: What is to be judged.
+        texts: GATEWAY_TEXTS of requests, in any order.
+    """
+    handed = texts.select(
+        "request_id", pl.col("worker").str.replace(_OF_PROCESS, ""), "ts", "seq", "messages", "answer"
+    ).sort("ts", "seq")
+    events = due.events.sort("ts")
+    placed = handed.join_asof(
+        events, on="ts", by=["request_id", "worker"], tolerance=HANDED_OVER, check_sortedness=False
+    )
+    own = placed.select("event_id", "messages", "answer").unique("event_id", keep="first", maintain_order=True)
+    return due.waiting.join(own, on="event_id", how="left", maintain_order="left")
 
 
 def asked_of(request_id: str, messages: str | None, answer: str | None) -> Asked:

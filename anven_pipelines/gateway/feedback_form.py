@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from anven_pipelines.gateway.feedback import OUTCOME, Said
@@ -12,7 +13,12 @@ from anven_pipelines.gateway.refusals import Refusal, body_refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LONGEST: Final = 200
+LONGEST_ID: Final = 256
+"""Longest request id, in characters: of LiteLLM's `MAX_LITELLM_CALL_ID_LENGTH` (1.106.2), as clients choose theirs."""
+
+_LONGEST_KEY: Final = 200
+_ID: Final = re.compile(rf"[^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]{{1,{LONGEST_ID}}}")
+"""All that a header can carry as an id, and so all that LiteLLM takes for one, such as a space that does not break."""
 
 
 class Feedback(NamedTuple):
@@ -43,8 +49,9 @@ def read_feedback(body: bytes, *, key: str | None) -> Feedback | Refusal:
         value = document.get(name)
         if not fits(value) and (value is not None or name == "request_id"):
             problems[name] = f"{name} is {_shown(value) if name in document else 'missing'}; {needed} is needed"
-    if key is not None and not _is_id(key):
-        problems["Idempotency-Key"] = f"Idempotency-Key has {len(key)} characters; 1 to {_LONGEST} are needed"
+    if key is not None and not (key.isprintable() and 1 <= len(key) <= _LONGEST_KEY):
+        told = f"{len(key)} characters; 1 to {_LONGEST_KEY} printable ones are needed"
+        problems["Idempotency-Key"] = f"Idempotency-Key has {told}"
     said = Said(document.get("score"), document.get("outcome"), document.get("safe"))
     if not problems and said == Said(None, None, None):
         problems["score"] = "nothing is said of the answer; at least one of score, outcome and safe is needed"
@@ -55,7 +62,7 @@ def read_feedback(body: bytes, *, key: str | None) -> Feedback | Refusal:
 
 
 def _is_id(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and 1 <= len(value) <= _LONGEST
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 def _is_score(value: object) -> bool:
@@ -71,7 +78,7 @@ def _is_safe(value: object) -> bool:
 
 
 _FIELDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
-    "request_id": (_is_id, f"the answer's x-litellm-call-id, a text of 1 to {_LONGEST} printable characters,"),
+    "request_id": (_is_id, f"the answer's x-litellm-call-id, a text of 1 to {LONGEST_ID} characters, none of control,"),
     "score": (_is_score, "a number from 0 (worst) to 1 (best)"),
     "outcome": (_is_outcome, "a name of at most 64 letters, digits and _ . : -, such as resolved,"),
     "safe": (_is_safe, "true or false"),

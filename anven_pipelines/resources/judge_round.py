@@ -13,7 +13,7 @@ from anven_pipelines.gateway.settings import KEY_ENV
 from anven_pipelines.resources.environment import api_key
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
     from anven_pipelines.domain.grading import Grade
     from anven_pipelines.domain.online_judge import Asked
@@ -28,6 +28,8 @@ TOLD_S: Final = 10.0
 """Longest wait for the gateway to take a score."""
 
 _REFUSED: Final = frozenset({401, 403})
+_OF_ONE: Final = frozenset({400, 422})
+"""What the gateway answers where it is this feedback that it does not take: others may be."""
 
 
 class Round:
@@ -85,7 +87,7 @@ class Round:
             rest = iter(items)
             await asyncio.gather(*(self._work(rest, score, gateway) for _ in range(self._spec.concurrency)))
         if self.failure is None and self.failed and not self.scored:
-            self.failure = self._words(self.reason)
+            self.failure = self.reason
 
     async def _work(
         self, rest: Iterator[Asked], score: Callable[[Asked], Awaitable[Grade]], gateway: httpx.AsyncClient
@@ -95,33 +97,35 @@ class Round:
             self.begun += 1
             grade = await score(item)
             if grade.score is None:
-                self._note(item, grade.reason or "the judge gave no reason")
+                told = grade.reason or "the judge gave no reason"
+                self._note(item, f"{told}; the judge is {self._spec.model} at {self._spec.url}")
             else:
                 await self._tell(item, grade.score, gateway)
             if self.failure is not None or time.monotonic() > self._until_s:
                 return
 
     async def _tell(self, item: Asked, score: float, gateway: httpx.AsyncClient) -> None:
-        self._in_a_row = 0
         said = {"request_id": item.request_id, "score": score, "outcome": self._outcome}
         try:
-            await self._reached(gateway.post(f"{self._url}/anven/feedback", json=said))
+            answer = await self._reached(gateway.post(f"{self._url}/anven/feedback", json=said), may_be=_OF_ONE)
         except (InvalidInput, UnavailableService) as error:
             self.failure = str(error)
             return
+        if not answer.is_success:  # it alone: one that ended each round would keep all others from being judged
+            told = f"does not take the score of a request of this name: it answers with {answer.status_code}"
+            self._note(item, f"the gateway at {self._url} {told}; is it of this release?")
+            return
+        self._in_a_row = 0
         self.scored.append(item.request_id)
 
     def _note(self, item: Asked, reason: str) -> None:
         self.failed[item.request_id] = reason
         self._in_a_row += 1
         if self._in_a_row >= FAILURES_IN_A_ROW:
-            self.failure = self._words(reason)
+            self.failure = reason
 
-    def _words(self, reason: str) -> str:
-        return f"{reason}; the judge is {self._spec.model} at {self._spec.url}"
-
-    async def _reached(self, asking: Awaitable[httpx.Response]) -> None:
-        """Wait for the gateway's answer.
+    async def _reached(self, asking: Awaitable[httpx.Response], *, may_be: Collection[int] = ()) -> httpx.Response:
+        """Wait for the gateway's answer: a good one, or one of these statuses.
 
         Raises:
             InvalidInput: it refuses the key.
@@ -138,6 +142,7 @@ class Round:
         if answer.status_code in _REFUSED:
             message = f"the gateway at {self._url} refuses the key in {KEY_ENV} ({answer.status_code})"
             raise InvalidInput(message)
-        if not answer.is_success:
+        if not answer.is_success and answer.status_code not in may_be:
             message = f"the gateway at {self._url} takes no scores: it answers with {answer.status_code}"
             raise UnavailableService(message)
+        return answer

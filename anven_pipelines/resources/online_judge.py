@@ -23,7 +23,7 @@ from pydantic import Field
 from anven_pipelines.domain.errors import AnvenError, UnknownWorkload
 from anven_pipelines.domain.gateway_text import FOLDER
 from anven_pipelines.domain.judge_progress import JudgeProgress
-from anven_pipelines.domain.online_judge import Asked, asked_of, due_of
+from anven_pipelines.domain.online_judge import Asked, asked_of, due_of, with_texts
 from anven_pipelines.domain.rollout_plan import judge_outcome
 from anven_pipelines.gateway.segments import segments_in
 from anven_pipelines.ingest.event_store import EventStore
@@ -154,8 +154,7 @@ class OnlineJudges(dg.ConfigurableResource[None]):
         self, work: _Work, due: Due, texts: pl.DataFrame, progress: JudgeProgress, *, now: datetime
     ) -> tuple[JudgeProgress, str | None, str | None]:
         """Judge what waits; return the progress, what ended the pass before its time, and what else is to be told."""
-        one_each = texts.unique("request_id", keep="first", maintain_order=True)
-        held = due.waiting.join(one_each, on="request_id", how="left", maintain_order="left")
+        held = with_texts(due, texts)
         there = held.filter(pl.col("answer").is_not_null(), pl.col("messages").is_not_null())
         ready = there.filter(pl.Series([progress.may_ask(name, now) for name in there["request_id"]], dtype=pl.Boolean))
         ready = ready.with_columns(pl.Series("tried", [progress.tried(name) for name in ready["request_id"]], pl.Int64))
@@ -167,8 +166,10 @@ class OnlineJudges(dg.ConfigurableResource[None]):
         items = [asked_of(*row) for row in chosen.select("request_id", "messages", "answer").iter_rows()]
         done = self._round(work, items, progress, now=now)
         waiting = held.height - len(done.scored)
+        # A score that the log will not hold, as it was told under a key that somebody had used, must not be paid for in
+        # each pass: it waits as what failed does, and is forgotten once it is there.
         progress = progress.reserved(done.begun, now).failed_answers(
-            done.failed, waiting=due.waiting["request_id"].to_list(), now=now
+            [*done.failed, *done.scored], waiting=due.waiting["request_id"].to_list(), now=now
         )
         without = held.height - there.height
         progress = replace(progress, scored=len(done.scored), waiting=waiting, unjudged=without)
@@ -233,7 +234,9 @@ def _told(done: Round, work: _Work, *, ready: int, left: int, without: int, held
     if done.failed:
         told.append(f"{len(done.failed):,} answers could not be judged, and are tried again: {done.reason}")
     if held_back:
-        told.append(f"{held_back:,} answers could not be judged before, and are tried again later")
+        told.append(
+            f"{held_back:,} answers could not be judged before, or their score has not come; they are tried again later"
+        )
     if ready > left:
         told.append(
             f"the {work.judge.judgements_per_day:,} judgements of the day (UTC) are used up, "

@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 
 from anven_pipelines.domain.gateway_event import GATEWAY_EVENTS, SAFE, UNSAFE, GatewayEvent
+from anven_pipelines.domain.gateway_text import GATEWAY_TEXTS, GatewayText
 from anven_pipelines.domain.judge_progress import JudgeProgress
-from anven_pipelines.domain.online_judge import MOST_ASKED, Asked, Due, asked_of, due_of
+from anven_pipelines.domain.online_judge import MOST_ASKED, Asked, Due, asked_of, due_of, with_texts
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan, edit_of, judge_outcome
 from anven_pipelines.domain.rollout_units import units_of
 from anven_pipelines.spec_grading import OnlineJudge
@@ -109,6 +110,18 @@ def test_a_judged_unit_waits_no_more_and_another_feedback_is_no_judgement() -> N
     assert len(waiting([*two, score(1, outcome=None), score(2, outcome="judge-of-others")])) == 1
 
 
+@pytest.mark.parametrize(
+    "told",
+    [score(1, score=None, flags=(SAFE,)), score(1, ts=DUE_AT + timedelta(seconds=1))],
+    ids=["no score", "after it was due"],
+)
+def test_what_counts_for_no_score_keeps_no_answer_from_being_judged(told: GatewayEvent) -> None:
+    """Whoever has the gateway's key may send it."""
+    assert quality(request(1), told)["quality"] is None
+    assert waiting([request(1), told]) == ["r1"]
+    assert waiting([request(1), told, score(1, event_id="its own")]) == []
+
+
 def test_units_are_drawn_by_their_hash_whatever_the_arm() -> None:
     units = [f"{number * 2**24:08x}" for number in range(256)]
     of_target = [request(at, unit=unit) for at, unit in enumerate(units)]
@@ -136,6 +149,44 @@ def test_a_name_that_a_client_gave_twice_is_that_of_the_first_request() -> None:
     first, second = request(1), request(2, unit="bb000000", seconds=3, request_id="r1")
     assert due([first, second]).waiting.height == 1
     assert waiting([replace(first, status="error"), second]) == []
+
+
+def text_of(event: GatewayEvent, answer: str, **change: Any) -> GatewayText:
+    """Give the text that a worker hands over behind an event, and another process of its own writes."""
+    facts: dict[str, Any] = {"event_id": f"text of {event.event_id}", "kind": "request", "workload": "support"}
+    at = event.ts + timedelta(milliseconds=1)
+    text = GatewayText(**facts, ts=at, worker=f"{event.worker}-77", seq=1, request_id=event.request_id, answer=answer)
+    return replace(text, **change)
+
+
+def judged_text(events: Iterable[GatewayEvent], texts: Iterable[GatewayText]) -> list[str | None]:
+    stored = pl.DataFrame([text.to_row() for text in texts], schema=GATEWAY_TEXTS.schema)
+    return with_texts(due(events), stored)["answer"].to_list()
+
+
+ALIKE = [request(1), request(2, unit="bb000000", seconds=3, request_id="r1", worker="w0")]
+"""One name of two users' requests, dealt by two workers; the first one is judged."""
+TEXTS = [text_of(ALIKE[0], "first"), text_of(ALIKE[1], "second")]
+
+
+def test_of_two_requests_of_one_name_each_has_its_own_text_in_whatever_order_they_are_stored() -> None:
+    assert judged_text(ALIKE, TEXTS) == judged_text(ALIKE, TEXTS[::-1]) == ["first"]
+
+
+@pytest.mark.parametrize("worker", ["w0", "w1"], ids=["of another worker", "of the same worker"])
+def test_where_its_own_text_is_lost_no_other_of_its_name_stands_for_it(worker: str) -> None:
+    second = replace(ALIKE[1], worker=worker)
+    assert judged_text([ALIKE[0], second], [text_of(second, "second")]) == [None]
+    assert judged_text(ALIKE[:1], [text_of(second, "second", ts=T0 + timedelta(minutes=1))]) == [None]
+
+
+def test_a_text_that_could_not_be_redacted_is_none_and_lets_no_other_of_its_name_in() -> None:
+    assert judged_text(ALIKE, [replace(TEXTS[0], answer=None, problem="too long"), TEXTS[1]]) == [None]
+
+
+def test_of_one_worker_a_name_that_came_again_at_once_keeps_both_texts_apart() -> None:
+    again = request(2, unit="bb000000", seconds=0.5, request_id="r1")
+    assert judged_text([again, ALIKE[0]], [text_of(again, "second"), TEXTS[0]]) == ["first"]
 
 
 def test_a_request_without_a_name_begins_its_unit_where_units_are_counted_and_where_they_are_judged() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -379,14 +380,34 @@ def proven_at(
     return None
 
 
-@pytest.mark.parametrize(("target", "legacy"), [(0.02, 0.0), (0.05, 0.03)])
-def test_a_target_at_the_limit_is_proven_by_either_way_at_most_at_the_level(target: float, legacy: float) -> None:
-    """80 streams of 4,000 units, looked at eight times; the level is a fifth."""
-    wrong = sum(
-        proven_at(ERRORS_ONLY, *stream(seed, 4_000, target=target, legacy=legacy), range(500, 4_001, 500)) is not None
-        for seed in range(80)
-    )
-    assert wrong <= stats.binom.ppf(0.999, 80, 0.2)
+AT_LOOKS = range(400, 4_001, 400)
+STRICT = replace(ERRORS_ONLY, rollout=ERRORS_ONLY.rollout.model_copy(update={"level": 0.05}))
+
+
+def z_proves(differences: np.ndarray[Any, np.dtype[np.float64]], *, limit: float, alpha: float) -> bool:
+    """Ask the textbook test of one look."""
+    error = differences.std(ddof=1) / math.sqrt(differences.size)
+    return bool(error and differences.mean() + stats.norm.isf(alpha) * error < limit)
+
+
+@pytest.mark.parametrize("legacy", [0.0, 0.3])
+def test_pairs_prove_a_target_at_the_limit_at_most_at_their_part_of_the_level(legacy: float) -> None:
+    """150 streams of 4,000 mirrored requests, looked at ten times: a textbook test of the same ones exceeds the bound.
+
+    What legacy failed nobody asks the target, and it counts as failed by both.
+    """
+    rng, alpha, limit, streams = np.random.default_rng(5), STRICT.proof_level("errors", share=0.1), 0.02, 150
+    [by_users] = [replace(each, proof_limit=limit) for each in BY_USERS if each.metric == "errors"]
+    blank = mirrored(AT_LOOKS[-1])
+    wrong = by_z = 0
+    for _ in range(streams):
+        legacy_fails, fails = (rng.random(blank.height) < chance for chance in (legacy, limit / (1 - legacy)))
+        differences = np.where(legacy_fails, 0.0, fails.astype(float))
+        drawn = blank.with_columns(legacy_failed=legacy_fails, asked=~legacy_fails, target_failed=fails | legacy_fails)
+        wrong += any(topped_up(STRICT, 0, [by_users], drawn.head(n))[0].is_proven(widened=1.0) for n in AT_LOOKS)
+        by_z += any(z_proves(differences[:n], limit=limit, alpha=alpha) for n in AT_LOOKS)
+    bound = stats.binom.ppf(0.999, streams, alpha)
+    assert wrong <= bound < by_z
 
 
 def test_at_low_traffic_a_good_target_is_proven_earlier() -> None:

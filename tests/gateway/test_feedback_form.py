@@ -7,7 +7,7 @@ import json
 import pytest
 
 from anven_pipelines.gateway.feedback import Said
-from anven_pipelines.gateway.feedback_form import Feedback, read_feedback
+from anven_pipelines.gateway.feedback_form import LONGEST_ID, Feedback, read_feedback
 from anven_pipelines.gateway.refusals import Refusal
 
 
@@ -70,7 +70,8 @@ def test_a_body_that_is_no_json_object_is_a_bad_request(body: bytes, message: st
         ({"request_id": "", "score": 1}, "request_id", "request_id is a text of 0 characters; "),
         ({"request_id": "a\x00", "score": 1}, "request_id", "request_id is a text of 2 characters; "),
         ({"request_id": "\ud800", "score": 1}, "request_id", "request_id is a text of 1 characters; "),
-        ({"request_id": "y" * 201, "score": 1}, "request_id", "request_id is a text of 201 characters; "),
+        ({"request_id": "a\n", "score": 1}, "request_id", "request_id is a text of 2 characters; "),
+        ({"request_id": "y" * 257, "score": 1}, "request_id", "request_id is a text of 257 characters; "),
         ({}, "score", "nothing is said of the answer; at least one of score, outcome and safe is needed"),
         ({"score": None}, "score", "nothing is said"),
     ],
@@ -80,6 +81,23 @@ def test_what_is_no_feedback_is_told_with_its_field(body: dict[str, object], par
     assert isinstance(found, Refusal)
     assert (found.status, found.code, found.param) == (422, "invalid_feedback", param)
     assert found.message.startswith(message)
+
+
+@pytest.mark.parametrize("request_id", ["y" * LONGEST_ID, "a\tb", "a\xa0b", "\x80\xad\xff", "日本"])
+def test_each_id_that_a_client_can_choose_is_one(request_id: str) -> None:
+    """LiteLLM takes what a header can carry, and asks for no more than a length."""
+    constants = pytest.importorskip("litellm.constants")
+    assert constants.MAX_LITELLM_CALL_ID_LENGTH == LONGEST_ID
+    found = read_feedback(json.dumps({"request_id": request_id, "score": 1}).encode(), key=None)
+    assert isinstance(found, Feedback)
+    assert found.request_id == request_id
+
+
+@pytest.mark.parametrize("key", ["", "k" * 201, "a\xa0b"])
+def test_a_key_that_is_none_is_told(key: str) -> None:
+    found = read_feedback(b'{"request_id": "a", "score": 1}', key=key)
+    assert isinstance(found, Refusal)
+    assert found.message == f"Idempotency-Key has {len(key)} characters; 1 to 200 printable ones are needed"
 
 
 def test_a_number_beyond_all_numbers_is_refused() -> None:

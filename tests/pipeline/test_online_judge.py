@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
 import pytest
+from rich.console import Console
 
 from anven_pipelines.domain.judge_progress import JudgeProgress
 from anven_pipelines.domain.rollout import Advance, Hold, RollBack
+from anven_pipelines.domain.rollout_plan import judge_outcome
 from anven_pipelines.ingest.event_store import EventStore
 from anven_pipelines.ingest.gateway_events import EVENTS, TEXTS, read_batch
 from anven_pipelines.resources.judge import Judge
+from anven_pipelines.rollout_run import act, show_rollout
 from anven_pipelines.sensors.online_judge import JUDGE_TAG, online_judge, online_judge_job
-from tests.judged_rollout import LOOKED_AT, NOW, Desk, begun, desk, serve
+from tests.judged_rollout import LOOKED_AT, NOW, START, Desk, begun, desk, serve
 from tests.running_rollout import event_log
 from tests.scripted_judge import Reply, ScriptedJudge, judged_input, prompt_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from anven_pipelines.resources.online_judge import OnlineJudges
     from tests.pipeline.conftest import Place
@@ -318,6 +323,94 @@ def test_scores_that_the_gateway_does_not_take_are_told_and_judged_again(
     assert (again["scored"], again["waiting"]) == (40, 0)
 
 
+def test_whatever_name_a_client_gives_a_request_its_answer_is_judged_and_no_other_waits_for_it(
+    place: Place, gateway: Desk, server: ScriptedJudge
+) -> None:
+    """LiteLLM takes an id of 256 characters that a header can carry."""
+    names = {0: "y" * 256, 1: "a\xa0b", 2: "a\tb"}
+    judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
+    serve(place, 6, right, name=lambda number: names.get(number, f"q{number}"))
+
+    report = judges.run("support", now=NOW)
+
+    assert report is not None
+    assert (report["scored"], report["waiting"], report["problem"]) == (6, 0, None)
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["both are there", "its own is lost"])
+def test_the_judge_is_never_given_the_text_of_another_request_of_the_same_name(
+    place: Place, gateway: Desk, server: ScriptedJudge, *, is_lost: bool
+) -> None:
+    """Another user's later request of another worker, whose texts are read first."""
+    judges = begun(place, server.url, gateway.url)
+    serve(place, 1, lambda target, number: "Of somebody else.", seed=0, name=lambda number: "q1-1")
+    serve(place, 6, right)
+    late = {"ts": (START + timedelta(hours=12)).isoformat()}
+    for log in (event_log(place), event_log(place) / "texts"):
+        file = log / "w0-000000.jsonl"
+        file.write_text("".join(json.dumps(json.loads(line) | late) + "\n" for line in file.read_text().splitlines()))
+    if is_lost:
+        log = event_log(place) / "texts" / "w1-000000.jsonl"
+        lines = log.read_bytes().splitlines(keepends=True)
+        log.write_bytes(b"".join(line for line in lines if b'"q1-1"' not in line))
+
+    report = judges.run("support", now=NOW)
+
+    assert report is not None
+    assert (report["scored"], report["without_text"]) == (6 - is_lost, int(is_lost))
+    given = {judged_input(prompt_of(each))["response"] for each in server.requests}
+    assert given == {right(target=False, number=at) for at in range(6) if not (is_lost and at == 1)}
+
+
+def test_a_score_whose_key_somebody_has_used_is_not_paid_for_in_each_pass(
+    place: Place, gateway: Desk, server: ScriptedJudge
+) -> None:
+    """Whoever has the gateway's key may tell something else under it; the score is a repeat then, and never comes."""
+    judges = begun(place, server.url, gateway.url)
+    serve(place, 1, right)
+    judge = judges.rollouts.migrations.of("support").migration.rollout.judge
+    assert judge is not None
+    gateway.take({"request_id": "q1-0", "safe": True}, judge_outcome(judge))
+
+    for at in range(0, 60, 15):
+        report = judges.run("support", now=NOW + timedelta(seconds=at))
+
+    assert report is not None
+    assert report["problem"].startswith("1 answers could not be judged before, or their score has not come")
+    assert len(server.requests) == 1
+
+
+def test_a_score_that_the_gateway_takes_for_none_keeps_no_other_from_being_told(
+    place: Place, gateway: Desk, server: ScriptedJudge
+) -> None:
+    """As a gateway of another release may."""
+    judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
+    serve(place, 6, right)
+    gateway.refuse_of = {"q1-0": 422, "q1-3": 400}
+
+    report = judges.run("support", now=NOW)
+
+    assert report is not None
+    assert (report["scored"], report["waiting"], len(server.requests)) == (4, 2, 6)
+    told = f"2 answers could not be judged, and are tried again: the gateway at {gateway.url} does not take the score"
+    assert report["problem"].startswith(told)
+    again = judges.run("support", now=NOW + timedelta(seconds=30))
+    assert again is not None
+    assert (again["waiting"], len(server.requests)) == (2, 6)  # each waits before it is paid for anew
+
+
+def test_a_gateway_that_takes_no_score_of_any_ends_the_pass(place: Place, gateway: Desk, server: ScriptedJudge) -> None:
+    judges = begun(place, server.url, gateway.url, judge={"concurrency": 1})
+    serve(place, 40, right)
+    gateway.refuse = 422
+
+    report = judges.run("support", now=NOW)
+
+    assert report is not None
+    assert (report["scored"], len(server.requests)) == (0, 5)
+    assert "does not take the score" in report["problem"]
+
+
 PASS = """\
 import os, sys
 from datetime import datetime
@@ -328,6 +421,25 @@ import dagster as dg
 found = of_kind(dg.Definitions(resources=resources("local")), "judges", OnlineJudges)
 found.model_copy(update={"url": sys.argv[1]}).run("support", now=datetime.fromisoformat(sys.argv[2]))
 """
+
+
+def until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], *, seconds: float = 300) -> None:
+    """Wait until something is so while a process lives; fail where it ends, or where that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert process.poll() is None, f"it ended with {process.returncode}"
+        assert time.monotonic() < deadline, f"it did not come to that in {seconds:g} s"
+        time.sleep(0.02)
+
+
+def test_a_pass_that_never_comes_to_it_is_not_waited_for_for_ever() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        with pytest.raises(AssertionError, match=r"it did not come to that in 0\.1 s"):
+            until(lambda: False, process, seconds=0.1)
+        process.kill()
+        process.wait()
+        with pytest.raises(AssertionError, match="it ended with -9"):
+            until(lambda: False, process)
 
 
 @pytest.mark.parametrize("answers", [0, 7], ids=["before any score", "between scores"])
@@ -346,9 +458,10 @@ def test_a_pass_that_is_killed_judges_again_what_was_in_flight_and_counts_nothin
         }
         command = [sys.executable, "-W", "ignore", "-c", PASS, gateway.url, NOW.isoformat()]
         with subprocess.Popen(command, env=environment) as process:
-            while len(server.requests) < answers + 4 or len(gateway.told) < answers:
-                assert process.poll() is None
-            os.kill(process.pid, signal.SIGKILL)
+            try:
+                until(lambda: len(server.requests) >= answers + 4 and len(gateway.told) >= answers, process)
+            finally:
+                os.kill(process.pid, signal.SIGKILL)
         assert len(gateway.told) == answers
 
         report = judges.run("support", now=NOW + timedelta(minutes=6))
@@ -457,3 +570,24 @@ def test_a_damaged_file_of_progress_begins_anew(place: Place, gateway: Desk, ser
 
     assert report is not None
     assert (report["scored"], JudgeProgress.from_bytes(file.read_bytes()).asked) == (3, 3)
+
+
+def test_where_the_judges_folder_cannot_be_read_people_still_see_and_pause_the_rollout(
+    place: Place, gateway: Desk, server: ScriptedJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(place, server.url, gateway.url)
+    (place.folder / "home" / "gateway" / "judged").write_text("no folder")
+    for name, folder in (("ANVEN_HOME", "home"), ("ANVEN_MIGRATIONS", "migrations")):
+        monkeypatch.setenv(name, str(place.folder / folder))
+    how: dict[str, Any] = {"home": place.folder / "home", "who": "ada", "hours": 1.0, "reason": "for a test"}
+
+    report = act("support", "status", **how)
+    paused = act("support", "pause", **how)
+
+    assert report["phase"] == "running"
+    assert list(report["judge"]) == ["problem"]
+    assert str(place.folder / "home" / "gateway" / "judged") in report["judge"]["problem"]
+    printed = Console(record=True, width=200, file=io.StringIO())
+    show_rollout(report, printed)
+    assert f"judge: unknown; {report['judge']['problem']}" in printed.export_text()
+    assert (paused["phase"], list(paused["judge"])) == ("paused", ["problem"])
