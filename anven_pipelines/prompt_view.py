@@ -188,7 +188,10 @@ def _steps(steps: list[dict[str, Any]]) -> Table:
 def _gained(gain: Mapping[str, Any]) -> str:
     result = "proven" if gain["proven"] else "not proven, the legacy prompt stands"
     before, after = (_score(gain[name]) for name in ("before", "after"))
-    return f"{before} → {after} on {gain['n']:,} items that no search saw, gain {_gain(gain)}: {result}"
+    # Reports of earlier versions do not tell what was not measured.
+    missing = sum(gain.get("unmeasured", {}).values())
+    told = f", {missing:,} answers that were not measured counted against it" if missing else ""
+    return f"{before} → {after} on {gain['n']:,} items that no search saw{told}, gain {_gain(gain)}: {result}"
 
 
 def _gain(gain: Mapping[str, Any]) -> str:

@@ -286,7 +286,7 @@ class Search:
         """Ask the validation items both ways; the budget has kept calls for it."""
         trial = self._trial(items, items.validation)
         both = (way_of(trial.rows, prompt) for prompt in (carry_over(), entry.prompt))
-        before, after = trial.scores_of([(way, range(trial.items)) for way in both])
+        before, after = trial.measured_of([(way, range(trial.items)) for way in both])
         return Compared(items.template.name, before, after, items.validation.rows["cluster"].to_numpy())
 
     def _judge_safety(self, won: Sequence[tuple[TemplateItems, Entry]]) -> tuple[SafetyFinding | None, list[str]]:
