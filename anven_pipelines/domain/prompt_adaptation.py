@@ -31,7 +31,7 @@ from anven_pipelines.domain.prompt_entry import (
     way_of,
 )
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
-from anven_pipelines.domain.prompt_looks import measure_of
+from anven_pipelines.domain.prompt_looks import conversations, measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
 from anven_pipelines.domain.prompt_slots import unread_policies
@@ -110,7 +110,7 @@ class Search:
         if (self._names() or declared.rewrites) and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]
         notes += [note for each in searched if (note := _lacking(each))]
-        self.looks.show([item for each in searched for item in each.search.rows["id"]])
+        self.looks.show(conversations(*(each.search.rows for each in searched)))
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
@@ -219,7 +219,7 @@ class Search:
         if not best:
             return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
         tried = found_prompt([each.part for _, each in best], profile=self.profile, description="")
-        proving = [item for items, _ in best for item in items.validation.rows["id"]]
+        proving = conversations(*(items.validation.rows for items, _ in best))
         measure = measure_of(self.migration, self.target)
         earlier = self.looks.look(tried.version, items=proving, measure=measure)
         level = level_of_look(declared.level, earlier=earlier)
@@ -375,5 +375,6 @@ def _lacking(items: TemplateItems) -> str | None:
         return None
     return (
         f"{items.template.name}: {items.lacking} conversations fewer than prompt.validation asks for are left to prove "
-        "a gain on, as earlier searches had them; a golden dataset of more logs brings new ones"
+        "a gain on, as searches had them, or have them for another template; a golden dataset of more logs brings new "
+        "ones"
     )

@@ -27,7 +27,7 @@ from anven_pipelines.domain.prompts import apply, carry_over
 from tests.builders import a_migration, golden_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -135,10 +135,10 @@ class World:
     def searched(self) -> frozenset[str]:
         return frozenset(self.shown)
 
-    def show(self, items: Collection[str]) -> None:
-        self.shown |= set(items)
+    def show(self, items: Mapping[str, str]) -> None:
+        self.shown |= {*items, *items.values()}
 
-    def look(self, prompt: str, *, items: Collection[str], measure: str) -> int:
+    def look(self, prompt: str, *, items: Mapping[str, str], measure: str) -> int:
         look = (prompt, frozenset(items), measure)
         self.looks += [look] * (look not in self.looks)
         return self.earlier + self.looks.index(look)
