@@ -40,6 +40,7 @@ from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
 from anven_pipelines.domain.prompts import apply, calls_of, candidate_part, carry_over, found_prompt
 from anven_pipelines.domain.token_count import tokens_per_byte
+from anven_pipelines.stats.pairs import MIN_CLUSTERS, MIN_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -132,7 +133,10 @@ class Search:
         found = items.search.rows.height
         if found < FEWEST:
             notes.append(f"{items.template.name}: {found} search items, at least {FEWEST} are needed: {_AS_LOGGED}")
-        return found >= FEWEST
+            return False
+        if unprovable := _unprovable(items):
+            notes.append(unprovable)
+        return not unprovable
 
     def _reserve(self, searched: Sequence[TemplateItems]) -> int:
         """Return the calls that strategies must leave: all entries on all search items, and the proof both ways."""
@@ -367,6 +371,19 @@ class Search:
         if price is None:
             return None
         return lambda sent, written: (sent * price.input_usd_per_million + written * price.output_usd_per_million) / 1e6
+
+
+def _unprovable(items: TemplateItems) -> str | None:
+    """Say that whatever a search found could not be proven, so that neither calls nor a look are spent on it."""
+    proving = items.validation.rows
+    found = proving["cluster"].n_unique()
+    if proving.height >= MIN_PAIRS and found >= MIN_CLUSTERS:
+        return None
+    had = f"; searches had {items.lacking} conversations of those that prompt.validation asks for" * bool(items.lacking)
+    return (
+        f"{items.template.name}: {proving.height} validation items in {found} conversations, at least {MIN_PAIRS} in "
+        f"{MIN_CLUSTERS} are needed to prove a gain: {_AS_LOGGED}{had}; a golden dataset of more logs brings new ones"
+    )
 
 
 def _lacking(items: TemplateItems) -> str | None:

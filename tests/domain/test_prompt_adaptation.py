@@ -473,6 +473,31 @@ def test_limits_that_end_the_proof_leave_the_prompt(limit: dict[str, Any]) -> No
     assert any("are spent of" in each or "have passed of" in each for each in adaptation.reasons), adaptation.reasons
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (golden(20), "desk: 8 validation items in 8 conversations, at least 10 in 10 are needed to prove a gain"),
+        (
+            golden(cluster=[f"talk-{at // 10}" for at in range(ITEMS)]),
+            "desk: 60 validation items in 6 conversations, at least 10 in 10 are needed to prove a gain",
+        ),
+    ],
+    ids=["few items", "few conversations"],
+)
+def test_nothing_is_spent_where_nothing_can_be_proven(rows: pl.DataFrame, said: str) -> None:
+    world = World(half_and("Good", 10))
+    adaptation = adapt(world, finds(GOOD), rows=rows)
+    assert (world.asked, world.looks, world.shown, adaptation.adapted) == ([], [], set(), False)
+    assert adaptation.reasons[0].startswith(f"{said}: {AS_LOGGED}")
+
+
+def test_what_earlier_searches_had_is_said_where_nothing_is_left_to_prove_on() -> None:
+    world = World(half_and("Good", 10), shown={f"item-{at:05d}" for at in range(ITEMS)})
+    assert "desk: 0 validation items in 0 conversations" in adapt(world, finds(GOOD)).reasons[0]
+    assert "searches had 60 conversations of those" in adapt(world, finds(GOOD)).reasons[0]
+    assert world.looks == []
+
+
 def test_a_template_with_too_few_items_is_left_as_it_is() -> None:
     world = World(half_and("Good", 10))
     adaptation = adapt(world, finds(GOOD), rows=golden(15))
