@@ -133,10 +133,15 @@ def found_lines(report: Mapping[str, Any]) -> list[str]:
     """Say in a line each what became of the prompts, what was lost, whether they are as safe, and what it cost."""
     calls = report["searched"]
     gained = {gain["template"]: f"{_gained(gain)}{_searched(calls.get(gain['template']))}" for gain in report["gains"]}
-    nothing = {name: f"nothing looked better{_searched(spent)}" for name, spent in calls.items()}
+    met = {heat["template"] for heat in report["heats"]}
+    nothing = {name: f"{_found_none(name in met)}{_searched(spent)}" for name, spent in calls.items()}
     each = [f"{name}: {words}" for name, words in (nothing | gained).items()]
     refused = [reason for reason in report["reasons"] if reason.startswith("refused: ")]
     return [*(each if gained else report["reasons"]), *refused, *_guarded(report)]
+
+
+def _found_none(met: bool) -> str:  # noqa: FBT001 - what is told apart
+    return "nothing looked better" if met else "nothing was compared, as the budget ended before"
 
 
 def _searched(calls: int | None) -> str:
