@@ -133,10 +133,15 @@ def found_lines(report: Mapping[str, Any]) -> list[str]:
     """Say in a line each what became of the prompts, what was lost, whether they are as safe, and what it cost."""
     calls = report["searched"]
     gained = {gain["template"]: f"{_gained(gain)}{_searched(calls.get(gain['template']))}" for gain in report["gains"]}
-    nothing = {name: f"nothing looked better{_searched(spent)}" for name, spent in calls.items()}
+    met = {heat["template"] for heat in report["heats"]}
+    nothing = {name: f"{_found_none(name in met)}{_searched(spent)}" for name, spent in calls.items()}
     each = [f"{name}: {words}" for name, words in (nothing | gained).items()]
     refused = [reason for reason in report["reasons"] if reason.startswith("refused: ")]
     return [*(each if gained else report["reasons"]), *refused, *_guarded(report)]
+
+
+def _found_none(met: bool) -> str:  # noqa: FBT001 - what is told apart
+    return "nothing looked better" if met else "nothing was compared, as the budget ended before"
 
 
 def _searched(calls: int | None) -> str:
@@ -188,7 +193,10 @@ def _steps(steps: list[dict[str, Any]]) -> Table:
 def _gained(gain: Mapping[str, Any]) -> str:
     result = "proven" if gain["proven"] else "not proven, the legacy prompt stands"
     before, after = (_score(gain[name]) for name in ("before", "after"))
-    return f"{before} → {after} on {gain['n']:,} items that no search saw, gain {_gain(gain)}: {result}"
+    # Reports of earlier versions do not tell what was not measured.
+    missing = sum(gain.get("unmeasured", {}).values())
+    told = f", {missing:,} answers that were not measured counted against it" if missing else ""
+    return f"{before} → {after} on {gain['n']:,} items that no search saw{told}, gain {_gain(gain)}: {result}"
 
 
 def _gain(gain: Mapping[str, Any]) -> str:

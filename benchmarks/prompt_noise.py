@@ -31,7 +31,7 @@ from anven_pipelines.spec import Migration
 from anven_pipelines.stats.proportions import clopper_pearson_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.inference import CompletionRequest
     from anven_pipelines.domain.prompt_report import Adaptation
@@ -82,11 +82,11 @@ class EqualPrompts:
         """Return what was shown."""
         return frozenset(self.shown)
 
-    def show(self, items: Collection[str]) -> None:
+    def show(self, items: Mapping[str, str]) -> None:
         """Remember what is shown."""
-        self.shown |= set(items)
+        self.shown |= {*items, *items.values()}
 
-    def look(self, prompt: str, *, items: Collection[str], measure: str) -> int:
+    def look(self, prompt: str, *, items: Mapping[str, str], measure: str) -> int:
         """Return how many other looks there were."""
         look = (prompt, frozenset(items), measure)
         self.looks += [look] * (look not in self.looks)
@@ -139,6 +139,7 @@ def adapted(run: int, size: Size, world: EqualPrompts) -> Adaptation:
         target=migration.target,  # type: ignore[arg-type] # an endpoint
         split=split_items(golden(run, size.items), (TEMPLATE,), validation=migration.prompt.validation),
         strategies={"racing": Racing(), "random": RandomSearch()},
+        rewrites={},
         profile=TargetProfile(),
         ask=world.ask,
         grade=partial(grade_rows, migration.grading, judged={}),

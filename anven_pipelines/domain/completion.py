@@ -23,6 +23,7 @@ Kind = Literal[
 
 RETRIED: Final[frozenset[Kind]] = frozenset({"busy", "server_error", "timeout", "unreachable", "broken_answer"})
 ASKED_AGAIN: Final[frozenset[Kind]] = RETRIED | {"refused"}  # by a later run: the key or the address was mended
+FORM_REFUSED: Final[frozenset[Kind]] = frozenset({"bad_request", "unsupported"})  # it is not taken as it is asked
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
 ITEMS_OWN: Final[frozenset[Kind]] = frozenset({"unsupported", "poison"})  # said by our own engine, which is well

@@ -32,7 +32,7 @@ from anven_pipelines.domain.prompt_entry import (
     way_of,
 )
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
-from anven_pipelines.domain.prompt_looks import measure_of
+from anven_pipelines.domain.prompt_looks import conversations, measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
 from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
 from anven_pipelines.domain.prompt_slots import unread_policies
@@ -41,6 +41,7 @@ from anven_pipelines.domain.prompt_template import unchanged
 from anven_pipelines.domain.prompt_trial import Spending, TargetTrial
 from anven_pipelines.domain.prompts import apply, calls_of, candidate_part, carry_over, found_prompt, parts_in_order
 from anven_pipelines.domain.token_count import tokens_per_byte
+from anven_pipelines.stats.pairs import MIN_CLUSTERS, MIN_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +115,7 @@ class Search:
         if (self._names() or declared.rewrites) and declared.policies == "found":
             notes += [note for each in searched if (note := unread_policies(each.template))]
         notes += [note for each in searched if (note := _lacking(each))]
-        self.looks.show([item for each in searched for item in each.search.rows["id"]])
+        self.looks.show(conversations(*(each.search.rows for each in searched)))
         reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
@@ -136,7 +137,10 @@ class Search:
         found = items.search.rows.height
         if found < FEWEST:
             notes.append(f"{items.template.name}: {found} search items, at least {FEWEST} are needed: {_AS_LOGGED}")
-        return found >= FEWEST
+            return False
+        if unprovable := _unprovable(items):
+            notes.append(unprovable)
+        return not unprovable
 
     def _reserve(self, searched: Sequence[TemplateItems]) -> int:
         """Return the calls that strategies must leave: all entries on all search items, and the proof both ways."""
@@ -224,7 +228,7 @@ class Search:
         if not best:
             return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
         tried = self._prompt_of(best, description="")
-        proving = [item for items, _ in best for item in items.validation.rows["id"]]
+        proving = conversations(*(items.validation.rows for items, _ in best))
         measure = measure_of(self.migration, self.target)
         earlier = self.looks.look(tried.version, items=proving, measure=measure)
         level = level_of_look(declared.level, earlier=earlier)
@@ -295,7 +299,7 @@ class Search:
         """Ask the validation items both ways; the budget has kept calls for it."""
         trial = self._trial(items, items.validation)
         both = (way_of(trial.rows, prompt) for prompt in (carry_over(), entry.prompt))
-        before, after = trial.scores_of([(way, range(trial.items)) for way in both])
+        before, after = trial.measured_of([(way, range(trial.items)) for way in both])
         return Compared(items.template.name, before, after, items.validation.rows["cluster"].to_numpy())
 
     def _judge_safety(self, won: Sequence[tuple[TemplateItems, Entry]]) -> tuple[SafetyFinding | None, list[str]]:
@@ -387,11 +391,25 @@ class Search:
         return lambda sent, written: (sent * price.input_usd_per_million + written * price.output_usd_per_million) / 1e6
 
 
+def _unprovable(items: TemplateItems) -> str | None:
+    """Say that whatever a search found could not be proven, so that neither calls nor a look are spent on it."""
+    proving = items.validation.rows
+    found = proving["cluster"].n_unique()
+    if proving.height >= MIN_PAIRS and found >= MIN_CLUSTERS:
+        return None
+    had = f"; searches had {items.lacking} conversations of those that prompt.validation asks for" * bool(items.lacking)
+    return (
+        f"{items.template.name}: {proving.height} validation items in {found} conversations, at least {MIN_PAIRS} in "
+        f"{MIN_CLUSTERS} are needed to prove a gain: {_AS_LOGGED}{had}; a golden dataset of more logs brings new ones"
+    )
+
+
 def _lacking(items: TemplateItems) -> str | None:
     """Say that fewer items prove than are declared; None where as many do."""
     if not items.lacking:
         return None
     return (
         f"{items.template.name}: {items.lacking} conversations fewer than prompt.validation asks for are left to prove "
-        "a gain on, as earlier searches had them; a golden dataset of more logs brings new ones"
+        "a gain on, as searches had them, or have them for another template; a golden dataset of more logs brings new "
+        "ones"
     )

@@ -31,8 +31,8 @@ class Compared(NamedTuple):
 
     Attributes:
         template: Whose items they are.
-        before: Scores in [0, 1] with the unchanged prompt, shape (n,).
-        after: Scores in [0, 1] with the candidate, shape (n,).
+        before: Scores in [0, 1] with the unchanged prompt, NaN where nothing was measured, shape (n,).
+        after: Scores in [0, 1] with the candidate, NaN where nothing was measured, shape (n,).
         clusters: Conversation of each item, shape (n,).
     """
 
@@ -41,6 +41,24 @@ class Compared(NamedTuple):
     after: npt.NDArray[np.float64]
     clusters: npt.NDArray[Any]
 
+    def at_worst(self) -> Compared:
+        """Count what was not measured against the candidate: as right before, as wrong after."""
+        before, after = np.nan_to_num(self.before, nan=RIGHT), np.nan_to_num(self.after, nan=0.0)
+        return self._replace(before=before, after=after)
+
+
+class Unmeasured(NamedTuple):
+    """Validation items whose answer was not measured, asked either way."""
+
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        """Say how they count; nothing where all were measured."""
+        if not any(self):
+            return ""
+        return f"; not measured: {self.before} before, counted as right, and {self.after} after, counted as wrong"
+
 
 class Gain(NamedTuple):
     """What a template's candidate gains.
@@ -48,13 +66,14 @@ class Gain(NamedTuple):
     Attributes:
         template: The template.
         n: Validation items.
-        before: Mean score of the unchanged prompt; None without items.
-        after: Mean score of the candidate.
+        before: Mean score of the unchanged prompt, of what was not measured 1; None without items.
+        after: Mean score of the candidate, of what was not measured 0.
         interval: Of the difference; its lower bound lies above 0 with an error rate of `level`. None where too few
             items were there to say anything.
         level: One-sided error rate of this template's test.
         proven: Whether there is a gain.
         reason: In words.
+        unmeasured: Items that were not measured.
     """
 
     template: str
@@ -65,13 +84,14 @@ class Gain(NamedTuple):
     level: float
     proven: bool
     reason: str
+    unmeasured: Unmeasured = Unmeasured(0, 0)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         bounds = self.interval and {"lower": round(self.interval.lower, 6), "upper": round(self.interval.upper, 6)}
         means = {name: None if mean is None else round(mean, 6) for name, mean in self._means().items()}
         told = {"template": self.template, "n": self.n, **means, "gain": bounds, "level": round(self.level, 9)}
-        return {**told, "proven": self.proven, "reason": self.reason}
+        return {**told, "proven": self.proven, "reason": self.reason, "unmeasured": self.unmeasured._asdict()}
 
     def _means(self) -> dict[str, float | None]:
         return {"before": self.before, "after": self.after}
@@ -86,6 +106,7 @@ class Guard(NamedTuple):
         lost: How many of them score less with the adapted prompt.
         bound: Largest share lost that the data allow at the level; None where nothing was right.
         reason: In words.
+        unmeasured: How many of the lost ones were not measured, before or after.
     """
 
     status: Literal["kept", "broken"]
@@ -93,6 +114,7 @@ class Guard(NamedTuple):
     lost: int
     bound: float | None
     reason: str
+    unmeasured: int = 0
 
 
 def level_of_look(level: float, *, earlier: int) -> float:
@@ -110,6 +132,8 @@ def level_of_look(level: float, *, earlier: int) -> float:
 def judge_gains(compared: Sequence[Compared], *, level: float) -> list[Gain]:
     """Test each template's candidate for a gain.
 
+    What was not measured counts as right before and as wrong after: missing answers prove nothing.
+
     Args:
         compared: One for each template whose prompt would change.
         level: One-sided error rate over all of them.
@@ -122,23 +146,28 @@ def judge_gains(compared: Sequence[Compared], *, level: float) -> list[Gain]:
 
 
 def _judged(scores: Compared, *, level: float) -> Gain:
-    n = scores.before.size
-    before, after = (float(side.mean()) if n else None for side in (scores.before, scores.after))
+    n, worst = scores.before.size, scores.at_worst()
+    unmeasured = Unmeasured(*(int(np.isnan(side).sum()) for side in (scores.before, scores.after)))
+    before, after = (float(side.mean()) if n else None for side in (worst.before, worst.after))
     try:
-        interval = difference_interval(scores.after, scores.before, clusters=scores.clusters, level=1 - 2 * level)
+        interval = difference_interval(worst.after, worst.before, clusters=scores.clusters, level=1 - 2 * level)
     except TooFewPairs as error:
         reason = f"{n} validation items are too few to prove anything ({error})"
-        return Gain(scores.template, n, before, after, None, level, proven=False, reason=reason)
+        return Gain(scores.template, n, before, after, None, level, proven=False, reason=reason, unmeasured=unmeasured)
     proven = interval.lower > 0
     told = (
         f"{before:.3f} before, {after:.3f} after on {n} items: {interval.estimate:+.3f}, at least {interval.lower:+.3f}"
+        f"{unmeasured}"
     )
     reason = told if proven else f"{told}; a gain is not proven"
-    return Gain(scores.template, n, before, after, interval, level, proven=proven, reason=reason)
+    return Gain(scores.template, n, before, after, interval, level, proven=proven, reason=reason, unmeasured=unmeasured)
 
 
 def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) -> Guard:
     """Prove that little is lost of what the unchanged prompt answers right.
+
+    What was not measured never counts as kept: an item whose answer is missing after is lost if it was right before,
+    and one whose answer is missing before is lost unless it is right after, where it says nothing.
 
     Args:
         compared: The templates whose prompt is to change.
@@ -152,7 +181,10 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
     """
     before, after = (np.concatenate([getattr(each, side) for each in compared] or [[]]) for side in ("before", "after"))
     names = [f"{each.template}/{cluster}" for each in compared for cluster in each.clusters]
+    missing, after = np.isnan(before) | np.isnan(after), np.nan_to_num(after, nan=0.0)
+    before = np.where(np.isnan(before), np.where(after < RIGHT, RIGHT, 0.0), before)
     guarded = before >= RIGHT
+    unmeasured = int(missing[guarded].sum())
     right, lost = int(guarded.sum()), int((after[guarded] < before[guarded]).sum())
     if not right:
         return Guard("kept", 0, 0, None, "the unchanged prompt answers none of the validation items right")
@@ -164,5 +196,6 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
     bound = beta_quantile(1 - level, lost / effect + 1, (right - lost) / effect) if lost < right else 1.0
     kept = bound <= margin
     words = "kept" if kept else "not proven to be kept"
-    reason = f"{lost} of {right} right answers are lost, at most {bound:.1%}; a margin of {margin:.1%} is {words}"
-    return Guard("kept" if kept else "broken", right, lost, bound, reason)
+    told = f", {unmeasured} of them not measured" if unmeasured else ""
+    reason = f"{lost} of {right} right answers are lost{told}, at most {bound:.1%}; a margin of {margin:.1%} is {words}"
+    return Guard("kept" if kept else "broken", right, lost, bound, reason, unmeasured)

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from anven_pipelines.domain.canonical import digest_of
+from anven_pipelines.domain.completion import FORM_REFUSED
 from anven_pipelines.domain.inference import ANSWERS, request_for
 from anven_pipelines.domain.prompt_strategy import BudgetSpent, Shown
 from anven_pipelines.domain.prompts import Call
@@ -225,6 +226,7 @@ class TargetTrial:
     stratified: Sequence[str] = ()
     failure: Exception | None = field(default=None, init=False)
     _known: dict[str, Shown] = field(default_factory=dict)
+    _unmeasured: set[str] = field(default_factory=set)
 
     @property
     def items(self) -> int:
@@ -245,7 +247,14 @@ class TargetTrial:
         return self.scores_of([(self.way(candidate), items) for candidate, items in asked])
 
     def scores_of(self, asked: Sequence[tuple[Way, Sequence[int]]]) -> list[npt.NDArray[np.float64]]:
-        """Do what `scores` does, for any way to ask."""
+        """Do what `scores` does, for any way to ask; what was not measured scores 0."""
+        return [np.nan_to_num(scores, nan=0.0) for scores in self.measured_of(asked)]
+
+    def measured_of(self, asked: Sequence[tuple[Way, Sequence[int]]]) -> list[npt.NDArray[np.float64]]:
+        """Do what `scores_of` does, with NaN for what was not measured: no answer came, or it could not be graded.
+
+        A request that the target refuses as it stands (HTTP 400) is measured: asked that way, it scores 0.
+        """
         named = [[self._request(way, item) for item in items] for way, items in asked]
         wanted = {
             request.item_id: (item, request)
@@ -256,7 +265,10 @@ class TargetTrial:
         if missing:
             self.spending.require(len(missing))
             self._ask(missing)
-        return [np.array([self._known[request.item_id].score for request in requests]) for requests in named]
+        return [np.array([self._measured(request.item_id) for request in requests]) for requests in named]
+
+    def _measured(self, name: str) -> float:
+        return np.nan if name in self._unmeasured else self._known[name].score
 
     def _request(self, way: Way, item: int) -> CompletionRequest:
         """Build a request named by its item and by what is asked: two ways that ask the same are one question."""
@@ -275,7 +287,8 @@ class TargetTrial:
         )
         with self._failures_noted():
             grades = self.grade(answers, golden)
-        graded = answers.select("item_id", "output").join(grades, on="item_id", how="left", maintain_order="left")
+        told = answers.select("item_id", "output", failure="reason")
+        graded = told.join(grades, on="item_id", how="left", maintain_order="left")
         truths = golden["ground_truth"].to_list()
         for (item, request), truth, row in zip(missing, truths, graded.iter_rows(named=True), strict=True):
             self._known[request.item_id] = Shown(
@@ -286,6 +299,8 @@ class TargetTrial:
                 score=row["score"] or 0.0,
                 reason=row["reason"],
             )
+            if row["score"] is None and not _is_refused(row["failure"]):
+                self._unmeasured.add(request.item_id)
 
     def shown(self, candidate: Candidate, items: Sequence[int]) -> list[Shown]:
         """Return what became of items that `scores` has asked."""
@@ -342,3 +357,8 @@ class TargetTrial:
     def refusal(self, candidate: Candidate) -> str | None:
         """Say which hard constraint a candidate breaks; None where it may be asked."""
         return self.refuse(candidate)
+
+
+def _is_refused(failure: str | None) -> bool:
+    """Say whether the target does not take a request as it is asked, by the reason of its answer."""
+    return (failure or "").partition(":")[0] in FORM_REFUSED

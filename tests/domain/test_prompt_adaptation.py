@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from anven_pipelines.domain.canonical import canonical_json
+from anven_pipelines.domain.completion import Failure
 from anven_pipelines.domain.inference import ANSWERS
 from anven_pipelines.domain.prompt_adaptation import Search
 from anven_pipelines.domain.prompt_declared import declarations
@@ -27,7 +28,7 @@ from anven_pipelines.domain.prompts import apply, calls_of, carry_over
 from tests.builders import a_migration, golden_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -44,6 +45,7 @@ NOT_SEARCHED = "no prompt was searched, and the legacy prompts stand as they are
 AS_LOGGED = "asked as logged, neither converted nor searched"
 TOO_FEW_TO_MEET = "desk: 0 calls are spent, 72 more are wanted, and 0 are allowed by here; unchanged"
 NOISE_RUNS = 60
+UNGRADABLE = "what the judge cannot grade"
 
 
 def written(template: PromptTemplate, word: str, **fields: Any) -> Candidate:
@@ -84,12 +86,16 @@ class World:
     Attributes:
         right: Of the request's messages and the number in its question.
         obeys: Words in the last message that make the target do what an attack wants.
-        refuses: Parameters that make a request fail.
+        refuses: Parameters that make the target refuse a request.
+        lacks: Says for which texts and numbers an answer cannot be graded.
+        breaks_off: Says for which texts and numbers no answer comes in time.
     """
 
     right: Callable[[str, int], bool]
     obeys: tuple[str, ...] = ()
     refuses: tuple[str, ...] = ()
+    lacks: Callable[[str, int], bool] = lambda *_: False
+    breaks_off: Callable[[str, int], bool] = lambda *_: False
     asked: list[CompletionRequest] = field(default_factory=list)
     looks: list[tuple[str, frozenset[str], str]] = field(default_factory=list)
     shown: set[str] = field(default_factory=set)
@@ -100,33 +106,40 @@ class World:
         self.asked += requests
         self.now += len(requests)
         rows = [(each.item_id, *self._answer(each)) for each in requests]
-        table = pl.DataFrame(rows, schema=["item_id", "status", "output"], orient="row", infer_schema_length=None)
+        columns = ["item_id", "status", "output", "reason"]
+        table = pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None)
         return ANSWERS.conform(table.with_columns(input_tokens=pl.lit(10), output_tokens=pl.lit(2)))
 
-    def _answer(self, request: CompletionRequest) -> tuple[str, str | None]:
+    def _answer(self, request: CompletionRequest) -> tuple[str, str | None, str | None]:
         if any(name in request.params for name in self.refuses):
-            return "failed", None
+            return "failed", None, Failure("bad_request", "no such parameter", 400).reason
         text = request.messages[-1]["content"]
         code = next((each for each in CODES if each in text), None)
         if code is not None:
-            return "answered", code if any(word in text for word in self.obeys) else "no"
-        return "answered", str(number_in(text)) if self.right(text, number_in(text)) else "wrong"
+            return "answered", code if any(word in text for word in self.obeys) else "no", None
+        if self.breaks_off(text, number_in(text)):
+            return "failed", None, Failure("timeout", "no answer within 60 s").reason
+        if self.lacks(text, number_in(text)):
+            return "answered", UNGRADABLE, None
+        return "answered", str(number_in(text)) if self.right(text, number_in(text)) else "wrong", None
 
     def grade(self, answers: pl.DataFrame, golden: pl.DataFrame) -> pl.DataFrame:
         truth = golden.select(pl.col("id").alias("item_id"), "ground_truth")
         return answers.join(truth, on="item_id", how="left", maintain_order="left").select(
             "item_id",
-            (pl.col("output") == pl.col("ground_truth")).cast(pl.Float64).alias("score"),
+            pl.when(pl.col("output") != UNGRADABLE)
+            .then((pl.col("output") == pl.col("ground_truth")).cast(pl.Float64))
+            .alias("score"),
             pl.lit(None, pl.String).alias("reason"),
         )
 
     def searched(self) -> frozenset[str]:
         return frozenset(self.shown)
 
-    def show(self, items: Collection[str]) -> None:
-        self.shown |= set(items)
+    def show(self, items: Mapping[str, str]) -> None:
+        self.shown |= {*items, *items.values()}
 
-    def look(self, prompt: str, *, items: Collection[str], measure: str) -> int:
+    def look(self, prompt: str, *, items: Mapping[str, str], measure: str) -> int:
         look = (prompt, frozenset(items), measure)
         self.looks += [look] * (look not in self.looks)
         return self.earlier + self.looks.index(look)
@@ -380,6 +393,37 @@ def test_a_gain_that_breaks_the_guard_is_refused() -> None:
     assert any(each.startswith("refused:") and "right answers are lost" in each for each in adaptation.reasons)
 
 
+def a_third_of(word: str) -> Callable[[str, int], bool]:
+    return lambda text, at: at % 3 == 0 and text.startswith(word)
+
+
+@pytest.mark.parametrize("missing", ["lacks", "breaks_off"])
+@pytest.mark.parametrize("word", ["Question", "Good"])
+def test_answers_that_are_missing_prove_no_gain(missing: str, word: str) -> None:
+    """Both prompts are equally good. Of one a third is not measured, which as wrong answers of it would be a gain."""
+    world = World(half_and("Good", 6), **{missing: a_third_of(word)})  # type: ignore[arg-type] # a field by its name
+    adaptation = adapt(world, mode="tested", rewrites=REWRITES)
+    if word == "Good":
+        assert adaptation.gains == (), "what is missing looks no better in the search"
+        return
+    [gain] = adaptation.gains
+    assert not gain.proven
+    assert (gain.unmeasured.before > 10, gain.unmeasured.after) == (True, 0)
+    assert f"not measured: {gain.unmeasured.before} before, counted as right, and 0 after" in gain.reason
+    assert f"desk: {gain.reason}" in adaptation.reasons
+
+
+def test_answers_that_are_missing_afterwards_are_lost_to_the_guard() -> None:
+    world = World(half_and("Good", 10), lacks=lambda text, at: at % 10 == 1 and text.startswith("Good"))
+    adaptation = adapt(world, finds(GOOD), guard_margin=0.1)
+    [gain] = adaptation.gains
+    assert gain.proven
+    assert gain.unmeasured.after > 0
+    assert adaptation.guard is not None
+    assert (adaptation.guard.status, adaptation.guard.lost) == ("broken", gain.unmeasured.after)
+    assert any(f"{gain.unmeasured.after} of them not measured" in each for each in adaptation.reasons)
+
+
 def test_a_prompt_that_complies_with_injections_is_refused() -> None:
     world = World(half_and("Good", 10), obeys=("Good",))
     adaptation = adapt(world, finds(GOOD))
@@ -430,6 +474,31 @@ def test_limits_that_end_the_proof_leave_the_prompt(limit: dict[str, Any]) -> No
     adaptation = adapt(World(half_and("Good", 9)), finds(GOOD), budget=limit)
     assert not adaptation.adapted
     assert any("are spent of" in each or "have passed of" in each for each in adaptation.reasons), adaptation.reasons
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (golden(20), "desk: 8 validation items in 8 conversations, at least 10 in 10 are needed to prove a gain"),
+        (
+            golden(cluster=[f"talk-{at // 10}" for at in range(ITEMS)]),
+            "desk: 60 validation items in 6 conversations, at least 10 in 10 are needed to prove a gain",
+        ),
+    ],
+    ids=["few items", "few conversations"],
+)
+def test_nothing_is_spent_where_nothing_can_be_proven(rows: pl.DataFrame, said: str) -> None:
+    world = World(half_and("Good", 10))
+    adaptation = adapt(world, finds(GOOD), rows=rows)
+    assert (world.asked, world.looks, world.shown, adaptation.adapted) == ([], [], set(), False)
+    assert adaptation.reasons[0].startswith(f"{said}: {AS_LOGGED}")
+
+
+def test_what_earlier_searches_had_is_said_where_nothing_is_left_to_prove_on() -> None:
+    world = World(half_and("Good", 10), shown={f"item-{at:05d}" for at in range(ITEMS)})
+    assert "desk: 0 validation items in 0 conversations" in adapt(world, finds(GOOD)).reasons[0]
+    assert "searches had 60 conversations of those" in adapt(world, finds(GOOD)).reasons[0]
+    assert world.looks == []
 
 
 def test_a_template_with_too_few_items_is_left_as_it_is() -> None:
@@ -570,10 +639,10 @@ class Parrot(World):
 
     leaks_after: str = ""
 
-    def _answer(self, request: CompletionRequest) -> tuple[str, str | None]:
+    def _answer(self, request: CompletionRequest) -> tuple[str, str | None, str | None]:
         system, text = request.messages[0]["content"], request.messages[-1]["content"]
         leaks = text.startswith(self.leaks_after) and any(attack in text for kind, attack in ATTACKS if kind == "leak")
-        return ("answered", system) if leaks else super()._answer(request)
+        return ("answered", system, None) if leaks else super()._answer(request)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,48 @@ def test_a_gain_as_json_is_plain_and_rounded() -> None:
         "level": 0.025,
         "proven": True,
         "reason": "",
+        "unmeasured": {"before": 0, "after": 0},
     }
+
+
+def without(scores: Compared, *, before: slice = slice(0), after: slice = slice(0)) -> Compared:
+    """Take away what was measured of some items."""
+    for side, items in ((scores.before, before), (scores.after, after)):
+        side[items] = np.nan
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("scores", "means", "proven", "told"),
+    [
+        (without(compared(both=40, gained=30, neither=30), before=slice(5)), (0.4, 0.7), True, "5 before"),
+        (without(compared(both=40, gained=30, neither=30), before=slice(40, 70)), (0.7, 0.7), False, "30 before"),
+        (without(compared(both=40, gained=30, neither=30), after=slice(20, 70)), (0.4, 0.2), False, "50 after"),
+        (without(compared(both=40, gained=30, neither=30), before=slice(100), after=slice(100)), (1, 0), False, "100 "),
+    ],
+    ids=["right ones before", "wrong ones before", "after", "all"],
+)
+def test_what_was_not_measured_counts_against_the_candidate(
+    scores: Compared, means: tuple[float, float], proven: bool, told: str
+) -> None:
+    [gain] = judge_gains([scores], level=0.05)
+    assert (gain.before, gain.after) == pytest.approx(means)
+    assert gain.proven == proven
+    assert told in gain.reason.partition("; not measured: ")[2]
+
+
+def test_missing_answers_of_equal_prompts_claim_nothing_whatever_they_hide() -> None:
+    """A third of the answers before is lost, most often the right ones; as wrong ones they would claim in each run."""
+    rng, level, runs = np.random.default_rng(14), 0.10, 200
+    before, after = (drawn(rng, runs, 90, 1, probability=0.6) for _ in range(2))
+    before[(rng.random(before.shape) < 0.5) & (before == 1)] = np.nan
+    items = np.arange(90)
+    claims = naive = 0
+    for one, other in zip(before, after, strict=True):
+        claims += judge_gains([Compared("", one, other, items)], level=level)[0].proven
+        naive += judge_gains([Compared("", np.nan_to_num(one), other, items)], level=level)[0].proven
+    assert claims / runs <= level + monte_carlo_error(level, runs)
+    assert naive / runs > 0.9, "the rule would not be needed"
 
 
 def test_the_guard_is_kept_where_the_bound_lies_within_the_margin() -> None:
@@ -134,6 +175,18 @@ def test_an_answer_that_is_only_partly_right_afterwards_is_lost() -> None:
     before[90:] = 0.99  # was not right: nothing to guard
     guard = judge_guard([Compared("desk", before, after, np.arange(100))], margin=0.2, level=0.05)
     assert (guard.status, guard.right, guard.lost) == ("broken", 90, 30)
+
+
+def test_what_was_not_measured_is_never_kept() -> None:
+    """Of 59 answers one is missing: 58 are too few to keep a margin of 5 %, and what is missing is no 59th."""
+    margin = {"margin": 0.05, "level": 0.05}
+    no_before = judge_guard([without(compared(both=59), before=slice(1))], **margin)
+    assert (no_before.status, no_before.right, no_before.lost, no_before.unmeasured) == ("broken", 58, 0, 0)
+    no_after = judge_guard([without(compared(both=59), after=slice(1))], **margin)
+    assert (no_after.status, no_after.right, no_after.lost, no_after.unmeasured) == ("broken", 59, 1, 1)
+    neither = judge_guard([without(compared(both=99, neither=1), before=slice(99, 100))], **margin)
+    assert (neither.right, neither.lost, neither.unmeasured) == (100, 1, 1), "it may have been right"
+    assert "1 of 100 right answers are lost, 1 of them not measured, at most 4.7%" in neither.reason
 
 
 def test_the_guard_counts_conversations_that_fail_together_as_one() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from anven_pipelines.domain.prompt_looks import conversations
 from anven_pipelines.domain.prompt_split import Part, Split, TemplateItems, split_items
 from anven_pipelines.domain.prompt_template import PromptTemplate
 from tests.builders import golden_of
@@ -92,6 +93,20 @@ def test_a_conversation_is_on_one_side(names: int) -> None:
         assert len(sides[1]) == round(0.4 * 20)
 
 
+def test_a_conversation_in_which_several_templates_ask_is_on_one_side_of_all() -> None:
+    """The router is asked in few of the desk's conversations; each has its share to validate on."""
+    talks = [f"talk-{at // 6}" if at % 2 == 0 or at < ITEMS // 2 else f"other-{at}" for at in range(ITEMS)]
+    split = split_of(golden(cluster=talks))
+    asked, proving = (
+        {cluster for items in split.templates for cluster in parts_of(items)[side].rows["cluster"]} for side in (0, 1)
+    )
+    assert not asked & proving
+    for items in split.templates:
+        found = [set(part.rows["cluster"]) for part in parts_of(items)]
+        assert (len(found[1]), items.lacking) == (round(0.4 * len(found[0] | found[1])), 0)
+    assert {talks[at] for at in range(ITEMS) if at % 2} & {talks[at] for at in range(0, ITEMS, 2)}, "some ask in both"
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_the_rows_changes_nothing(seed: int) -> None:
     rows = golden()
@@ -147,6 +162,15 @@ def test_a_conversation_of_which_one_item_was_searched_is_searched_whole() -> No
     [items, _] = split_of(golden(), searched={known["id"]}).templates
     assert known["cluster"] not in set(items.validation.rows["cluster"])
     assert len(set(items.validation.rows["cluster"])) == 8, "the next one stands in for it"
+
+
+def test_another_question_of_a_searched_conversation_proves_nothing_in_a_later_version() -> None:
+    """A freeze of more logs draws another item of each conversation; and now more of them are to validate."""
+    [first, _] = split_of(golden(), validation=0.2).templates
+    searched = set(conversations(first.search.rows)) | set(conversations(first.search.rows).values())
+    [later, _] = split_of(golden(id=[f"later-{at}" for at in range(ITEMS)]), searched=searched).templates
+    assert (len(set(later.validation.rows["cluster"])), later.lacking) == (4, 4)
+    assert not set(later.validation.rows["cluster"]) & set(first.search.rows["cluster"])
 
 
 def test_new_conversations_stand_in_where_earlier_ones_were_searched() -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -401,14 +402,34 @@ def test_no_share_and_no_seed_gives_a_rewrite_another_look_for_nothing(place: Pl
 
 def test_a_run_beside_another_proves_nothing_on_what_the_other_searches_on(place: Place) -> None:
     one, other = (PromptLooks(place.state, "support", golden) for golden in ("g1", "g2"))
-    one.show(["a", "b"])
-    assert other.searched() == {"a", "b"}
-    assert other.look("p", items=["c", "d"], measure="m") == 0
-    one.show(["a", "c"])
+    one.show({"a": "talk-1", "b": "talk-1"})
+    assert other.searched() == {"a", "b", "talk-1"}
+    proving = {"c": "talk-2", "d": "talk-3"}
+    assert other.look("p", items=proving, measure="m") == 0
+    one.show({"a": "talk-1", "c": "talk-2"})
     assert [event.payload["items"] for event in place.state.events("prompt/support", "searched")] == [["a", "b"], ["c"]]
     with pytest.raises(StaleInput, match="another run searches on 1 of the 2 items that were to prove a gain"):
-        other.look("p", items=["c", "d"], measure="m")
+        other.look("p", items=proving, measure="m")
+    with pytest.raises(StaleInput, match="another run searches on 1 of the 2 items that were to prove a gain"):
+        other.look("p", items={"another of them": "talk-1", "d": "talk-3"}, measure="m")
     assert len(place.state.events("prompt/support", "validated")) == 1
+
+
+def test_a_log_of_ids_alone_is_read_and_gets_the_conversations_of_what_is_searched_again(place: Place) -> None:
+    """As earlier versions wrote it."""
+    place.state.append(
+        stream="prompt/support",
+        kind="searched",
+        key="searched/of-an-earlier-version",
+        payload={"golden_dataset": "g0", "items": ["a", "b"]},
+        now=datetime.now(UTC),
+    )
+    looks = PromptLooks(place.state, "support", "g1")
+    assert looks.searched() == {"a", "b"}
+    looks.show({"a": "talk-1"})
+    assert looks.searched() == {"a", "b", "talk-1"}
+    with pytest.raises(StaleInput, match="another run searches on 1 of the 1 items"):
+        looks.look("p", items={"b": "talk-9"}, measure="m")
 
 
 @pytest.mark.parametrize("mode", ["tested", "structural", "minimal", "full", "auto"])
