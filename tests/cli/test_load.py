@@ -16,8 +16,8 @@ from tests.scripted_endpoint import Reply, ScriptedEndpoint
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Generous: on a busy machine the driver may be 2 s late.
-LOAD = {"slo": {"ttft_ms": 20_000, "share": 0.9}, "rates": [15, 16], "duration": "3s", "warm_up": 2}
+# Generous: a busy machine stalls for seconds, and the driver may be late by a tenth of the limit.
+LOAD = {"slo": {"ttft_ms": 100_000, "share": 0.9}, "rates": [15, 16], "duration": "3s", "warm_up": 2}
 
 
 def declared(folder: Path, target: dict[str, Any], **changes: Any) -> str:

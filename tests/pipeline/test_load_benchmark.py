@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ITEMS = 160
-# Generous: on a busy machine the driver may be 2 s late.
-SLO = {"ttft_ms": 20_000, "inter_token_ms": 2_000, "share": 0.9}
-LOAD = {"slo": SLO, "rates": [15, 16], "duration": "3s", "warm_up": 2, "timeout": "1m"}
+# Generous: a busy machine stalls for seconds, and the driver may be late by a tenth of the first limit.
+SLO = {"ttft_ms": 100_000, "inter_token_ms": 20_000, "share": 0.9}
+LOAD = {"slo": SLO, "rates": [15, 16], "duration": "3s", "warm_up": 2, "timeout": "2m"}
 
 
 def materialize(place: Place, *, load: dict[str, Any] | None, target: dict[str, Any], **changes: Any) -> Any:
