@@ -34,12 +34,12 @@ _SMALL: Final = {"size": 240, "holdout": 1.0}
 # to prove it a gain of 17 points was not proven, and 22 right answers were too few for the guard.
 _SEARCHED: Final = {"size": "all", "holdout": 0.5}
 _DECLARED: Final = {"size": "all", "holdout": 0.8}
-# No sentence of the invented legacy prompts has to stay. Where one prompt changes, the guard has some 34 right answers
-# in 20 conversations: with none lost they prove 16 %, and a guard of 15 % refused a gain of 39 points.
-_SEARCH: Final = {
+_WRITTEN: Final[Mapping[str, Any]] = {"policies": []}  # no sentence of the invented legacy prompts has to stay
+# Where one prompt changes, the guard has some 34 right answers in 20 conversations: with none lost they prove 16 %, and
+# a guard of 15 % refused a gain of 39 points.
+_SEARCH: Final = _WRITTEN | {
     "mode": "full",
     "strategies": ["racing"],
-    "policies": [],
     "budget": {"calls": 5000},
     "validation": 0.5,
     "guard_margin": 0.2,
@@ -121,7 +121,7 @@ def migration(
     if legacy_url is not None:
         declared["gateway"] = {"legacy": {"model": f"openai/{LEGACY}", "url": legacy_url}}
         declared["rollout"] = dict(_ROLLOUT)
-    golden, prompt = (_SEARCHED, _SEARCH) if breakage is None else (_DECLARED, {"rewrites": rewrites()})
+    golden, prompt = (_SEARCHED, _SEARCH) if breakage is None else (_DECLARED, _WRITTEN | {"rewrites": rewrites()})
     return {**declared, "golden": {**declared["golden"], **golden}, "prompt": dict(prompt)}
 
 
