@@ -134,7 +134,7 @@ def _compared(
         (_Side(metric, window.workers, window.workers if share else before, share), window.harm_level)
         for window in windows
     ]
-    return judged(plan, sides, doubt=sides[0][0].uneven())
+    return judged(plan, sides, doubt=sides[0][0].uneven(), lacks_more=sides[0][0].legacy_lacked_more())
 
 
 class _Side(NamedTuple):
@@ -144,12 +144,15 @@ class _Side(NamedTuple):
     target: Workers
     legacy: Workers
     share: float | None
+    is_spared: bool = False
 
     def arm(self, name: ArmName) -> list[ArmCounts]:
         return [getattr(worker, name) for worker in (self.target if name == "target" else self.legacy)]
 
     def unmeasured(self, least: float) -> str | None:
         """Say which arm lacks too many values; None where none does."""
+        if self.is_spared:
+            return None
         measure = _MEASURES[self.metric]
         for name in _ARMS:
             known = sum(each.of(measure.known) for each in self.arm(name))
@@ -164,13 +167,29 @@ class _Side(NamedTuple):
     def legacy_mean(self, *, alpha: float) -> Interval:
         return _mean(self, "legacy", alpha=alpha)
 
+    def spared(self) -> _Side:
+        """Take what the target lacks for as good as can be, and what legacy lacks for as bad."""
+        return self._replace(is_spared=True)
+
+    def sums(self, arm: ArmCounts, name: ArmName) -> Sums:
+        """Return the metric's sums; of values in [0, 1] the sum is a bound on the squares."""
+        measure = _MEASURES[self.metric]
+        lacks = self._lacking(arm).total if self.is_spared else 0.0
+        total = arm.of(measure.bad) + (lacks if name == "legacy" else 0.0)
+        return Sums(
+            arm.of(measure.known) + lacks, total, arm.of("cost_usd_squares") if self.metric == "cost" else total
+        )
+
     def uneven(self) -> str | None:
         """Say that one arm lacks more values than the other, as `rollout_gaps.uneven` does; None where none does."""
         if self.metric == "errors":
             return None
-        target, legacy = ([self._lacking(each) for each in self.arm(name)] for name in _ARMS)
         if self.share is None:
-            return self._gone(target, legacy) if self.metric in LEFT else None
+            arms = self._gone()
+            if arms is None or difference_of(*arms).lower <= STRAY:
+                return None
+            return gone_words(self.metric, target=arms[0].estimate, legacy=arms[1].estimate)
+        target, legacy = ([self._lacking(each) for each in self.arm(name)] for name in _ARMS)
         parts = []
         for k, sums in enumerate(zip(target, legacy, strict=True)):
             if n := sums[0].n + sums[1].n:
@@ -180,6 +199,11 @@ class _Side(NamedTuple):
             return None
         lacks = (sum(each.total for each in arm) for arm in (target, legacy))
         return uneven_words(self.metric, **dict(zip(_ARMS, lacks, strict=True)))
+
+    def legacy_lacked_more(self) -> bool:
+        """Say whether legacy's clients hung up more often before than the target's do now."""
+        arms = self._gone() if self.share is None else None
+        return arms is not None and difference_of(*arms).upper < -STRAY
 
     def _lacking(self, arm: ArmCounts) -> Sums:
         """Return of how many units that it concerns the value is missing."""
@@ -191,18 +215,16 @@ class _Side(NamedTuple):
         """Return of how many units a value was to be had; whoever hung up had no answer whose form could be told."""
         return arm.of(_MEASURES[self.metric].applies) - (arm.of("left") if self.metric == "contract" else 0)
 
-    def _gone(self, target: list[Sums], legacy: list[Sums]) -> str | None:
+    def _gone(self) -> tuple[Interval, Interval] | None:
+        """Bound the shares of the target's units, and of legacy's before, whose clients hung up; None without any."""
         found = []
-        for arm in (target, legacy):
-            known = [
-                (bounded_mean(each, level=1 - _part(UNEVEN_P / 2, k)), each.n) for k, each in enumerate(arm) if each.n
+        for name in _ARMS if self.metric in LEFT else ():
+            lacks = [self._lacking(each) for each in self.arm(name)]
+            parts = [
+                (bounded_mean(each, level=1 - _part(UNEVEN_P / 2, k)), each.n) for k, each in enumerate(lacks) if each.n
             ]
-            if not known:
-                return None
-            found.append(pooled(known))
-        if difference_of(*found).lower <= STRAY:
-            return None
-        return gone_words(self.metric, target=found[0].estimate, legacy=found[1].estimate)
+            found += [pooled(parts)] if parts else []
+        return (found[0], found[1]) if len(found) == len(_ARMS) else None
 
 
 def _difference(side: _Side, *, alpha: float) -> Interval:
@@ -210,12 +232,12 @@ def _difference(side: _Side, *, alpha: float) -> Interval:
     if side.metric in ("ttft", "latency"):
         return difference_of(*(_p95(side, name, alpha=alpha) for name in _ARMS))
     # A weighed difference would take uneven gaps for an effect, so where gaps are allowed each arm is bounded apart.
-    if side.share is None or side.metric in ("quality", "safety"):
+    if side.share is None or side.metric in ("quality", "safety", "contract"):
         return difference_of(*(_mean(side, name, alpha=alpha) for name in _ARMS))
     method = asymptotic_difference if side.metric == "cost" else randomised_difference
     parts = []
     for k, arms in enumerate(zip(side.arm("target"), side.arm("legacy"), strict=True)):
-        target, legacy = (_sums(each, side.metric) for each in arms)
+        target, legacy = (side.sums(each, name) for each, name in zip(arms, _ARMS, strict=True))
 
         def bounded(level: float, target: Sums = target, legacy: Sums = legacy) -> Interval:
             return method(target, legacy, share=side.share or 0.5, level=level)
@@ -229,7 +251,7 @@ def _mean(side: _Side, name: ArmName, *, alpha: float) -> Interval:
     method = asymptotic_mean if side.metric == "cost" else bounded_mean
     parts = []
     for k, each in enumerate(side.arm(name)):
-        sums = _sums(each, side.metric)
+        sums = side.sums(each, name)
 
         def bounded(level: float, sums: Sums = sums) -> Interval:
             return method(sums, level=level)
@@ -269,13 +291,6 @@ def _p95(side: _Side, name: ArmName, *, alpha: float) -> Interval:
     )
     estimate, lower, upper = (1e3 * value for value in (found.estimate, found.lower, found.upper))
     return Interval(min(estimate, NEVER_MS), lower, upper, found.level, found.method)
-
-
-def _sums(arm: ArmCounts, metric: Metric) -> Sums:
-    """Return a metric's sums; of values in [0, 1] the sum is a bound on the squares."""
-    measure = _MEASURES[metric]
-    total = arm.of(measure.bad)
-    return Sums(arm.of(measure.known), total, arm.of("cost_usd_squares") if metric == "cost" else total)
 
 
 def _part(alpha: float, k: int) -> float:

@@ -18,6 +18,7 @@ from anven_pipelines.stats.sequential import BoundedMean
 
 if TYPE_CHECKING:
     from anven_pipelines.spec_rollout import Metric
+    from anven_pipelines.stats.interval import Interval
 
 UNEVEN_P: Final = 0.001
 """Values lack unevenly where that is proven at this error rate, all looks together."""
@@ -49,6 +50,20 @@ def uneven(units: pl.DataFrame, metric: Metric, *, share: float | None, before: 
     return uneven_words(metric, target=target, legacy=legacy)
 
 
+def legacy_lacked_more(units: pl.DataFrame, metric: Metric, *, before: pl.DataFrame) -> bool:
+    """Say whether legacy's clients hung up more often before than the target's do now.
+
+    Nothing is then in doubt of what the target answers, but legacy may have been spared what they hung up on.
+
+    Args:
+        units: UNITS of the stage in which legacy has no traffic.
+        metric: Whose values may lack.
+        before: Legacy's UNITS of the last shared stage.
+    """
+    arms = _gone_of(units, before, metric) if metric in LEFT else None
+    return arms is not None and difference_of(*arms).upper < -STRAY
+
+
 def uneven_words(metric: Metric, *, target: float, legacy: float) -> str:
     """Say of how many units of each arm values lack, where that is no chance."""
     return f"{_what(metric)}, on {target:,.0f} units of target and {legacy:,.0f} of legacy, which is no chance"
@@ -63,13 +78,19 @@ def gone_words(metric: Metric, *, target: float, legacy: float) -> str:
 
 
 def _gone(units: pl.DataFrame, before: pl.DataFrame, metric: Metric) -> str | None:
+    arms = _gone_of(units, before, metric)
+    if arms is None or difference_of(*arms).lower <= STRAY:
+        return None
+    return gone_words(metric, target=arms[0].estimate, legacy=arms[1].estimate)
+
+
+def _gone_of(units: pl.DataFrame, before: pl.DataFrame, metric: Metric) -> tuple[Interval, Interval] | None:
+    """Bound the shares of the target's units, and of legacy's before, that lack a value; None without any units."""
     arms = [_lacking(arm, metric)["lacks"] for arm in (units.filter("treated"), before)]
     if any(arm.is_empty() for arm in arms):
         return None
     target, legacy = (BoundedMean(level=1 - UNEVEN_P / 2).update(arm.to_numpy()).current() for arm in arms)
-    if difference_of(target, legacy).lower <= STRAY:
-        return None
-    return gone_words(metric, target=target.estimate, legacy=legacy.estimate)
+    return target, legacy
 
 
 def _lacking(units: pl.DataFrame, metric: Metric) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, Self
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Comparison
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HISTORIC: Final = 2.0
 """Every limit is so many times as wide where legacy has no traffic any more and was measured in another stage."""
+SPARED: Final[tuple[Metric, ...]] = ("quality", "contract")
+"""Metrics in [0, 1] of which one arm may lack values more often; what is left may be the worse part of its answers."""
 MEASURED: Final = 0.99  # of the units that a value was to be had of, in each arm: more missing ones could hide anything
 
 
@@ -42,8 +44,13 @@ class Side(Protocol):
     def legacy_mean(self, *, alpha: float) -> Interval:
         """Interval of legacy's mean that errs at a rate of alpha, both sides together; may raise TooFewPairs."""
 
+    def spared(self) -> Self:
+        """Take what the target lacks for as good as can be, and what legacy lacks for as bad; of SPARED metrics."""
 
-def judged(plan: RolloutPlan, sides: Sequence[tuple[Side, float | None]], *, doubt: str | None) -> Comparison:
+
+def judged(
+    plan: RolloutPlan, sides: Sequence[tuple[Side, float | None]], *, doubt: str | None, lacks_more: bool = False
+) -> Comparison:
     """Judge one metric.
 
     Args:
@@ -51,6 +58,8 @@ def judged(plan: RolloutPlan, sides: Sequence[tuple[Side, float | None]], *, dou
         sides: Of each window, with the one-sided error rate of a claim of harm in it, None where it can claim none; the
             first one is the whole stage, and carries the proof.
         doubt: Why the bounds prove no advance all the same; None where nothing is against it.
+        lacks_more: Whether legacy lacks more values, where that is no doubt. With either, harm of a SPARED metric is
+            what the missing values could not undo.
     """
     whole = sides[0][0]
     least = plan.rollout.labelled if whole.metric in {"quality", "safety"} else MEASURED
@@ -61,7 +70,9 @@ def judged(plan: RolloutPlan, sides: Sequence[tuple[Side, float | None]], *, dou
     except TooFewPairs as error:
         return unknown_of(whole.metric, str(error))
     harms = []
-    for side, harm_level in sides:
+    spares = whole.metric in SPARED and (doubt is not None or lacks_more)
+    for seen, harm_level in sides:
+        side = seen.spared() if spares else seen
         if harm_level is None or side.unmeasured(least):
             continue
         try:

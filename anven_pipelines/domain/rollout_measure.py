@@ -18,9 +18,9 @@ import polars as pl
 
 from anven_pipelines.domain.errors import TooFewPairs
 from anven_pipelines.domain.rollout_evidence import Assignment
-from anven_pipelines.domain.rollout_gaps import uneven
+from anven_pipelines.domain.rollout_gaps import LEFT, legacy_lacked_more, uneven
 from anven_pipelines.domain.rollout_hours import DAY, of_same_hours
-from anven_pipelines.domain.rollout_judgement import judged, unknown_of
+from anven_pipelines.domain.rollout_judgement import SPARED, judged, unknown_of
 from anven_pipelines.domain.rollout_reading import READINGS
 from anven_pipelines.domain.table import UTC_TIMESTAMP, Column, Table
 from anven_pipelines.stats.asymptotic_sequence import AsymptoticMean
@@ -89,7 +89,10 @@ class Span(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """What two arms are compared on: concurrent units dealt at a share, or the target's beside legacy's of before."""
+    """What two arms are compared on: concurrent units dealt at a share, or the target's beside legacy's of before.
+
+    Units have `bad`, NULL where it is not known, and `applies`, False where it was not to be had.
+    """
 
     metric: Metric
     units: pl.DataFrame
@@ -106,9 +109,9 @@ class _Side(NamedTuple):
 
     def unmeasured(self, least: float) -> str | None:
         for name, arm in (("target", self.target), ("legacy", self.legacy)):
-            known = arm.height - arm["bad"].null_count()
-            if known < least * arm.height:
-                return f"{known:,} of {arm.height:,} units of {name} were measured, {least:.0%} are needed"
+            known, due = arm.height - arm["bad"].null_count(), int(arm["applies"].sum())
+            if known < least * due:
+                return f"{known:,} of {due:,} units of {name} were measured, {least:.0%} are needed"
         return None
 
     def difference(self, *, alpha: float) -> Interval:
@@ -119,8 +122,9 @@ class _Side(NamedTuple):
 
     def spared(self) -> _Side:
         """Take what the target lacks for as good as can be, and what legacy lacks for as bad."""
-        instead = pl.when("treated").then(0.0).otherwise(1.0)
-        return self._replace(units=self.units.with_columns(pl.col("bad").fill_null(instead)))
+        instead = pl.col("bad").fill_null(pl.when("treated").then(0.0).otherwise(1.0))
+        before = None if self.before is None else self.before.with_columns(instead)
+        return self._replace(units=self.units.with_columns(instead), before=before)
 
 
 def windows_of(
@@ -211,11 +215,10 @@ def _compared(
         (_side(metric, window.units, share=share, before=before), window.harm_level if window.is_whole else None)
         for window in windows
     ]
-    doubt = uneven(windows[0].units, metric, share=share, before=legacy)
-    if doubt and metric == "quality":
-        # What is left may be the worse part of the target's answers: harm is what the missing scores could not undo.
-        sides = [(sides[0][0], None), *((side.spared(), harm_level) for side, harm_level in sides)]
-    return judged(plan, sides, doubt=doubt)
+    units = windows[0].units
+    doubt = uneven(units, metric, share=share, before=legacy)
+    lacks_more = share is None and legacy is not None and legacy_lacked_more(units, metric, before=legacy)
+    return judged(plan, sides, doubt=doubt, lacks_more=lacks_more)
 
 
 def _side(metric: Metric, units: pl.DataFrame, *, share: float | None, before: pl.DataFrame | None) -> _Side:
@@ -255,9 +258,12 @@ def _mean(metric: Metric, arm: pl.DataFrame, *, alpha: float) -> Interval:
 
 
 def _readable(units: pl.DataFrame, metric: Metric) -> pl.DataFrame:
-    """Keep the units that a value was to be had of; `bad` is NULL where there is none."""
+    """Keep the units that a value was to be had of, or would have been of a client that had waited."""
     measure = READINGS[metric]
-    return units.filter(measure.applies).select("seen_at", "treated", measure.bad.cast(pl.Float64).alias("bad"))
+    read = units.select(
+        "seen_at", "treated", "left", measure.bad.cast(pl.Float64).alias("bad"), measure.applies.alias("applies")
+    )
+    return read.filter(pl.col("applies") | pl.col("left") if metric in SPARED and metric in LEFT else "applies")
 
 
 def _known(side: _Side) -> _Side:

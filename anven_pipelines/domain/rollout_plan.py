@@ -170,7 +170,10 @@ def edit_of(begun: RolloutPlan, declared: RolloutPlan) -> str | None:
 
 
 def _declared(migration: Migration, name: str) -> Any:  # noqa: ANN401 - a section is an object, a list or null
-    """Return what of a section, or a field of one, is not the default: a later release may know more fields."""
+    """Return what of a section, or a field of one, is not the default: a later release may know more fields.
+
+    So a default that a later release changes is no edit either.
+    """
     section, _, field = name.partition(".")
     declared = migration.model_dump(mode="json", include={section}, exclude_defaults=True).get(section)
     return (declared or {}).get(field) if field else declared

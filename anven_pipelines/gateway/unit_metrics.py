@@ -194,7 +194,7 @@ def _count(arm: _Arm, event: GatewayEvent) -> None:
     arm.add("errors", failed)
     arm.add("left", left)
     arm.add("fell_back", event.intended == "target" and event.served == "legacy")
-    if not left and (event.contract_ok is not None or failed):
+    if failed or (not left and event.contract_ok is not None):
         arm.add("contract_checks")
         arm.add("contract_failures", not event.contract_ok)
     if left or event.cached:

@@ -128,6 +128,14 @@ class Gateway(dg.ConfigurableResource[None]):
         route = file.of(workload)
         return route is None or (route.share > 0 and not route.killed)
 
+    def is_killed(self, workload: str) -> bool:
+        """Tell whether people keep a workload at legacy, whatever is wrong with the file or with other entries.
+
+        Raises:
+            UnavailableService: it cannot be read.
+        """
+        return read_traffic_file(self._content(), source=self.traffic).is_killed(workload)
+
     def route(self, workload: str) -> Route | None:
         """Return a workload's route, whatever is wrong with other entries; None where its own is bad.
 

@@ -87,10 +87,9 @@ def what_stands(rollouts: Rollouts, act: Act) -> str | None:
     """Say what of an act that ended in an error stands all the same; None where nothing was written.
 
     Raises:
-        InvalidInput: the traffic file is none.
-        UnavailableService: the state store does not answer.
+        UnavailableService: the state store does not answer, or the traffic file cannot be read.
     """
-    if act.verb == "kill" and rollouts.gateway.read().of(act.workload).killed:
+    if act.verb == "kill" and rollouts.gateway.is_killed(act.workload):
         return "the switch is on at the gateway, and may not be in the audit log: do it again once that is mended"
     if act.is_done(rollouts.state.events(stream_of(act.workload))):
         if act.verb == "unkill":

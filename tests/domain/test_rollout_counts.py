@@ -16,6 +16,7 @@ from anven_pipelines.domain.rollout_measure import assignment_of, compare, windo
 from anven_pipelines.domain.rollout_plan import METRICS, RolloutPlan
 from anven_pipelines.domain.rollout_scrape import Sample, snapshot_of
 from anven_pipelines.domain.rollout_units import units_of
+from anven_pipelines.domain.unit_counts import ArmCounts, WorkerCounts
 from anven_pipelines.gateway.unit_metrics import Maturity, UnitMetrics
 from anven_pipelines.ingest.event_store import attributed
 from anven_pipelines.spec_rollout import Limits, Metric, Rollout
@@ -24,11 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anven_pipelines.domain.rollout_evidence import Comparison
-    from anven_pipelines.domain.unit_counts import WorkerCounts
 
 T0 = datetime(2026, 3, 4, 12, tzinfo=UTC)
 PLAN = RolloutPlan(workload="support", rollout=Rollout(), metrics=METRICS)
-QUARTER, LAST = 1, 3
+QUARTER, HALF, LAST = 1, 2, 3
 DAY = timedelta(days=1)
 NOW = T0 + DAY + timedelta(hours=2)
 HARMS: Mapping[Metric, Mapping[str, Any]] = {
@@ -220,6 +220,52 @@ def test_clients_that_hang_up_on_both_arms_alike_leave_nothing_unknown(good: lis
     ]
     found = by_counts(gone)[metric]
     assert (found.unknown, found.doubt) == (None, None)
+
+
+def hung_up(events: Sequence[GatewayEvent], often: Mapping[str, int]) -> list[GatewayEvent]:
+    """Let the clients of so many requests of each hundred of an arm leave before they have an answer whole."""
+    return [
+        GatewayEvent(**{**event.to_row(), "flags": event.flags, "status": "disconnected", "contract_ok": None})
+        if event.kind == "request" and event.seq // 2 % 100 < often[event.intended or ""]
+        else event
+        for event in events
+    ]
+
+
+@pytest.mark.parametrize("often", [{"target": 2, "legacy": 40}, {"target": 40, "legacy": 2}], ids=str)
+def test_clients_that_hang_up_on_one_arm_more_often_break_no_form(often: Mapping[str, int]) -> None:
+    """A difference weighed by the share takes them for an effect; 3 in 10 whole answers are broken in each arm."""
+    rng = np.random.default_rng(3)
+    plain = [
+        GatewayEvent(**{**event.to_row(), "flags": event.flags, "contract_ok": bool(rng.random() > 0.3)})
+        if event.kind == "request" and event.status == "ok"
+        else event
+        for event in production(20_000)
+    ]
+    found = by_counts(hung_up(plain, often))["contract"]
+    assert found.unknown is None
+    assert not found.is_harm
+    assert not found.is_proven(widened=10.0)
+
+
+def test_harm_to_the_form_that_missing_answers_cannot_undo_is_found() -> None:
+    worse = production(40_000, contract=0.5)
+    assert by_counts(hung_up(worse, {"target": 30, "legacy": 2}))["contract"].is_harm
+
+
+def test_scores_that_lack_unevenly_are_no_harm_by_themselves() -> None:
+    """A judge fails on three in sixteen of the target's right answers; half are right."""
+    n = 200_000.0
+
+    def arm(scored: float, loss: float) -> ArmCounts:
+        return ArmCounts(ArmCounts().totals | {"due_total": n, "scored_total": scored, "score_loss_total": loss})
+
+    worker = WorkerCounts("w0", target=arm(n * (1 - 3 / 32), n / 2), legacy=arm(n, n / 2))
+    window = CountWindow([worker], PLAN.harm_level / 2)
+    found = {each.metric: each for each in compare_counts(PLAN, HALF, [window])}["quality"]
+    assert found.unknown is None
+    assert found.doubt is not None
+    assert not found.is_harm
 
 
 @pytest.mark.parametrize("metric", ["ttft", "latency", "cost", "contract"])

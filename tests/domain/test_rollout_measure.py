@@ -184,6 +184,39 @@ def test_scores_that_lack_more_often_in_one_arm_prove_no_quality_and_hide_no_har
     assert scored(production(20_000, share=0.25, quality=-0.1)).is_harm
 
 
+def long_ones_broken(n: int, share: float, *, broken: float = 0.5) -> tuple[pl.DataFrame, pl.Series]:
+    """A tenth of all answers is long, and of those as many have no form; in both arms alike."""
+    rng = np.random.default_rng(7)
+    long = rng.random(n) < 0.1
+    contract = (long & (rng.random(n) < broken)).astype(np.float64)
+    return production(n, share=share).with_columns(contract=pl.Series(contract)), pl.Series(long)
+
+
+def test_long_answers_that_legacys_clients_leave_are_no_harm_to_the_targets_form() -> None:
+    """The target is faster, so that its clients see its long answers, broken or not."""
+    units, long = long_ones_broken(60_000, 0.25)
+    comparison = found(hung_up(units, pl.lit(long) & ~pl.col("treated")))["contract"]
+    assert comparison.unknown is None
+    assert not comparison.is_harm
+    assert not comparison.is_proven(widened=10.0)
+    assert "clients hung up, or nothing was measured, on 0 units of target and " in comparison.words
+
+    worse = pl.when("treated").then(pl.int_range(pl.len()) % 3 == 0).otherwise("contract").cast(pl.Float64)
+    assert found(hung_up(units.with_columns(contract=worse), pl.lit(long) & ~pl.col("treated")))["contract"].is_harm
+
+
+def test_long_answers_that_legacys_clients_left_before_are_no_harm_once_it_has_no_traffic() -> None:
+    units, long = long_ones_broken(40_000, 0.5)
+    before = hung_up(units, pl.lit(long)).filter(~pl.col("treated"))
+    alone = units.with_columns(treated=pl.lit(value=True))
+    comparison = found(alone, stage=LAST, before=before)["contract"]
+    assert not comparison.is_harm
+    assert comparison.doubt is None, "a target that nobody hangs up on is not held up by that"
+
+    worse = alone.with_columns(contract=(pl.int_range(pl.len()) % 3 == 0).cast(pl.Float64))
+    assert found(worse, stage=LAST, before=before)["contract"].is_harm
+
+
 @pytest.mark.parametrize("lacking", ["target", "legacy"])
 def test_scores_that_lack_unevenly_are_no_harm_by_themselves(lacking: str) -> None:
     """A judge fails on a sixth of the target's right answers, or of legacy's wrong ones; half are right."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.rollout_plan import edit_of, plan_in, plan_of
 from tests.builders import a_migration
 
@@ -21,11 +22,17 @@ TARGET = {"engine": "endpoint", "model": "m", "url": "http://localhost:1/v1"}
         {"gateway": {**GATEWAY, "breaker": {"slow_at_ms": 30_000.0}}},
     ],
 )
-def test_a_default_that_is_written_out_or_that_a_later_release_has_is_no_edit(written_out: dict[str, Any]) -> None:
+def test_a_default_that_is_written_out_is_no_edit(written_out: dict[str, Any]) -> None:
     bare = plan_of(a_migration(target=TARGET, gateway=GATEWAY))
     spelled = plan_of(a_migration(**{"target": TARGET, "gateway": GATEWAY} | written_out))
     assert spelled.digest == bare.digest
     assert edit_of(plan_in("support", bare.written()), spelled) is None
+
+
+def test_only_what_is_not_a_default_is_in_the_digest_so_that_a_later_release_may_have_more_fields() -> None:
+    serving = dict(plan_of(a_migration(target=TARGET, prompt={"seed": 1})).serving)
+    assert serving["prompt"] == digest_of({"seed": 1})
+    assert serving["gateway"] == digest_of(None)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,10 @@ def test_a_unit_counts_once_however_often_it_asks() -> None:
         ({"contract_ok": None}, {"contract_checks": 0}),
         ({"status": "disconnected"}, {"left": 1, "timed": 0, "streamed": 0, "priced": 0, "errors": 0}),
         ({"status": "disconnected", "contract_ok": False}, {"contract_checks": 0, "contract_failures": 0}),
+        (
+            {"status": "disconnected", "served": "legacy", "why": "fallback", "error_class": "Timeout"},
+            {"errors": 1, "left": 1, "contract_checks": 1, "contract_failures": 1, "timed": 0},
+        ),
         ({"cached": True}, {"timed": 0, "streamed": 0, "priced": 0, "seen": 1}),
         ({"stream": False, "ttft_ms": None}, {"streamed": 0, "timed": 1, "latency_measured": 1}),
         ({"cost_usd": None}, {"timed": 1, "priced": 0}),

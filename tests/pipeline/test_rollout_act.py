@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 from dataclasses import replace
@@ -421,6 +422,19 @@ def test_what_is_mirrored_is_set_in_the_generation_in_force_and_stands_in_the_lo
     assert "share is 1.5; the share of legacy's requests to mirror" in refusal(launch(place, "shadow", share=1.5))
     assert "share is missing" in refusal(launch(place, "shadow"))
     assert "share is 0.1; only shadow has one" in refusal(launch(place, "kill", share=0.1))
+
+
+def test_a_kill_of_a_misspelt_workload_names_it_whatever_is_wrong_with_another_entry(
+    place: Place, rollouts: Rollouts
+) -> None:
+    launch(place, "start")
+    traffic = Path(rollouts.gateway.traffic)
+    routes = json.loads(traffic.read_text())
+    routes["routes"]["other"] = {"share": "much"}
+    traffic.write_text(json.dumps(routes))
+    words = refusal(launch(place, "kill", workload="suport"))
+    assert "suport" in words
+    assert "nothing was written" in words
 
 
 def test_nothing_is_mirrored_by_a_bad_traffic_file(place: Place, rollouts: Rollouts) -> None:
