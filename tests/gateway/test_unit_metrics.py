@@ -106,7 +106,7 @@ def test_a_unit_counts_once_however_often_it_asks() -> None:
         ({"status": "disconnected"}, {"left": 1, "timed": 0, "streamed": 0, "priced": 0, "errors": 0}),
         ({"status": "disconnected", "contract_ok": False}, {"contract_checks": 0, "contract_failures": 0}),
         (
-            {"status": "disconnected", "served": "legacy", "why": "fallback", "error_class": "Timeout"},
+            {"status": "disconnected", "contract_ok": None, "served": "legacy", "why": "fallback"},
             {"errors": 1, "left": 1, "contract_checks": 1, "contract_failures": 1, "timed": 0},
         ),
         ({"cached": True}, {"timed": 0, "streamed": 0, "priced": 0, "seen": 1}),
