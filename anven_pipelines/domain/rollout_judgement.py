@@ -44,12 +44,16 @@ class Side(Protocol):
     def legacy_mean(self, *, alpha: float) -> Interval:
         """Interval of legacy's mean that errs at a rate of alpha, both sides together; may raise TooFewPairs."""
 
+
+class GappedSide(Side, Protocol):
+    """One whose arms may lack values."""
+
     def spared(self) -> Self:
         """Take what the target lacks for as good as can be, and what legacy lacks for as bad; of SPARED metrics."""
 
 
 def judged(
-    plan: RolloutPlan, sides: Sequence[tuple[Side, float | None]], *, doubt: str | None, lacks_more: bool = False
+    plan: RolloutPlan, sides: Sequence[tuple[GappedSide, float | None]], *, doubt: str | None, lacks_more: bool = False
 ) -> Comparison:
     """Judge one metric.
 

@@ -34,7 +34,7 @@ _SMALL: Final = {"size": 240, "holdout": 1.0}
 # to prove it a gain of 17 points was not proven, and 22 right answers were too few for the guard.
 _SEARCHED: Final = {"size": "all", "holdout": 0.5}
 _DECLARED: Final = {"size": "all", "holdout": 0.8}
-_WRITTEN: Final[Mapping[str, Any]] = {"policies": []}  # no sentence of the invented legacy prompts has to stay
+_WRITTEN: Final[dict[str, Any]] = {"policies": []}  # no sentence of the invented legacy prompts has to stay
 # Where one prompt changes, the guard has some 34 right answers in 20 conversations: with none lost they prove 16 %, and
 # a guard of 15 % refused a gain of 39 points.
 _SEARCH: Final = _WRITTEN | {

@@ -258,7 +258,7 @@ def test_scores_that_lack_unevenly_are_no_harm_by_themselves() -> None:
     n = 200_000.0
 
     def arm(scored: float, loss: float) -> ArmCounts:
-        return ArmCounts(ArmCounts().totals | {"due_total": n, "scored_total": scored, "score_loss_total": loss})
+        return ArmCounts({**ArmCounts().totals, "due_total": n, "scored_total": scored, "score_loss_total": loss})
 
     worker = WorkerCounts("w0", target=arm(n * (1 - 3 / 32), n / 2), legacy=arm(n, n / 2))
     window = CountWindow([worker], PLAN.harm_level / 2)
