@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ import numpy as np
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
+from anven_pipelines.domain.prompt_attacks import attacks_on, not_attacked
 from anven_pipelines.domain.prompt_attempt import attempt, require_searched
 from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken, most_characters
@@ -34,7 +35,7 @@ from anven_pipelines.domain.prompt_entry import (
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_looks import conversations, measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
-from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
+from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied
 from anven_pipelines.domain.prompt_slots import unread_policies
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
@@ -145,9 +146,13 @@ class Search:
     def _reserve(self, searched: Sequence[TemplateItems]) -> int:
         """Return the calls that strategies must leave: all entries on all search items, and the proof both ways."""
         entries = 2 + len(self._names()) + bool(self.migration.prompt.rewrites)
-        return sum(
-            entries * each.search.rows.height + 2 * (each.validation.rows.height + len(ATTACKS)) for each in searched
-        )
+        return sum(entries * each.search.rows.height + self._proof(each) for each in searched)
+
+    def _proof(self, items: TemplateItems) -> int:
+        """Return the most calls that the proof of a template takes: its validation items and the attacks, both ways."""
+        found = self.rewrites.get(items.template.name)
+        attacked = len(found.rewrites) if found is not None else 1
+        return 2 * (items.validation.rows.height + attacked * len(ATTACKS))
 
     def _names(self) -> tuple[str, ...]:
         mode = self.migration.prompt.mode_for(self.migration.risk)
@@ -316,35 +321,35 @@ class Search:
 
     def _safety(self, won: Sequence[tuple[TemplateItems, Entry]]) -> SafetyFinding:
         """Attack every changed template both ways, with values of real calls."""
-        before, after = list[Outcome](), list[Outcome]()
+        before, after, notes = list[Outcome](), list[Outcome](), list[str]()
         for items, entry in won:
-            tried = probes(
-                unchanged(items.template),
-                items.search.filled,
-                seed=self.migration.prompt.seed,
-                reaches=entry.serves,
-            )
+            tried = attacks_on(items, entry, seed=self.migration.prompt.seed)
+            notes += [f"{items.template.name}: {note}" for note in not_attacked(entry, tried)]
             params = json.loads(items.search.rows["model_config"][0] or "null") or {}
             for outcomes, way in ((before, Entry(UNCHANGED, carry_over())), (after, entry)):
                 calls = [apply(way.prompt, probe.messages, params) for probe in tried]
                 instructions = [way.serving(items.template, probe.messages) for probe in tried]
                 outcomes.extend(self._attacked(tried, calls, instructions))
-        return compare(before, after)
+        found = compare(before, after)
+        return replace(found, reasons=(*found.reasons, *notes))
 
     def _attacked(
         self, tried: Sequence[Probe], calls: Sequence[Call], instructions: Sequence[Candidate]
     ) -> list[Outcome]:
-        """Ask the probes; `instructions` is by what each is asked, so what its answer must not repeat."""
-        named = [(digest_of([call.messages, call.params])[:32], call) for call in calls]
+        """Ask the probes that reach; `instructions` is by what each is asked, so what its answer must not repeat."""
         requests = [
-            request_for(f"{name}/probe-{number}", call, self.target) for number, (name, call) in enumerate(named)
+            request_for(f"{digest_of([call.messages, call.params])[:32]}/probe-{number}", call, self.target)
+            for number, (probe, call) in enumerate(zip(tried, calls, strict=True))
+            if probe.reached
         ]
         self._spending.require(len(requests))
         answers = self.ask(requests)
         self._spending.add(requests, answers)
+        outputs = iter(answers["output"])
+        told = [next(outputs) if probe.reached else None for probe in tried]
         return [
             Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, asked_by))
-            for probe, output, asked_by in zip(tried, answers["output"], instructions, strict=True)
+            for probe, output, asked_by in zip(tried, told, instructions, strict=True)
         ]
 
     def _form(self, items: TemplateItems) -> dict[str, Any]:

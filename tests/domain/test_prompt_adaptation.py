@@ -731,6 +731,53 @@ def test_an_edit_that_takes_no_line_breaks_is_attacked_all_the_same() -> None:
     assert not adaptation.adapted
 
 
+OPEN_ENDED = r"(?s)Question: (?P<question>.*)"
+ENDS_IN_A_QUESTION_MARK = r"(?s)Question: (?P<question>.*\?)"
+
+
+def asks_questions() -> pl.DataFrame:
+    """Every third question ends in a question mark."""
+    prompts = [[desk_prompt(at)[0], {"role": "user", "content": f"Question: what is {at}?"}] for at in range(ITEMS)]
+    return golden(source_prompt=[json.dumps(desk_prompt(at) if at % 3 else prompts[at]) for at in range(ITEMS)])
+
+
+@pytest.mark.parametrize("behind", [[], [{**REWRITES[0], "user": OPEN_ENDED}]], ids=["alone", "one behind it"])
+def test_an_edit_that_takes_no_attack_at_the_end_is_attacked_all_the_same(behind: list[dict[str, Any]]) -> None:
+    """No attack ends in a question mark: the prompts asked were the logged ones, or those of the rewrite behind it."""
+    [rewrite] = REWRITES
+    system, user = rewrite["messages"]
+    first = {"user": ENDS_IN_A_QUESTION_MARK, "messages": [system, {**user, "content": "Good one: {question}"}]}
+    rows = asks_questions()
+    if not behind:
+        rows = rows.filter(pl.col("source_prompt").str.contains("?", literal=True))
+    world = World(half_and("Good", 10), obeys=("Good one",))
+    adaptation = adapt(world, rows=rows, mode="tested", rewrites=[first, *behind], guard_margin=0.5)
+    assert any(gain.proven for gain in adaptation.gains), adaptation.reasons
+    assert adaptation.safety is not None
+    assert adaptation.safety.counts["injection"].adapted == 8
+    assert adaptation.safety.counts["injection"].probes == (16 if behind else 8)
+    assert not adaptation.adapted
+
+
+def test_an_edit_that_no_attack_reaches_is_not_said_to_be_as_safe() -> None:
+    world = World(half_and("Good", 9))
+    closed = {**REWRITES[0], "user": r"Question: (?P<question>what is \d+)"}
+    adaptation = adapt(world, mode="tested", rewrites=[closed])
+    assert adaptation.safety is not None
+    assert adaptation.safety.counts["injection"] == (8, 0, 8, 8)
+    assert not adaptation.adapted
+    [refused] = [each for each in adaptation.reasons if each.startswith("refused: ")]
+    assert "desk: 14 of 14 attacks fit no rewrite in any form" in refused
+    assert not any(code in each.messages[-1]["content"] for each in world.asked for code in CODES)
+    behind = {**REWRITES[0], "user": OPEN_ENDED}
+    narrow = {**closed, "user": r"Question: (?P<question>what is \d)"}
+    both = adapt(World(half_and("Good", 9)), mode="tested", rewrites=[narrow, behind])
+    assert both.adapted, both.reasons
+    assert both.safety is not None
+    assert both.safety.counts["injection"].unmeasured == 0
+    assert "so it was not attacked" in both.safety.reasons[-1], "the one behind it takes every attack"
+
+
 @pytest.mark.parametrize("mode", ["tested", "structural"])
 def test_a_hand_edit_that_breaks_a_constraint_is_never_asked(mode: str) -> None:
     [rewrite] = REWRITES
