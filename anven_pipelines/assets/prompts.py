@@ -32,6 +32,7 @@ from anven_pipelines.domain.prompt_declared import (
     unchecked_declarations,
 )
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
+from anven_pipelines.domain.prompt_split import asked_by_searches
 from anven_pipelines.domain.prompts import calls_of, declared_prompt, preview
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
@@ -131,7 +132,9 @@ def adapted_prompt(
     golden = artifacts.read(golden_dataset)
     templates = Baseline.from_json(read_document(artifacts, prompt_baseline)).templates
     calls, open_ones = calls_of(golden), (golden["split"] == "open").to_list()
-    declared = declarations(templates, calls, migration.prompt, contract=migration.contract)
+    declared = declarations(
+        templates, calls, migration.prompt, contract=migration.contract, asked=asked_by_searches(golden).to_list()
+    )
     require_tested(declared, calls, migration.prompt, may_be_shown=open_ones)
     adaptation = None
     if migration.prompt.mode != "declared":

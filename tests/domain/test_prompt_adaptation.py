@@ -20,7 +20,7 @@ from anven_pipelines.domain.prompt_looks import measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts, served_versions
 from anven_pipelines.domain.prompt_safety import ATTACKS, CODES
 from anven_pipelines.domain.prompt_search import Racing
-from anven_pipelines.domain.prompt_split import split_items
+from anven_pipelines.domain.prompt_split import asked_by_searches, split_items
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
@@ -181,7 +181,13 @@ def adapt(
     return Search(
         migration=migration,
         target=migration.target,  # type: ignore[arg-type] # an endpoint
-        rewrites=declarations(templates, calls_of(rows), migration.prompt, contract=migration.contract),
+        rewrites=declarations(
+            templates,
+            calls_of(rows),
+            migration.prompt,
+            contract=migration.contract,
+            asked=asked_by_searches(rows).to_list(),
+        ),
         split=split_items(
             rows,
             templates,
@@ -719,8 +725,37 @@ def test_a_rewrite_that_serves_no_prompt_is_told_beside_what_is_proven() -> None
     adaptation = adapt(World(half_and("Good", 9)), mode="tested", rewrites=[slip, *REWRITES])
     assert adaptation.adapted
     assert adaptation.reasons[0] == (
-        "prompt.rewrites[0] serves no golden prompt that has a template: not asked, so not checked"
+        "prompt.rewrites[0] serves no golden prompt that a test asks (open, of the traffic, with a template): not "
+        "asked, so not checked"
     )
+
+
+@pytest.mark.parametrize("unasked", [{"split": "sealed"}, {"role": "edge_case"}], ids=["sealed", "a quota's"])
+@pytest.mark.parametrize("narrow", [False, True], ids=["behind", "in front"])
+def test_a_rewrite_that_nobody_asked_serves_nothing_of_a_proven_edit(unasked: dict[str, str], narrow: bool) -> None:
+    """It serves a golden prompt that is not asked, and what it says was held against nothing."""
+    system, user = REWRITES[0]["messages"]
+    bad = [system, {**user, "content": "Bad: {question}"}]
+    if narrow:
+        rewrites = [{"user": r"Question: (?P<question>who.*)", "messages": bad}, *REWRITES]
+    else:
+        rewrites = [
+            {**REWRITES[0], "user": "Question: (?P<question>[^(]*)"},
+            {**REWRITES[0], "user": "Question: (?P<question>.*)", "messages": bad},
+        ]
+    odd = [desk_prompt(0)[0], {"role": "user", "content": "Question: who (me)"}]
+    prompts = [*(json.dumps(desk_prompt(at)) for at in range(ITEMS - 1)), json.dumps(odd)]
+    rows = golden(source_prompt=prompts)
+    is_odd = pl.col("source_prompt") == json.dumps(odd)
+    for name, value in unasked.items():
+        rows = rows.with_columns(pl.when(is_odd).then(pl.lit(value)).otherwise(pl.col(name)).alias(name))
+    adaptation = adapt(World(half_and("Good", 9)), rows=rows, mode="tested", rewrites=rewrites)
+    assert f"prompt.rewrites[{int(not narrow)}] serves no golden prompt that a test asks" in adaptation.reasons[0]
+    asked = apply(adaptation.prompt, odd).messages[-1]["content"]
+    assert asked == ("Good: who (me)" if narrow else "Question: who (me)")
+    assert adaptation.adapted == narrow
+    if not narrow:
+        assert f"they fit {ITEMS - 1} of {ITEMS} prompts, and all are needed" in adaptation.reasons[1]
 
 
 def test_an_edit_that_takes_no_line_breaks_is_attacked_all_the_same() -> None:
