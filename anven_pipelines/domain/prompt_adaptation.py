@@ -117,10 +117,11 @@ class Search:
             notes += [note for each in searched if (note := unread_policies(each.template))]
         notes += [note for each in searched if (note := _lacking(each))]
         self.looks.show(conversations(*(each.search.rows for each in searched)))
-        reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
             trial = self._trial(items, items.search)
+            # What has met stands in what is spent; of those before this one only the proof is still to come.
+            reserve = self._reserve(searched[number:]) + sum(self._proof(earlier) for earlier, _ in best)
             entries = self._entries(trial, items, notes, share=1 / (len(searched) - number), reserve=reserve)
             chosen, told = self._meet(trial, entries, notes)
             self._searched[items.template.name] = self._spending.calls - spent

@@ -24,6 +24,7 @@ from anven_pipelines.domain.prompt_split import asked_by_searches, split_items
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
+from anven_pipelines.domain.prompt_trial import TargetTrial
 from anven_pipelines.domain.prompts import apply, calls_of, carry_over
 from tests.builders import a_migration, golden_of
 
@@ -1024,3 +1025,41 @@ def test_a_strategy_without_calls_is_told_with_what_is_kept(calls: int, starved:
     told = [each for each in adaptation.reasons if "no calls were left for" in each]
     assert bool(told) == starved
     assert not starved or "prompt.budget.calls is 418, and 418 are kept" in told[0]
+
+
+@pytest.mark.parametrize(("calls", "starved"), [(836, ["desk"]), (838, [])])
+def test_what_a_template_has_met_with_is_kept_no_longer(calls: int, starved: list[str]) -> None:
+    """Twice the calls of one template are kept. Of those of the first 180 at most are spent, and no longer kept."""
+    quick = written(ROUTER, "Quick")
+    world = World(lambda text, at: at // 2 % 10 < (9 if text.startswith(("Good", "Quick")) else 5))
+    rows, templates = both_prompts(300), (DESK, ROUTER)
+    adaptation = adapt(world, finds(GOOD, quick), rows=rows, templates=templates, budget={"calls": calls})
+    told = [each.partition(":")[0] for each in adaptation.reasons if "no calls were left for" in each]
+    assert told == starved
+    assert adaptation.cost.calls <= calls
+    assert not any("are wanted" in each for each in adaptation.reasons), adaptation.reasons
+
+
+def test_a_template_that_stays_keeps_no_calls_for_a_proof() -> None:
+    """The first finds nothing, so that the second has what its proof would have taken."""
+    budgets = dict[str, list[int]]()
+    for word in ("Good", "Bad"):
+        world = World(lambda text, at: at // 2 % 10 < (9 if text.startswith("Good") else 5))
+        desk = Asks(budgets.setdefault(word, []), written(DESK, word))
+        adapt(world, {"finds": desk}, rows=both_prompts(300), templates=(DESK, ROUTER), budget={"calls": 1000})
+    assert budgets["Bad"][0] == budgets["Good"][0]
+    assert budgets["Bad"][1] == budgets["Good"][1] + 2 * (60 + len(ATTACKS))
+
+
+@dataclass(frozen=True)
+class Asks:
+    """A strategy that notes how many calls it may spend, and returns a candidate for its template."""
+
+    allowed: list[int]
+    candidate: Candidate
+    name: str = "finds"
+
+    def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:  # noqa: ARG002 - what strategies have
+        assert isinstance(trial, TargetTrial)
+        self.allowed.append(trial.spending.until - trial.spending.calls)
+        return self.candidate if trial.template.name == self.candidate.template else unchanged(trial.template)
