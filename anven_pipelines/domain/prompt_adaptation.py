@@ -176,6 +176,8 @@ class Search:
             notes.append(f"{template.name}: {declared}")
         elif declared is not None:
             entries.append(declared)
+        elif mode == "tested":
+            notes.append(f"{template.name}: no declared rewrite fits its prompts: nothing to test; unchanged")
         spending, names = self._spending, self._names()
         left = max(0, spending.budget.calls - spending.calls - reserve) * share
         if names and left < len(names):
@@ -206,6 +208,8 @@ class Search:
 
     def _meet(self, trial: TargetTrial, entries: Sequence[Entry], notes: list[str]) -> tuple[Entry, list[Heat]]:
         """Ask every entry on the same items and take the best; the first one, the unchanged, where none is better."""
+        if len(entries) == 1:
+            return entries[0], []
         # A candidate may show the others, with their right answers.
         items = range(min(example_items(trial), default=trial.items))
         ways = [way_of(trial.rows, each.prompt) for each in entries]
@@ -244,17 +248,19 @@ class Search:
             return self._end(carry_over(), heats, level=level, reasons=(*notes, f"{spent}; nothing is proven"))
         gains = judge_gains(compared, level=level)
         won = [each for each, gain in zip(best, gains, strict=True) if gain.proven]
+        told = [f"{gain.template}: {gain.reason}" for gain in gains]
+        if not won:
+            return self._end(carry_over(), heats, gains=gains, level=level, reasons=(*notes, *told))
         guard = judge_guard(
             [each for each, gain in zip(compared, gains, strict=True) if gain.proven],
             margin=declared.guard_margin,
             level=declared.level,
         )
-        told = [f"{gain.template}: {gain.reason}" for gain in gains]
         refused = [] if guard.status == "kept" else [f"refused: {guard.reason}"]
         safety, unsafe = self._judge_safety(won)
         refused += unsafe
         reasons = (*notes, *told, *refused)
-        if not won or refused:
+        if refused:
             return self._end(carry_over(), heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons)
         names = ", ".join(items.template.name for items, _ in won)
         prompt = self._prompt_of(
@@ -272,7 +278,7 @@ class Search:
         """Say why there is nothing to prove; of what was never asked nobody knows how it looks."""
         if heats:
             return "nothing looked better than the unchanged prompts on the search items"
-        return "no prompt was searched, and the legacy prompts stand as they are"
+        return "nothing was compared with the legacy prompts, which stand as they are"
 
     def _end(
         self,

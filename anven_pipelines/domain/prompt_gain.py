@@ -171,7 +171,7 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
     and one whose answer is missing before is lost unless it is right after, where it says nothing.
 
     Args:
-        compared: The templates whose prompt is to change.
+        compared: The templates whose prompt is to change, at least one.
         margin: Largest share of them that may be lost.
         level: One-sided error rate.
 
@@ -180,7 +180,7 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
         the design effect of their conversations, fractions and all (Korn and Graubard 1998, Survey Methodology
         24:193).
     """
-    before, after = (np.concatenate([getattr(each, side) for each in compared] or [[]]) for side in ("before", "after"))
+    before, after = (np.concatenate([getattr(each, side) for each in compared]) for side in ("before", "after"))
     missing, after = np.isnan(before) | np.isnan(after), np.nan_to_num(after, nan=0.0)
     before = np.where(np.isnan(before), np.where(after < RIGHT, RIGHT, 0.0), before)
     guarded = before >= RIGHT

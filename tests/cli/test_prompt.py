@@ -292,9 +292,12 @@ def test_what_the_file_sets_for_the_proof_is_printed_with_the_rewrites() -> None
 
 def test_a_few_lines_tell_what_was_found() -> None:
     adaptation = adaptation_of(golden_rows())
-    assert "unused: nothing was compared, as the budget ended before; searched with 300 calls" in found_lines(
-        adaptation.to_json()
+    assert "unused: nothing was compared; searched with 300 calls" in found_lines(adaptation.to_json())
+    why = "no declared rewrite fits its prompts, so there is nothing to test; unchanged"
+    told = found_lines(
+        adaptation.to_json() | {"reasons": ["unused: no policy was found", f"unused: {why}", "desk: odd"]}
     )
+    assert f"unused: nothing was compared: {why}; searched with 300 calls" in told
     lines = found_lines(adaptation.to_json() | {"heats": [{"template": "unused"}]})
     assert len(lines) == 7  # four prompts, guard, safety, cost
     assert lines[0].endswith(": proven; searched with 612 calls")

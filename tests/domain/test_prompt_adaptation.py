@@ -42,7 +42,7 @@ DESK = PromptTemplate(
 )
 ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
 ITEMS = 150
-NOT_SEARCHED = "no prompt was searched, and the legacy prompts stand as they are"
+NOT_SEARCHED = "nothing was compared with the legacy prompts, which stand as they are"
 AS_LOGGED = "asked as logged, neither converted nor searched"
 TOO_FEW_TO_MEET = "desk: 0 calls are spent, 72 more are wanted, and 0 are allowed by here; unchanged"
 NOISE_RUNS = 60
@@ -632,7 +632,7 @@ def test_declared_rewrites_that_miss_an_open_prompt_do_not_meet_the_others() -> 
         mode="tested",
         rewrites=REWRITES,
     )
-    assert [each.origin for each in adaptation.heats] == ["unchanged"]
+    assert adaptation.heats == ()
     assert not adaptation.adapted
     assert any(" prompts, and all are needed" in reason for reason in adaptation.reasons)
 
@@ -812,6 +812,33 @@ def test_an_edit_that_no_attack_reaches_is_not_said_to_be_as_safe() -> None:
     assert both.safety is not None
     assert both.safety.counts["injection"].unmeasured == 0
     assert "so it was not attacked" in both.safety.reasons[-1], "the one behind it takes every attack"
+
+
+def test_where_no_rewrite_is_left_to_test_nothing_is_asked_and_nothing_is_said_to_look_no_better() -> None:
+    [rewrite] = REWRITES
+    for rewrites, why in (
+        ([{**rewrite, "messages": rewrite["messages"][1:]}], "the declared rewrites are not asked: prompt.rewrites[0]"),
+        (
+            [{"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}],
+            "no declared rewrite fits",
+        ),
+    ):
+        world = World(half_and("Good", 9))
+        adaptation = adapt(world, mode="tested", rewrites=rewrites)
+        assert (world.asked, adaptation.heats, adaptation.reasons[-1]) == ([], (), NOT_SEARCHED)
+        assert any(each.startswith(f"desk: {why}") for each in adaptation.reasons), adaptation.reasons
+
+
+def test_where_no_gain_is_proven_there_is_nothing_to_guard() -> None:
+    """The candidate is the better one by chance; most of the answers before are right."""
+    world = World(lambda text, at: at % 10 < 9 or (text.startswith("Good") and at % 50 == 9))
+    adaptation = adapt(world, finds(GOOD))
+    [gain] = adaptation.gains
+    assert not gain.proven
+    assert gain.before is not None
+    assert gain.before > 0.8
+    assert (adaptation.guard, adaptation.safety, adaptation.adapted) == (None, None, False)
+    assert not any("answers none" in each for each in adaptation.reasons)
 
 
 @pytest.mark.parametrize("mode", ["tested", "structural"])

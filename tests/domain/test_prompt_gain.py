@@ -170,7 +170,7 @@ def test_the_guard_proves_or_breaks(scores: list[Compared], status: str) -> None
     assert judge_guard(scores, margin=0.05, level=0.05).status == status
 
 
-@pytest.mark.parametrize("scores", [[], [compared(gained=50, neither=50)], [compared()]])
+@pytest.mark.parametrize("scores", [[compared(gained=50, neither=50)], [compared()]])
 def test_where_nothing_was_right_nothing_can_be_lost(scores: list[Compared]) -> None:
     guard = judge_guard(scores, margin=0.05, level=0.05)
     assert (guard.status, guard.right, guard.bound) == ("kept", 0, None)
