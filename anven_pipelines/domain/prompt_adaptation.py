@@ -82,6 +82,7 @@ class Search:
         looks: Where it is written down which items are searched on, and each look at those that prove.
         tell: Is told what goes on.
         clock: Seconds.
+        epoch: Within which answers of the target are reused.
     """
 
     migration: Migration
@@ -95,6 +96,7 @@ class Search:
     looks: Looks
     tell: Callable[[str], None]
     clock: Callable[[], float]
+    epoch: str = ""
 
     def run(self) -> Adaptation:
         """Search, meet, prove.
@@ -239,7 +241,7 @@ class Search:
             return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
         tried = self._prompt_of(best, description="")
         proving = conversations(*(items.validation.rows for items, _ in best))
-        measure = measure_of(self.migration, self.target)
+        measure = measure_of(self.migration, self.target, epoch=self.epoch)
         earlier = self.looks.look(tried.version, items=proving, measure=measure)
         level = level_of_look(declared.level, earlier=earlier)
         try:

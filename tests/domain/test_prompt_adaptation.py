@@ -170,6 +170,7 @@ def adapt(
     templates: Sequence[PromptTemplate] = (DESK,),
     seconds: float = 1.0,
     profile: TargetProfile | None = None,
+    epoch: str = "",
     **prompt: Any,
 ) -> Adaptation:
     declared = {"mode": "full", "guard_margin": 0.2} | prompt
@@ -202,6 +203,7 @@ def adapt(
         looks=world,
         tell=lambda _: None,
         clock=lambda: world.now * seconds,
+        epoch=epoch,
     ).run()
 
 
@@ -602,6 +604,17 @@ def test_another_way_to_measure_is_a_further_look(change: dict[str, Any]) -> Non
         )
     )
     assert first == again != other
+
+
+TARGET = {"engine": "endpoint", "model": "m", "url": "http://localhost:1/v1"}
+
+
+def test_answers_of_another_epoch_are_a_further_look() -> None:
+    world, migration = World(half_and("Good", 9)), a_migration(target=TARGET)
+    now, later = (measure_of(migration, migration.target, epoch=epoch) for epoch in ("", "2026-11-22"))  # type: ignore[arg-type]
+    assert now != later
+    levels = [adapt(world, finds(GOOD), epoch=epoch).level for epoch in ("", "", "2026-11-22")]
+    assert levels == pytest.approx([0.05 / 2, 0.05 / 2, 0.05 / 6])
 
 
 REWRITES: list[dict[str, Any]] = [

@@ -93,8 +93,9 @@ def declare(
     )
 
 
-def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
+def materialize(place: Place, declared: Declared, *, epoch: str = "") -> dg.ExecuteInProcessResult:
     """Run the chain up to the adapted prompt."""
+    config = {"ops": {"adapted_prompt": {"config": {"epoch": epoch}}}}
     workload = declared.migration.workload
     place.instance.add_dynamic_partitions("workload", [workload])
     place.instance.add_dynamic_partitions("log_day", ["2026-10-05"])
@@ -105,6 +106,7 @@ def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
             partition_key=partition,
             asset_selection=[dg.AssetKey(asset) for asset in assets],
             raise_on_error=False,
+            run_config=config if epoch and partition == workload else None,
         )
     return result
 
@@ -241,6 +243,31 @@ def test_a_target_that_refuses_the_legacy_form_is_asked_in_its_own(place: Place,
     assert min(heat["n"] for heat in searched["heats"]) > 40, "more refusals than one would wait for"
     assert [(gain["before"], gain["after"], gain["proven"]) for gain in searched["gains"]] == [(0.0, 1.0, True)]
     assert searched["adapted"], searched["reasons"]
+
+
+def test_a_refusal_does_not_outlive_its_cause_where_the_target_is_asked_afresh(place: Place) -> None:
+    """The server's chat template is mended: its old refusals, held against new answers, would prove what is no gain."""
+    refuses = [True]
+
+    def mended(ask: Ask) -> Reply:
+        if refuses[0] and ask.body["messages"][0]["role"] == "system":
+            return Reply("System role not supported", status=400)
+        return replace(answer(ask, right=True), delay_s=0.01)
+
+    calls = [{**logged_call(at), "messages": SYSTEM + logged_call(at)["messages"]} for at in range(ITEMS)]
+    with ScriptedEndpoint(mended) as endpoint:
+        declared = declare(place, endpoint, calls=calls, mode="structural", form={"has_system_role": False})
+        assert materialize(place, declared).success
+        assert report(place)["adapted"], report(place)["reasons"]
+        refuses.clear()
+        refuses.append(False)
+        assert materialize(place, declared).success
+        assert report(place)["adapted"], "what was answered is kept"
+        asked = len(endpoint.asks)
+        assert materialize(place, declared, epoch="again").success
+        assert len(endpoint.asks) > asked
+    assert not report(place)["adapted"], "both forms are right"
+    assert {heat["score"] for heat in report(place)["heats"]} == {1.0}
 
 
 def test_a_target_that_refuses_every_form_ends_the_search(place: Place) -> None:
