@@ -16,15 +16,15 @@ from mlflow import MlflowClient
 
 from anven_pipelines.assets.materialization import read_document
 from anven_pipelines.assets.prompt_looks import PromptLooks
-from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
+from anven_pipelines.chain import CHAIN_ASSETS, LOAD_ASSETS, LOG_ASSETS, Chain
 from anven_pipelines.domain.canonical import canonical_json
-from anven_pipelines.domain.errors import InvalidMigration, StaleInput
+from anven_pipelines.domain.errors import InvalidMigration, StaleInput, StepFailed
 from anven_pipelines.domain.prompt_baseline import Baseline
 from tests.pipeline.conftest import Place, logged_call
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from anven_pipelines.resources.migrations import Declared
 
@@ -268,6 +268,34 @@ def test_a_refusal_does_not_outlive_its_cause_where_the_target_is_asked_afresh(p
         assert len(endpoint.asks) > asked
     assert not report(place)["adapted"], "both forms are right"
     assert {heat["score"] for heat in report(place)["heats"]} == {1.0}
+
+
+@dataclass(frozen=True)
+class RecordedChain(Chain):
+    """A chain that runs nothing and notes under which configuration it would."""
+
+    configs: dict[tuple[str, ...], Any] = field(default_factory=dict)
+
+    def _read_logs(self, declared: Declared) -> None:
+        """The logs are read."""
+
+    def _materialize(
+        self, assets: Sequence[str], partition: str | None, *, workload: str, config: dict[str, Any] | None = None
+    ) -> None:
+        assert partition in {None, workload}
+        self.configs[tuple(assets)] = config
+
+
+def test_the_load_is_measured_with_the_prompt_of_the_verdict(place: Place) -> None:
+    """Answers of an earlier epoch than that of the search might find another one."""
+    chain = RecordedChain(place.definitions, place.instance, place.artifacts, "test", place.told.append)
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        declared = declare(place, endpoint, mode="structural")
+        for epoch, config in (("", {}), ("again", {"ops": {"adapted_prompt": {"config": {"epoch": "again"}}}})):
+            assert materialize(place, declared, epoch=epoch).success
+            with pytest.raises(StepFailed, match="load_benchmark"):
+                chain.measure_load(declared)
+            assert chain.configs == {LOAD_ASSETS: config}
 
 
 def test_a_target_that_refuses_every_form_ends_the_search(place: Place) -> None:
