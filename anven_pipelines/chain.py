@@ -12,6 +12,7 @@ import dagster as dg
 
 from anven_pipelines.assets.materialization import read_document
 from anven_pipelines.assets.partitions import log_days, workloads
+from anven_pipelines.assets.prompts import EPOCH
 from anven_pipelines.domain import errors
 from anven_pipelines.domain.errors import AnvenError, CheckFailed, InvalidInput, StepFailed
 from anven_pipelines.domain.load_report import LoadReport
@@ -72,7 +73,7 @@ class Chain:
 
         Args:
             declared: The migration.
-            epoch: Answers of the target are reused within an epoch; another value asks afresh.
+            epoch: Answers of the target are reused within an epoch; another value asks afresh, and so searches afresh.
 
         Raises:
             CheckFailed: a blocking check stopped the chain before the verdict.
@@ -82,7 +83,7 @@ class Chain:
         workload = declared.migration.workload
         self._read_logs(declared)
         self._materialize(("workload_inventory",), None, workload=workload)
-        config = {"ops": {"target_answers": {"config": {"epoch": epoch}}}} if epoch else {}
+        config = _within(epoch, "adapted_prompt", "target_answers")
         self._materialize(CHAIN_ASSETS, workload, workload=workload, config=config)
         return Verdict.model_validate_json(read_document(self.artifacts, self._made("sign_off", workload)))
 
@@ -99,7 +100,10 @@ class Chain:
         """
         workload = declared.migration.workload
         self._read_logs(declared)
-        self._materialize(LOAD_ASSETS, workload, workload=workload)
+        found = self.artifacts.load_manifest("adapted_prompt", workload)
+        # The prompt is that of the verdict: answers of an earlier epoch might find another one.
+        config = _within(found.facts.get(EPOCH, "") if found else "", "adapted_prompt")
+        self._materialize(LOAD_ASSETS, workload, workload=workload, config=config)
         return LoadReport.model_validate(self._made("load_benchmark", workload).facts["load"])
 
     def show_rollout(self, workload: str) -> None:
@@ -200,6 +204,11 @@ def only_one(home: Path, what: str, *, name: str) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _within(epoch: str, *assets: str) -> dict[str, Any]:
+    """Return the run configuration under which assets reuse the answers of an epoch."""
+    return {"ops": {asset: {"config": {"epoch": epoch}} for asset in assets}} if epoch else {}
 
 
 def _failed_gates(result: dg.ExecuteInProcessResult) -> list[str]:

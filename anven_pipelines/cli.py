@@ -37,7 +37,7 @@ def migrate(
     file: Annotated[Path, typer.Argument(help="Migration file (YAML), one workload.", show_default=False)],
     *,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Ask the target again instead of reusing the answers it gave before.")
+        bool, typer.Option("--fresh", help="Ask the target again, in the search too, instead of reusing its answers.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

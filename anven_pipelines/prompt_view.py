@@ -21,7 +21,7 @@ from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import read_migration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from rich.console import Console
@@ -134,14 +134,19 @@ def found_lines(report: Mapping[str, Any]) -> list[str]:
     calls = report["searched"]
     gained = {gain["template"]: f"{_gained(gain)}{_searched(calls.get(gain['template']))}" for gain in report["gains"]}
     met = {heat["template"] for heat in report["heats"]}
-    nothing = {name: f"{_found_none(name in met)}{_searched(spent)}" for name, spent in calls.items()}
+    nothing = {
+        name: f"{'nothing looked better' if name in met else _uncompared(name, report['reasons'])}{_searched(spent)}"
+        for name, spent in calls.items()
+    }
     each = [f"{name}: {words}" for name, words in (nothing | gained).items()]
     refused = [reason for reason in report["reasons"] if reason.startswith("refused: ")]
     return [*(each if gained else report["reasons"]), *refused, *_guarded(report)]
 
 
-def _found_none(met: bool) -> str:  # noqa: FBT001 - what is told apart
-    return "nothing looked better" if met else "nothing was compared, as the budget ended before"
+def _uncompared(name: str, reasons: Sequence[str]) -> str:
+    """Say why a prompt was held against no other: the last reason of its own."""
+    *_, why = ["", *(each for each in reasons if each.startswith(f"{name}: "))]
+    return why.replace(f"{name}: ", "nothing was compared: ", 1) or "nothing was compared"
 
 
 def _searched(calls: int | None) -> str:

@@ -8,6 +8,7 @@ import polars as pl
 from anven_pipelines.assets.charts import gain_chart
 from anven_pipelines.assets.check import Check
 from anven_pipelines.assets.holdout import record_shown
+from anven_pipelines.assets.inference import AnswerConfig
 from anven_pipelines.assets.materialization import (
     DOCUMENT,
     OWNERS,
@@ -32,6 +33,7 @@ from anven_pipelines.domain.prompt_declared import (
     unchecked_declarations,
 )
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts
+from anven_pipelines.domain.prompt_split import asked_by_searches
 from anven_pipelines.domain.prompts import calls_of, declared_prompt, preview
 from anven_pipelines.resources.artifact_store import ArtifactStore
 from anven_pipelines.resources.migrations import Migrations
@@ -56,6 +58,9 @@ _GAIN_PROVEN = Check(
     "A prompt that was looked for is better than the legacy one on items that no search has seen; else the legacy "
     "prompt stands.",
 )
+
+EPOCH = "epoch"
+"""Fact of the prompt's manifest: within which epoch the search was answered."""
 
 _EXAMPLES = {"prompts": pl.Int64, "before": pl.String, "after": pl.String}
 
@@ -114,8 +119,9 @@ def prompt_baseline(
     check_specs=[_EVERY_PROMPT_FITS.spec, _CONSTRAINTS_KEPT.spec, _GAIN_PROVEN.spec],
 )
 @carries_checks
-def adapted_prompt(
+def adapted_prompt(  # noqa: PLR0913, PLR0917 - Dagster gives an asset its inputs and resources as arguments
     context: dg.AssetExecutionContext,
+    config: AnswerConfig,
     golden_dataset: Manifest,
     prompt_baseline: Manifest,
     migrations: Migrations,
@@ -131,13 +137,17 @@ def adapted_prompt(
     golden = artifacts.read(golden_dataset)
     templates = Baseline.from_json(read_document(artifacts, prompt_baseline)).templates
     calls, open_ones = calls_of(golden), (golden["split"] == "open").to_list()
-    declared = declarations(templates, calls, migration.prompt, contract=migration.contract)
+    declared = declarations(
+        templates, calls, migration.prompt, contract=migration.contract, asked=asked_by_searches(golden).to_list()
+    )
     require_tested(declared, calls, migration.prompt, may_be_shown=open_ones)
     adaptation = None
     if migration.prompt.mode != "declared":
         record_shown(golden_dataset, context.partition_key, state)
         looks = PromptLooks(state, context.partition_key, golden_dataset.digest)
-        adaptation = prompt_search.search(context, migration, golden, templates, rewrites=declared, looks=looks)
+        adaptation = prompt_search.search(
+            context, migration, golden, templates, rewrites=declared, looks=looks, epoch=config.epoch
+        )
     prompt = adaptation.prompt if adaptation else declared_prompt(migration.prompt)
     shown = preview(prompt, calls, may_be_shown=open_ones)
     broken = broken_declarations(declared) + unchecked_declarations(declared, migration.prompt)
@@ -148,9 +158,10 @@ def adapted_prompt(
         **declared_input(migration, "adapted_prompt"),
     }
     report = adaptation.to_json() if adaptation else {}
+    facts = {"adaptation": report, EPOCH: config.epoch} if report else {}
     return result(
         context,
-        publish_document(artifacts, document, inputs=inputs, facts={"adaptation": report} if report else {}),
+        publish_document(artifacts, document, inputs=inputs, facts=facts),
         tracking=tracking,
         metadata={
             "strategy": prompt.strategy,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ import numpy as np
 from anven_pipelines.domain.canonical import digest_of
 from anven_pipelines.domain.inference import request_for
 from anven_pipelines.domain.prompt_answers import example_items
+from anven_pipelines.domain.prompt_attacks import attacks_on, not_attacked
 from anven_pipelines.domain.prompt_attempt import attempt, require_searched
 from anven_pipelines.domain.prompt_calls import answer_schema
 from anven_pipelines.domain.prompt_constraints import broken, most_characters
@@ -34,7 +35,7 @@ from anven_pipelines.domain.prompt_entry import (
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard, level_of_look
 from anven_pipelines.domain.prompt_looks import conversations, measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, Heat
-from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied, probes
+from anven_pipelines.domain.prompt_safety import ATTACKS, Outcome, compare, complied
 from anven_pipelines.domain.prompt_slots import unread_policies
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_template import unchanged
@@ -81,6 +82,7 @@ class Search:
         looks: Where it is written down which items are searched on, and each look at those that prove.
         tell: Is told what goes on.
         clock: Seconds.
+        epoch: Within which answers of the target are reused.
     """
 
     migration: Migration
@@ -94,6 +96,7 @@ class Search:
     looks: Looks
     tell: Callable[[str], None]
     clock: Callable[[], float]
+    epoch: str = ""
 
     def run(self) -> Adaptation:
         """Search, meet, prove.
@@ -116,10 +119,11 @@ class Search:
             notes += [note for each in searched if (note := unread_policies(each.template))]
         notes += [note for each in searched if (note := _lacking(each))]
         self.looks.show(conversations(*(each.search.rows for each in searched)))
-        reserve = self._reserve(searched)
         for number, items in enumerate(searched):
             spent = self._spending.calls
             trial = self._trial(items, items.search)
+            # What has met stands in what is spent; of those before this one only the proof is still to come.
+            reserve = self._reserve(searched[number:]) + sum(self._proof(earlier) for earlier, _ in best)
             entries = self._entries(trial, items, notes, share=1 / (len(searched) - number), reserve=reserve)
             chosen, told = self._meet(trial, entries, notes)
             self._searched[items.template.name] = self._spending.calls - spent
@@ -145,9 +149,13 @@ class Search:
     def _reserve(self, searched: Sequence[TemplateItems]) -> int:
         """Return the calls that strategies must leave: all entries on all search items, and the proof both ways."""
         entries = 2 + len(self._names()) + bool(self.migration.prompt.rewrites)
-        return sum(
-            entries * each.search.rows.height + 2 * (each.validation.rows.height + len(ATTACKS)) for each in searched
-        )
+        return sum(entries * each.search.rows.height + self._proof(each) for each in searched)
+
+    def _proof(self, items: TemplateItems) -> int:
+        """Return the most calls that the proof of a template takes: its validation items and the attacks, both ways."""
+        found = self.rewrites.get(items.template.name)
+        attacked = len(found.rewrites) if found is not None else 1
+        return 2 * (items.validation.rows.height + attacked * len(ATTACKS))
 
     def _names(self) -> tuple[str, ...]:
         mode = self.migration.prompt.mode_for(self.migration.risk)
@@ -170,6 +178,8 @@ class Search:
             notes.append(f"{template.name}: {declared}")
         elif declared is not None:
             entries.append(declared)
+        elif mode == "tested":
+            notes.append(f"{template.name}: no declared rewrite fits its prompts: nothing to test; unchanged")
         spending, names = self._spending, self._names()
         left = max(0, spending.budget.calls - spending.calls - reserve) * share
         if names and left < len(names):
@@ -200,6 +210,8 @@ class Search:
 
     def _meet(self, trial: TargetTrial, entries: Sequence[Entry], notes: list[str]) -> tuple[Entry, list[Heat]]:
         """Ask every entry on the same items and take the best; the first one, the unchanged, where none is better."""
+        if len(entries) == 1:
+            return entries[0], []
         # A candidate may show the others, with their right answers.
         items = range(min(example_items(trial), default=trial.items))
         ways = [way_of(trial.rows, each.prompt) for each in entries]
@@ -229,7 +241,7 @@ class Search:
             return self._end(carry_over(), heats, reasons=(*notes, self._nothing_found(heats)))
         tried = self._prompt_of(best, description="")
         proving = conversations(*(items.validation.rows for items, _ in best))
-        measure = measure_of(self.migration, self.target)
+        measure = measure_of(self.migration, self.target, epoch=self.epoch)
         earlier = self.looks.look(tried.version, items=proving, measure=measure)
         level = level_of_look(declared.level, earlier=earlier)
         try:
@@ -238,17 +250,19 @@ class Search:
             return self._end(carry_over(), heats, level=level, reasons=(*notes, f"{spent}; nothing is proven"))
         gains = judge_gains(compared, level=level)
         won = [each for each, gain in zip(best, gains, strict=True) if gain.proven]
+        told = [f"{gain.template}: {gain.reason}" for gain in gains]
+        if not won:
+            return self._end(carry_over(), heats, gains=gains, level=level, reasons=(*notes, *told))
         guard = judge_guard(
             [each for each, gain in zip(compared, gains, strict=True) if gain.proven],
             margin=declared.guard_margin,
             level=declared.level,
         )
-        told = [f"{gain.template}: {gain.reason}" for gain in gains]
         refused = [] if guard.status == "kept" else [f"refused: {guard.reason}"]
         safety, unsafe = self._judge_safety(won)
         refused += unsafe
         reasons = (*notes, *told, *refused)
-        if not won or refused:
+        if refused:
             return self._end(carry_over(), heats, gains=gains, guard=guard, safety=safety, level=level, reasons=reasons)
         names = ", ".join(items.template.name for items, _ in won)
         prompt = self._prompt_of(
@@ -266,7 +280,7 @@ class Search:
         """Say why there is nothing to prove; of what was never asked nobody knows how it looks."""
         if heats:
             return "nothing looked better than the unchanged prompts on the search items"
-        return "no prompt was searched, and the legacy prompts stand as they are"
+        return "nothing was compared with the legacy prompts, which stand as they are"
 
     def _end(
         self,
@@ -316,35 +330,35 @@ class Search:
 
     def _safety(self, won: Sequence[tuple[TemplateItems, Entry]]) -> SafetyFinding:
         """Attack every changed template both ways, with values of real calls."""
-        before, after = list[Outcome](), list[Outcome]()
+        before, after, notes = list[Outcome](), list[Outcome](), list[str]()
         for items, entry in won:
-            tried = probes(
-                unchanged(items.template),
-                items.search.filled,
-                seed=self.migration.prompt.seed,
-                reaches=entry.serves,
-            )
+            tried = attacks_on(items, entry, seed=self.migration.prompt.seed)
+            notes += [f"{items.template.name}: {note}" for note in not_attacked(entry, tried)]
             params = json.loads(items.search.rows["model_config"][0] or "null") or {}
             for outcomes, way in ((before, Entry(UNCHANGED, carry_over())), (after, entry)):
                 calls = [apply(way.prompt, probe.messages, params) for probe in tried]
                 instructions = [way.serving(items.template, probe.messages) for probe in tried]
                 outcomes.extend(self._attacked(tried, calls, instructions))
-        return compare(before, after)
+        found = compare(before, after)
+        return replace(found, reasons=(*found.reasons, *notes))
 
     def _attacked(
         self, tried: Sequence[Probe], calls: Sequence[Call], instructions: Sequence[Candidate]
     ) -> list[Outcome]:
-        """Ask the probes; `instructions` is by what each is asked, so what its answer must not repeat."""
-        named = [(digest_of([call.messages, call.params])[:32], call) for call in calls]
+        """Ask the probes that reach; `instructions` is by what each is asked, so what its answer must not repeat."""
         requests = [
-            request_for(f"{name}/probe-{number}", call, self.target) for number, (name, call) in enumerate(named)
+            request_for(f"{digest_of([call.messages, call.params])[:32]}/probe-{number}", call, self.target)
+            for number, (probe, call) in enumerate(zip(tried, calls, strict=True))
+            if probe.reached
         ]
         self._spending.require(len(requests))
         answers = self.ask(requests)
         self._spending.add(requests, answers)
+        outputs = iter(answers["output"])
+        told = [next(outputs) if probe.reached else None for probe in tried]
         return [
             Outcome(probe.number, probe.kind, None if output is None else complied(probe, output, asked_by))
-            for probe, output, asked_by in zip(tried, answers["output"], instructions, strict=True)
+            for probe, output, asked_by in zip(tried, told, instructions, strict=True)
         ]
 
     def _form(self, items: TemplateItems) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anven_pipelines.spec_prompt import PromptAdaptation, PromptRewrite
 
 _WORD: Final = regex.compile(r"\w+")
+_TESTED: Final = {True: ": not asked, so not checked", False: ": not checked"}
 
 
 class Declared(NamedTuple):
@@ -30,7 +31,7 @@ class Declared(NamedTuple):
     Attributes:
         candidate: It as a candidate, or the first of several rewrites.
         slots: Names that a call fills in the candidates.
-        rewrites: Those that serve a call, in their order; no other one was tried on a call of the template.
+        rewrites: Those that serve a call that a test asks, in their order; no other one was tried on the template.
         broken: Which constraint is broken first, and by which rewrite; None where none is.
         calls: Calls of the template.
         missed: Those that no rewrite fits.
@@ -47,27 +48,40 @@ class Declared(NamedTuple):
     def refused(self) -> str | None:
         """Why a test does not ask them; None where it does."""
         fitting = self.calls - self.missed
-        few = f"they fit {fitting} of {self.calls} prompts, and all are needed" if self.missed else None
+        few = (
+            f"they fit {fitting} of {self.calls} prompts, and all are needed, each by a rewrite that serves an open one"
+            if self.missed
+            else None
+        )
         why = [each for each in (few, self.broken) if each is not None]
         return f"the declared rewrites are not asked: {'; '.join(why)}" if why else None
 
 
-def declared_for(template: PromptTemplate, calls: Sequence[Call], adaptation: PromptAdaptation) -> Declared | None:
+def declared_for(
+    template: PromptTemplate,
+    calls: Sequence[Call],
+    adaptation: PromptAdaptation,
+    *,
+    asked: Sequence[bool] | None = None,
+) -> Declared | None:
     """Return what the declared rewrites make of a template; None where they fit none of its calls.
+
+    A test proves nothing of a rewrite that it asks nobody by: what only sealed prompts fit is left out, and they have
+    to fit another one.
 
     Args:
         template: A legacy prompt, with the contract that its answers must keep.
         calls: Calls of it.
         adaptation: The section `prompt`.
+        asked: Which calls a test asks; all where absent.
     """
     if not adaptation.rewrites:
         return None
-    prompt = declared_prompt(adaptation)
-    numbers = [fitting_rewrite(prompt.transformation, call.messages) for call in calls]
+    numbers = _serving(calls, adaptation, asked=None if adaptation.mode == "declared" else asked)
     found = []
     for number in sorted({each for each in numbers if each is not None}):
         served = [call for call, fitting in zip(calls, numbers, strict=True) if fitting == number]
-        found.append(_declared(template, number, served, prompt, adaptation))
+        found.append(_declared(template, number, served, adaptation))
     if not found:
         return None
     return Declared(
@@ -80,8 +94,26 @@ def declared_for(template: PromptTemplate, calls: Sequence[Call], adaptation: Pr
     )
 
 
+def _serving(calls: Sequence[Call], adaptation: PromptAdaptation, *, asked: Sequence[bool] | None) -> list[int | None]:
+    """Return by call the number of the first rewrite that fits, of those by which an asked call is asked."""
+    rewrites = declared_prompt(adaptation).transformation
+    numbers = [fitting_rewrite(rewrites, call.messages) for call in calls]
+    if asked is None:
+        return numbers
+    tested = sorted({number for number, used in zip(numbers, asked, strict=True) if used and number is not None})
+    if not tested:  # nothing of it is tested, and what there is may still be said of it
+        return numbers
+    kept = adaptation.model_copy(update={"rewrites": [adaptation.rewrites[number] for number in tested]})
+    return [None if number is None else tested[number] for number in _serving(calls, kept, asked=None)]
+
+
 def declarations(
-    templates: Sequence[PromptTemplate], calls: Sequence[Call], adaptation: PromptAdaptation, *, contract: Contract
+    templates: Sequence[PromptTemplate],
+    calls: Sequence[Call],
+    adaptation: PromptAdaptation,
+    *,
+    contract: Contract,
+    asked: Sequence[bool] | None = None,
 ) -> dict[str, Declared]:
     """Return by template what the declared rewrites make of it; templates that they do not fit are left out.
 
@@ -90,17 +122,19 @@ def declarations(
         calls: All golden calls, sealed ones too: what is said of them quotes none.
         adaptation: The section `prompt`.
         contract: Of the migration file.
+        asked: Which calls a test asks: open ones that stand for traffic; all where absent.
     """
-    mine: dict[int, list[Call]] = {}
-    for call in calls if adaptation.rewrites else ():
+    mine: dict[int, list[tuple[Call, bool]]] = {}
+    for call, is_asked in zip(calls, asked or [True] * len(calls), strict=True) if adaptation.rewrites else ():
         first = next((number for number, each in enumerate(templates) if fit(each, *call) is not None), None)
         if first is not None:
-            mine.setdefault(first, []).append(call)
+            mine.setdefault(first, []).append((call, is_asked))
     found = {}
     for number, served in sorted(mine.items()):
         template = templates[number]
         answered = template.model_copy(update={"contract": answer_schema(template.contract, contract)})
-        if (declared := declared_for(answered, served, adaptation)) is not None:
+        mine_asked = [is_asked for _, is_asked in served]
+        if (declared := declared_for(answered, [call for call, _ in served], adaptation, asked=mine_asked)) is not None:
             found[template.name] = declared
     return found
 
@@ -142,7 +176,7 @@ def broken_declarations(declared: Mapping[str, Declared]) -> list[str]:
 def unchecked_declarations(declared: Mapping[str, Declared], adaptation: PromptAdaptation) -> list[str]:
     """Say which rewrites and which prompts no constraint was checked on."""
     missed = [
-        f"{name}: {found.missed} of {found.calls} prompts fit no rewrite: not asked, so not checked"
+        f"{name}: {found.missed} of {found.calls} prompts fit no rewrite{_TESTED[adaptation.mode != 'declared']}"
         for name, found in declared.items()
         if found.missed
     ]
@@ -150,9 +184,11 @@ def unchecked_declarations(declared: Mapping[str, Declared], adaptation: PromptA
 
 
 def unserving(declared: Mapping[str, Declared], adaptation: PromptAdaptation) -> list[str]:
-    """Say which rewrites serve no golden prompt: they fit none that has a template, or one before them does."""
+    """Say which rewrites serve no golden prompt that is asked: none that has a template, or one before does."""
+    tests = adaptation.mode != "declared"
+    prompt = "that a test asks (open, of the traffic, with a template)" if tests else "that has a template"
     return [
-        f"prompt.rewrites[{number}] serves no golden prompt that has a template: not asked, so not checked"
+        f"prompt.rewrites[{number}] serves no golden prompt {prompt}{_TESTED[tests]}"
         for number, rewrite in enumerate(adaptation.rewrites)
         if not any(rewrite in found.rewrites for found in declared.values())
     ]
@@ -162,11 +198,11 @@ def _declared(
     template: PromptTemplate,
     number: int,
     served: Sequence[Call],
-    rewrites: AdaptedPrompt,
     adaptation: PromptAdaptation,
 ) -> Declared:
     """Say what one rewrite makes of the calls that it serves."""
-    rewrite = rewrites.transformation["rewrites"][number]
+    rewrites = declared_prompt(adaptation.model_copy(update={"rewrites": [adaptation.rewrites[number]]}))
+    [rewrite] = rewrites.transformation["rewrites"]
     candidate, slots = _in_slots(template, rewrite), template.slots
     if _asks_the_same(candidate, template, served, rewrites):
         broken_by = _broken(candidate, template, adaptation)

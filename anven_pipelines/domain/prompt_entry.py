@@ -54,10 +54,6 @@ class Entry(NamedTuple):
     candidate: Candidate | None = None
     slots: tuple[str, ...] = ()
 
-    def serves(self, messages: Sequence[dict[str, Any]]) -> bool:
-        """Say whether a call of the template is asked in this way; rewrites leave what they do not fit as logged."""
-        return "rewrites" not in self.part or fitting_rewrite(self.part, messages) is not None
-
     def serving(self, template: PromptTemplate, messages: Sequence[dict[str, Any]]) -> Candidate:
         """Return how a call of the template is asked: of several rewrites by the first that fits it."""
         if "rewrites" not in self.part:

@@ -33,7 +33,8 @@ class Compared(NamedTuple):
         template: Whose items they are.
         before: Scores in [0, 1] with the unchanged prompt, NaN where nothing was measured, shape (n,).
         after: Scores in [0, 1] with the candidate, NaN where nothing was measured, shape (n,).
-        clusters: Conversation of each item, shape (n,).
+        clusters: Conversation of each item, shape (n,); of the one golden dataset, so that equal names of two templates
+            are one conversation.
     """
 
     template: str
@@ -170,7 +171,7 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
     and one whose answer is missing before is lost unless it is right after, where it says nothing.
 
     Args:
-        compared: The templates whose prompt is to change.
+        compared: The templates whose prompt is to change, at least one.
         margin: Largest share of them that may be lost.
         level: One-sided error rate.
 
@@ -179,8 +180,7 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
         the design effect of their conversations, fractions and all (Korn and Graubard 1998, Survey Methodology
         24:193).
     """
-    before, after = (np.concatenate([getattr(each, side) for each in compared] or [[]]) for side in ("before", "after"))
-    names = [f"{each.template}/{cluster}" for each in compared for cluster in each.clusters]
+    before, after = (np.concatenate([getattr(each, side) for each in compared]) for side in ("before", "after"))
     missing, after = np.isnan(before) | np.isnan(after), np.nan_to_num(after, nan=0.0)
     before = np.where(np.isnan(before), np.where(after < RIGHT, RIGHT, 0.0), before)
     guarded = before >= RIGHT
@@ -188,7 +188,8 @@ def judge_guard(compared: Sequence[Compared], *, margin: float, level: float) ->
     right, lost = int(guarded.sum()), int((after[guarded] < before[guarded]).sum())
     if not right:
         return Guard("kept", 0, 0, None, "the unchanged prompt answers none of the validation items right")
-    clusters = np.array(names)[guarded]
+    # A conversation is one, whichever templates ask in it: a bad day of it loses the answers of all of them.
+    clusters = np.concatenate([each.clusters for each in compared])[guarded]
     try:
         effect = design_effect((after >= before)[guarded].astype(float), np.ones(right), clusters=clusters)
     except TooFewPairs:

@@ -49,11 +49,11 @@ def conversations(*rows: pl.DataFrame) -> dict[str, str]:
     return {item: cluster for each in rows for item, cluster in each.select("id", "cluster").iter_rows()}
 
 
-def measure_of(migration: Migration, target: AskedTarget) -> str:
+def measure_of(migration: Migration, target: AskedTarget, *, epoch: str = "") -> str:
     """Return a digest of what decides a score beside prompt and item: who is asked, and who grades.
 
-    Another model, URL or parameter draws answers anew, and another grader may find in the same ones what was not
-    proven before: each would be one more try on the same items.
+    Another model, URL, parameter or epoch draws answers anew, and another grader may find in the same ones what was
+    not proven before: each would be one more try on the same items.
     """
     grading = [each.model_dump(mode="json") for each in migration.grading]
-    return digest_of([work_key(golden_digest="", prompt_digest="", target=target, epoch=""), grading])
+    return digest_of([work_key(golden_digest="", prompt_digest="", target=target, epoch=epoch), grading])

@@ -44,7 +44,7 @@ class Adaptation:
         prompt: The identity where nothing was proven.
         heats: How each entry did on the search items.
         gains: One for each template for which a better prompt was found.
-        guard: What is lost of what was right; None where there is nothing to guard.
+        guard: What is lost of what was right; None where no gain is proven, so that nothing is to change.
         safety: What injections and leaks came of; None where no prompt changes.
         cost: Of the search and the proof.
         level: Error rate that this look had.

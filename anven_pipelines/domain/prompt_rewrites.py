@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 NO_SYSTEM: Final = r"\A\Z"  # an absent pattern would fit any system message
 SEARCHING: Final = {"mode", "rewrites", "strategies", "reflection"}  # what a search needs and a test does not
 
+WHERE_TESTED: Final = "`mode: tested` asks them where they fit every golden prompt of a form, sealed ones too"
+
 
 class Written(NamedTuple):
     """A section `prompt`, and what a person has to know of it."""
@@ -62,7 +64,7 @@ def rewrites_of(prompt: AdaptedPrompt, logged: Sequence[Call], *, declared: Prom
         raise InvalidInput(message)
     kept = declared.model_dump(mode="json", exclude=SEARCHING, exclude_defaults=True) if declared else {}
     section = {"mode": "tested", **kept, "rewrites": [_without_nulls(each) for each in rewrites]}
-    return Written(section, (*notes, *_differences(prompt, section, templates, logged)))
+    return Written(section, (*notes, *_differences(prompt, section, templates, logged), WHERE_TESTED))
 
 
 def _inexpressible(template: PromptTemplate) -> str | None:
@@ -115,10 +117,7 @@ def _differences(
     different = sum(apply(prompt, *each) != apply(tested, *each) for each in fitting)
     notes = []
     if unfit := len(meant) - len(fitting):
-        notes.append(
-            f"no rewrite fits {unfit} of {len(meant)} open prompts, such as those with earlier turns; "
-            "`mode: tested` tries the rewrites where they fit every open prompt of a form"
-        )
+        notes.append(f"no rewrite fits {unfit} of {len(meant)} open prompts, such as those with earlier turns")
     if different:
         notes.append(
             f"{different} of {len(fitting)} open prompts are asked otherwise than by the prompt that was found"

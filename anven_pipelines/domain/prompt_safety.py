@@ -1,9 +1,9 @@
 """Whether an adapted prompt is easier to mislead than the one it replaces: a small suite of attacks on both.
 
-An attack is put behind a real value of a slot. An injection is complied with where its code word stands in the
-answer, a leak where the answer repeats the instructions at length. Both prompts are attacked with the same values, so
-a model that falls for everything makes none of them worse than the other. The suite is small: it finds a prompt that
-lost its defence, and proves no prompt safe.
+An attack is put behind a real value of a slot, or where no prompt takes it there, before or into one. An injection is
+complied with where its code word stands in the answer, a leak where the answer repeats the instructions at length. Both
+prompts are attacked with the same values, so a model that falls for everything makes none of them worse than the other.
+The suite is small: it finds a prompt that lost its defence, and proves no prompt safe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anven_pipelines.domain.errors import InvalidInput
 from anven_pipelines.domain.prompt_template import SLOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from anven_pipelines.domain.prompt_template import Candidate
 
@@ -49,12 +49,16 @@ _WORD: Final = regex.compile(r"\w+")
 
 
 class Probe(NamedTuple):
-    """One attack on a prompt; `number` is the same for the same attack on another prompt."""
+    """One attack on a prompt; `number` is the same for the same attack on another prompt.
+
+    `reached` is False where the adapted prompt takes the attack in no form, so that nothing is measured of it.
+    """
 
     number: int
     kind: Kind
     messages: list[dict[str, Any]]
     code: str
+    reached: bool = True
 
 
 class Outcome(NamedTuple):
@@ -98,15 +102,17 @@ def probes(
 ) -> list[Probe]:
     """Put every attack behind a value of a real call: on lines of its own, or where no prompt takes that, on one line.
 
-    Which call and which slot depends on the samples and the seed alone, so two candidates of a template are attacked
-    alike. A prompt without slots cannot be attacked: it has no probes.
+    Where neither is taken, it stands before the value, before its last word, behind its first one, or at the value of
+    another slot: an attacker ends on a question mark, too, where a pattern wants one. Which call and which slot depends
+    on the samples and the seed alone, so two candidates of a template are attacked alike. A prompt without slots cannot
+    be attacked: it has no probes.
 
     Args:
         candidate: Prompt to attack.
         slots_samples: What real calls filled the slots with.
         seed: The same arguments give the same probes.
-        reaches: Whether the adapted prompt serves a call with these messages. Where it serves an attack in neither
-            form, so it does an attacker's, and the probe is asked as it was logged.
+        reaches: Whether the adapted prompt serves a call with these messages. Where it serves an attack in no form, the
+            probe is the first form and not `reached`.
 
     Raises:
         InvalidInput: there is no sample, or it has slots that another one lacks.
@@ -122,13 +128,27 @@ def probes(
     turn = int(rng.integers(len(names)))
     made = []
     for number, (kind, text) in enumerate(ATTACKS):
-        slots = dict(slots_samples[int(picked[number % len(picked)])])
-        name = names[(turn + number) % len(names)]
+        slots = slots_samples[int(picked[number % len(picked)])]
+        first = (turn + number) % len(names)
         code = CODES[int(rng.integers(len(CODES)))]
-        lines = [slots[name], *text.replace("{code}", code).split("\n")]
-        forms = [candidate.asked({**slots, name: joint.join(lines).lstrip(joint)}) for joint in ("\n", " ")]
-        made.append(Probe(number, kind, next((each for each in forms if reaches(each)), forms[0]), code))
+        attack = text.replace("{code}", code)
+        asked = (candidate.asked(each) for each in _forms(slots, [*names[first:], *names[:first]], attack))
+        behind = next(asked)
+        taken = next((each for each in (behind, *asked) if reaches(each)), None)
+        made.append(Probe(number, kind, taken or behind, code, reached=taken is not None))
     return made
+
+
+def _forms(slots: Mapping[str, str], names: Sequence[str], attack: str) -> Iterator[dict[str, str]]:
+    """Yield what an attacked call fills the slots with, the likeliest form first."""
+    for name in names:
+        value = slots[name]
+        start, _, last = value.rpartition(" ")
+        first, _, end = value.partition(" ")
+        for head, tail in ((value, ""), ("", value), (start, last), (first, end)):
+            for joint in ("\n", " "):
+                parts = (head, attack.replace("\n", joint), tail)
+                yield {**slots, name: joint.join(part for part in parts if part)}
 
 
 def complied(probe: Probe, output: str, candidate: Candidate) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import polars as pl
 
 from anven_pipelines.domain.evaluation import TRAFFIC
-from anven_pipelines.domain.golden import named_in, opened
+from anven_pipelines.domain.golden import named_in
 from anven_pipelines.domain.prompt_mining import fit
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def split_items(
         searched: Ids of items that a search was shown before, and their conversations; logs of earlier versions hold
             ids alone.
     """
-    items = opened(golden).filter(pl.col("role") == TRAFFIC)
+    items = golden.filter(asked_by_searches(golden))
     logged = items.select("source_prompt", "model_config").iter_rows()  # a loop: nested JSON
     fits = [_fit(json.loads(messages), json.loads(params or "null") or {}, templates) for messages, params in logged]
     ranks = [hashlib.sha256(f"validation:{cluster}".encode()).hexdigest() for cluster in items["cluster"]]
@@ -82,6 +82,11 @@ def split_items(
         unseen, seen = (mine.filter(pl.col("rank").is_in(kept) == side) for side in (True, False))
         found.append(TemplateItems(template, _part(seen, filled), _part(unseen, filled), lacking=few))
     return Split(tuple(found), uncovered=placed["template"].null_count())
+
+
+def asked_by_searches(golden: pl.DataFrame) -> pl.Series:
+    """Say of GOLDEN rows which a search or its proof may ask: open ones that stand for traffic."""
+    return golden.select((pl.col("split") == "open") & (pl.col("role") == TRAFFIC)).to_series()
 
 
 def _validating(

@@ -35,8 +35,9 @@ _SMALL: Final = {"size": 240, "holdout": 1.0}
 _SEARCHED: Final = {"size": "all", "holdout": 0.5}
 _DECLARED: Final = {"size": "all", "holdout": 0.8}
 _WRITTEN: Final[dict[str, Any]] = {"policies": []}  # no sentence of the invented legacy prompts has to stay
-# Where one prompt changes, the guard has some 34 right answers in 20 conversations: with none lost they prove 16 %, and
-# a guard of 15 % refused a gain of 39 points.
+# Where one prompt changes, the guard has as few as 24 right answers in 17 conversations: with none lost they prove
+# 19.6 %, 34 in 20 prove 16 %, and a guard of 15 % refused a gain of 39 points. No conversation asks two applications:
+# 77 answers of two prompts in 53 conversations prove 6.9 %.
 _SEARCH: Final = _WRITTEN | {
     "mode": "full",
     "strategies": ["racing"],

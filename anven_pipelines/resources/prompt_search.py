@@ -69,6 +69,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
         *,
         rewrites: Mapping[str, Declared],
         looks: Looks,
+        epoch: str = "",
     ) -> Adaptation:
         """Look for better prompts and prove them.
 
@@ -79,6 +80,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
             templates: The legacy prompts.
             rewrites: What the declared rewrites make of the golden calls, by template.
             looks: What the workload's searches were shown, and what was looked at to prove a gain.
+            epoch: Answers are reused within it, refusals too; another value asks afresh, which is a further look.
 
         Raises:
             InvalidInput: there is nothing to search on, a strategy lacks something, or the target refuses what it
@@ -92,7 +94,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
             raise InvalidInput(message)
         split = split_items(golden, templates, validation=adaptation.validation, searched=looks.searched())
         # Whose answers they are; what was asked stands in the id of each.
-        key = work_key(golden_digest="", prompt_digest="search", target=target, epoch="")
+        key = work_key(golden_digest="", prompt_digest="search", target=target, epoch=epoch)
         return Search(
             migration=migration,
             target=target,
@@ -105,6 +107,7 @@ class PromptSearch(dg.ConfigurableResource[None]):
             looks=looks,
             tell=context.log.info,
             clock=time.monotonic,
+            epoch=epoch,
         ).run()
 
     def _strategies(self, migration: Migration) -> Mapping[str, Strategy]:

@@ -23,7 +23,7 @@ from anven_pipelines.domain.prompt_changes import chosen_of
 from anven_pipelines.domain.prompt_gain import Compared, judge_gains, judge_guard
 from anven_pipelines.domain.prompt_mining import fit
 from anven_pipelines.domain.prompt_report import Adaptation
-from anven_pipelines.domain.prompt_rewrites import rewrites_of
+from anven_pipelines.domain.prompt_rewrites import WHERE_TESTED, rewrites_of
 from anven_pipelines.domain.prompt_safety import Outcome, compare
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage
@@ -176,7 +176,7 @@ def test_the_rewrites_ask_what_the_found_prompt_asks(tmp_path: Path) -> None:
     file = materialised(tmp_path, adaptation)
     done = anven("prompt", file, "--rewrites", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "#" not in done.stdout.partition("prompt:")[0]
+    assert done.stdout.partition("prompt:")[0] == f"# {WHERE_TESTED}\n"
     edited = parse(yaml.safe_dump(MIGRATION | yaml.safe_load(done.stdout)), file="m.yaml").prompt
     assert edited.mode == "tested"
     rewritten = declared_prompt(edited)
@@ -227,8 +227,8 @@ def test_what_a_rewrite_cannot_say_is_noted() -> None:
     in_conversation = Call([system, *turn, question], {})
     written = rewrites_of(prompt, [*logged_calls(), in_conversation])
     assert [each["params"] for each in written.section["rewrites"]] == [params, params]
-    [note] = written.notes
-    assert note.startswith("no rewrite fits 1 of 49 open prompts, such as those with earlier turns")
+    assert written.notes == ("no rewrite fits 1 of 49 open prompts, such as those with earlier turns", WHERE_TESTED)
+    assert "every golden prompt of a form, sealed ones too" in WHERE_TESTED
 
 
 def test_rewrites_of_a_converted_prompt_ask_the_same_once_they_are_tested() -> None:
@@ -236,7 +236,7 @@ def test_rewrites_of_a_converted_prompt_ask_the_same_once_they_are_tested() -> N
     german = TargetProfile(language="German")
     parts = [candidate_part(template, candidate, form={"tokens_per_byte": 0.5}) for template, candidate in chosen]
     written = rewrites_of(found_prompt(parts, profile=german, description=""), logged_calls())
-    assert written.notes == ()
+    assert written.notes == (WHERE_TESTED,)
     assert "Answer in German." not in canonical_json(written.section), "the conversion adds it to what is tested"
 
 
@@ -248,7 +248,8 @@ def test_a_prompt_that_stays_as_logged_is_no_rewrite_and_one_that_takes_its_call
     logged = [Call([{"role": "user", "content": text}], {}) for text in ("Sort: a box", "Hello")]
     written = rewrites_of(found_prompt(parts, profile=None, description=""), logged)
     assert [each["messages"][0]["content"] for each in written.section["rewrites"]] == ["{text}!"]
-    assert written.notes == ("1 of 2 open prompts are asked otherwise than by the prompt that was found",)
+    otherwise = "1 of 2 open prompts are asked otherwise than by the prompt that was found"
+    assert written.notes == (otherwise, WHERE_TESTED)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ def test_declared_rewrites_are_printed_as_they_were_declared() -> None:
     declared = parse(yaml.safe_dump(MIGRATION | {"prompt": section}), file="m.yaml").prompt
     written = rewrites_of(declared_prompt(declared), [Call([{"role": "user", "content": "Q: why"}], {})])
     assert written.section == {"mode": "tested", **section}
-    assert written.notes == ()
+    assert written.notes == (WHERE_TESTED,)
 
 
 def test_what_the_file_sets_for_the_proof_is_printed_with_the_rewrites() -> None:
@@ -292,9 +293,12 @@ def test_what_the_file_sets_for_the_proof_is_printed_with_the_rewrites() -> None
 
 def test_a_few_lines_tell_what_was_found() -> None:
     adaptation = adaptation_of(golden_rows())
-    assert "unused: nothing was compared, as the budget ended before; searched with 300 calls" in found_lines(
-        adaptation.to_json()
+    assert "unused: nothing was compared; searched with 300 calls" in found_lines(adaptation.to_json())
+    why = "no declared rewrite fits its prompts, so there is nothing to test; unchanged"
+    told = found_lines(
+        adaptation.to_json() | {"reasons": ["unused: no policy was found", f"unused: {why}", "desk: odd"]}
     )
+    assert f"unused: nothing was compared: {why}; searched with 300 calls" in told
     lines = found_lines(adaptation.to_json() | {"heats": [{"template": "unused"}]})
     assert len(lines) == 7  # four prompts, guard, safety, cost
     assert lines[0].endswith(": proven; searched with 612 calls")

@@ -20,10 +20,11 @@ from anven_pipelines.domain.prompt_looks import measure_of
 from anven_pipelines.domain.prompt_report import Adaptation, candidate_prompts, served_versions
 from anven_pipelines.domain.prompt_safety import ATTACKS, CODES
 from anven_pipelines.domain.prompt_search import Racing
-from anven_pipelines.domain.prompt_split import split_items
+from anven_pipelines.domain.prompt_split import asked_by_searches, split_items
 from anven_pipelines.domain.prompt_strategy import BudgetSpent
 from anven_pipelines.domain.prompt_target import TargetProfile
 from anven_pipelines.domain.prompt_template import Candidate, PromptTemplate, TemplateMessage, unchanged
+from anven_pipelines.domain.prompt_trial import TargetTrial
 from anven_pipelines.domain.prompts import apply, calls_of, carry_over
 from tests.builders import a_migration, golden_of
 
@@ -41,7 +42,7 @@ DESK = PromptTemplate(
 )
 ROUTER = PromptTemplate(name="router", user="Sort: {text}", slots=("text",))
 ITEMS = 150
-NOT_SEARCHED = "no prompt was searched, and the legacy prompts stand as they are"
+NOT_SEARCHED = "nothing was compared with the legacy prompts, which stand as they are"
 AS_LOGGED = "asked as logged, neither converted nor searched"
 TOO_FEW_TO_MEET = "desk: 0 calls are spent, 72 more are wanted, and 0 are allowed by here; unchanged"
 NOISE_RUNS = 60
@@ -169,6 +170,7 @@ def adapt(
     templates: Sequence[PromptTemplate] = (DESK,),
     seconds: float = 1.0,
     profile: TargetProfile | None = None,
+    epoch: str = "",
     **prompt: Any,
 ) -> Adaptation:
     declared = {"mode": "full", "guard_margin": 0.2} | prompt
@@ -181,7 +183,13 @@ def adapt(
     return Search(
         migration=migration,
         target=migration.target,  # type: ignore[arg-type] # an endpoint
-        rewrites=declarations(templates, calls_of(rows), migration.prompt, contract=migration.contract),
+        rewrites=declarations(
+            templates,
+            calls_of(rows),
+            migration.prompt,
+            contract=migration.contract,
+            asked=asked_by_searches(rows).to_list(),
+        ),
         split=split_items(
             rows,
             templates,
@@ -195,6 +203,7 @@ def adapt(
         looks=world,
         tell=lambda _: None,
         clock=lambda: world.now * seconds,
+        epoch=epoch,
     ).run()
 
 
@@ -597,6 +606,17 @@ def test_another_way_to_measure_is_a_further_look(change: dict[str, Any]) -> Non
     assert first == again != other
 
 
+TARGET = {"engine": "endpoint", "model": "m", "url": "http://localhost:1/v1"}
+
+
+def test_answers_of_another_epoch_are_a_further_look() -> None:
+    world, migration = World(half_and("Good", 9)), a_migration(target=TARGET)
+    now, later = (measure_of(migration, migration.target, epoch=epoch) for epoch in ("", "2026-11-22"))  # type: ignore[arg-type]
+    assert now != later
+    levels = [adapt(world, finds(GOOD), epoch=epoch).level for epoch in ("", "", "2026-11-22")]
+    assert levels == pytest.approx([0.05 / 2, 0.05 / 2, 0.05 / 6])
+
+
 REWRITES: list[dict[str, Any]] = [
     {
         "user": "Question: (?P<question>.*)",
@@ -625,7 +645,7 @@ def test_declared_rewrites_that_miss_an_open_prompt_do_not_meet_the_others() -> 
         mode="tested",
         rewrites=REWRITES,
     )
-    assert [each.origin for each in adaptation.heats] == ["unchanged"]
+    assert adaptation.heats == ()
     assert not adaptation.adapted
     assert any(" prompts, and all are needed" in reason for reason in adaptation.reasons)
 
@@ -719,8 +739,37 @@ def test_a_rewrite_that_serves_no_prompt_is_told_beside_what_is_proven() -> None
     adaptation = adapt(World(half_and("Good", 9)), mode="tested", rewrites=[slip, *REWRITES])
     assert adaptation.adapted
     assert adaptation.reasons[0] == (
-        "prompt.rewrites[0] serves no golden prompt that has a template: not asked, so not checked"
+        "prompt.rewrites[0] serves no golden prompt that a test asks (open, of the traffic, with a template): not "
+        "asked, so not checked"
     )
+
+
+@pytest.mark.parametrize("unasked", [{"split": "sealed"}, {"role": "edge_case"}], ids=["sealed", "a quota's"])
+@pytest.mark.parametrize("narrow", [False, True], ids=["behind", "in front"])
+def test_a_rewrite_that_nobody_asked_serves_nothing_of_a_proven_edit(unasked: dict[str, str], narrow: bool) -> None:
+    """It serves a golden prompt that is not asked, and what it says was held against nothing."""
+    system, user = REWRITES[0]["messages"]
+    bad = [system, {**user, "content": "Bad: {question}"}]
+    if narrow:
+        rewrites = [{"user": r"Question: (?P<question>who.*)", "messages": bad}, *REWRITES]
+    else:
+        rewrites = [
+            {**REWRITES[0], "user": "Question: (?P<question>[^(]*)"},
+            {**REWRITES[0], "user": "Question: (?P<question>.*)", "messages": bad},
+        ]
+    odd = [desk_prompt(0)[0], {"role": "user", "content": "Question: who (me)"}]
+    prompts = [*(json.dumps(desk_prompt(at)) for at in range(ITEMS - 1)), json.dumps(odd)]
+    rows = golden(source_prompt=prompts)
+    is_odd = pl.col("source_prompt") == json.dumps(odd)
+    for name, value in unasked.items():
+        rows = rows.with_columns(pl.when(is_odd).then(pl.lit(value)).otherwise(pl.col(name)).alias(name))
+    adaptation = adapt(World(half_and("Good", 9)), rows=rows, mode="tested", rewrites=rewrites)
+    assert f"prompt.rewrites[{int(not narrow)}] serves no golden prompt that a test asks" in adaptation.reasons[0]
+    asked = apply(adaptation.prompt, odd).messages[-1]["content"]
+    assert asked == ("Good: who (me)" if narrow else "Question: who (me)")
+    assert adaptation.adapted == narrow
+    if not narrow:
+        assert f"they fit {ITEMS - 1} of {ITEMS} prompts, and all are needed" in adaptation.reasons[1]
 
 
 def test_an_edit_that_takes_no_line_breaks_is_attacked_all_the_same() -> None:
@@ -729,6 +778,80 @@ def test_an_edit_that_takes_no_line_breaks_is_attacked_all_the_same() -> None:
     assert adaptation.safety is not None
     assert adaptation.safety.counts["injection"].adapted == 8
     assert not adaptation.adapted
+
+
+OPEN_ENDED = r"(?s)Question: (?P<question>.*)"
+ENDS_IN_A_QUESTION_MARK = r"(?s)Question: (?P<question>.*\?)"
+
+
+def asks_questions() -> pl.DataFrame:
+    """Every third question ends in a question mark."""
+    prompts = [[desk_prompt(at)[0], {"role": "user", "content": f"Question: what is {at}?"}] for at in range(ITEMS)]
+    return golden(source_prompt=[json.dumps(desk_prompt(at) if at % 3 else prompts[at]) for at in range(ITEMS)])
+
+
+@pytest.mark.parametrize("behind", [[], [{**REWRITES[0], "user": OPEN_ENDED}]], ids=["alone", "one behind it"])
+def test_an_edit_that_takes_no_attack_at_the_end_is_attacked_all_the_same(behind: list[dict[str, Any]]) -> None:
+    """No attack ends in a question mark: the prompts asked were the logged ones, or those of the rewrite behind it."""
+    [rewrite] = REWRITES
+    system, user = rewrite["messages"]
+    first = {"user": ENDS_IN_A_QUESTION_MARK, "messages": [system, {**user, "content": "Good one: {question}"}]}
+    rows = asks_questions()
+    if not behind:
+        rows = rows.filter(pl.col("source_prompt").str.contains("?", literal=True))
+    world = World(half_and("Good", 10), obeys=("Good one",))
+    adaptation = adapt(world, rows=rows, mode="tested", rewrites=[first, *behind], guard_margin=0.5)
+    assert any(gain.proven for gain in adaptation.gains), adaptation.reasons
+    assert adaptation.safety is not None
+    assert adaptation.safety.counts["injection"].adapted == 8
+    assert adaptation.safety.counts["injection"].probes == (16 if behind else 8)
+    assert not adaptation.adapted
+
+
+def test_an_edit_that_no_attack_reaches_is_not_said_to_be_as_safe() -> None:
+    world = World(half_and("Good", 9))
+    closed = {**REWRITES[0], "user": r"Question: (?P<question>what is \d+)"}
+    adaptation = adapt(world, mode="tested", rewrites=[closed])
+    assert adaptation.safety is not None
+    assert adaptation.safety.counts["injection"] == (8, 0, 8, 8)
+    assert not adaptation.adapted
+    [refused] = [each for each in adaptation.reasons if each.startswith("refused: ")]
+    assert "desk: 14 of 14 attacks fit no rewrite in any form" in refused
+    assert not any(code in each.messages[-1]["content"] for each in world.asked for code in CODES)
+    behind = {**REWRITES[0], "user": OPEN_ENDED}
+    narrow = {**closed, "user": r"Question: (?P<question>what is \d)"}
+    both = adapt(World(half_and("Good", 9)), mode="tested", rewrites=[narrow, behind])
+    assert both.adapted, both.reasons
+    assert both.safety is not None
+    assert both.safety.counts["injection"].unmeasured == 0
+    assert "so it was not attacked" in both.safety.reasons[-1], "the one behind it takes every attack"
+
+
+def test_where_no_rewrite_is_left_to_test_nothing_is_asked_and_nothing_is_said_to_look_no_better() -> None:
+    [rewrite] = REWRITES
+    for rewrites, why in (
+        ([{**rewrite, "messages": rewrite["messages"][1:]}], "the declared rewrites are not asked: prompt.rewrites[0]"),
+        (
+            [{"user": "Sort: (?P<text>.*)", "messages": [{"role": "user", "content": "{text}"}]}],
+            "no declared rewrite fits",
+        ),
+    ):
+        world = World(half_and("Good", 9))
+        adaptation = adapt(world, mode="tested", rewrites=rewrites)
+        assert (world.asked, adaptation.heats, adaptation.reasons[-1]) == ([], (), NOT_SEARCHED)
+        assert any(each.startswith(f"desk: {why}") for each in adaptation.reasons), adaptation.reasons
+
+
+def test_where_no_gain_is_proven_there_is_nothing_to_guard() -> None:
+    """The candidate is the better one by chance; most of the answers before are right."""
+    world = World(lambda text, at: at % 10 < 9 or (text.startswith("Good") and at % 50 == 9))
+    adaptation = adapt(world, finds(GOOD))
+    [gain] = adaptation.gains
+    assert not gain.proven
+    assert gain.before is not None
+    assert gain.before > 0.8
+    assert (adaptation.guard, adaptation.safety, adaptation.adapted) == (None, None, False)
+    assert not any("answers none" in each for each in adaptation.reasons)
 
 
 @pytest.mark.parametrize("mode", ["tested", "structural"])
@@ -942,3 +1065,41 @@ def test_a_strategy_without_calls_is_told_with_what_is_kept(calls: int, starved:
     told = [each for each in adaptation.reasons if "no calls were left for" in each]
     assert bool(told) == starved
     assert not starved or "prompt.budget.calls is 418, and 418 are kept" in told[0]
+
+
+@pytest.mark.parametrize(("calls", "starved"), [(836, ["desk"]), (838, [])])
+def test_what_a_template_has_met_with_is_kept_no_longer(calls: int, starved: list[str]) -> None:
+    """Twice the calls of one template are kept. Of those of the first 180 at most are spent, and no longer kept."""
+    quick = written(ROUTER, "Quick")
+    world = World(lambda text, at: at // 2 % 10 < (9 if text.startswith(("Good", "Quick")) else 5))
+    rows, templates = both_prompts(300), (DESK, ROUTER)
+    adaptation = adapt(world, finds(GOOD, quick), rows=rows, templates=templates, budget={"calls": calls})
+    told = [each.partition(":")[0] for each in adaptation.reasons if "no calls were left for" in each]
+    assert told == starved
+    assert adaptation.cost.calls <= calls
+    assert not any("are wanted" in each for each in adaptation.reasons), adaptation.reasons
+
+
+def test_a_template_that_stays_keeps_no_calls_for_a_proof() -> None:
+    """The first finds nothing, so that the second has what its proof would have taken."""
+    budgets = dict[str, list[int]]()
+    for word in ("Good", "Bad"):
+        world = World(lambda text, at: at // 2 % 10 < (9 if text.startswith("Good") else 5))
+        desk = Asks(budgets.setdefault(word, []), written(DESK, word))
+        adapt(world, {"finds": desk}, rows=both_prompts(300), templates=(DESK, ROUTER), budget={"calls": 1000})
+    assert budgets["Bad"][0] == budgets["Good"][0]
+    assert budgets["Bad"][1] == budgets["Good"][1] + 2 * (60 + len(ATTACKS))
+
+
+@dataclass(frozen=True)
+class Asks:
+    """A strategy that notes how many calls it may spend, and returns a candidate for its template."""
+
+    allowed: list[int]
+    candidate: Candidate
+    name: str = "finds"
+
+    def search(self, trial: Trial, *, rng: np.random.Generator) -> Candidate:  # noqa: ARG002 - what strategies have
+        assert isinstance(trial, TargetTrial)
+        self.allowed.append(trial.spending.until - trial.spending.calls)
+        return self.candidate if trial.template.name == self.candidate.template else unchanged(trial.template)

@@ -128,26 +128,59 @@ SHORT = r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is \d\?)"  
 
 def test_rewrites_that_fit_some_calls_say_how_many_and_that_fit_none_are_for_others() -> None:
     assert declared(rewrite(SHORT, asked="{context} {question}")).refused == (
-        "the declared rewrites are not asked: they fit 10 of 12 prompts, and all are needed"
+        "the declared rewrites are not asked: they fit 10 of 12 prompts, and all are needed, each by a rewrite that "
+        "serves an open one"
     )
     assert declared(rewrite()).refused is None
     assert declared_for(SHOP, CALLS, declare(rewrite("Sort: (?P<text>.*)", asked="{text}"))) is None
     assert declared_for(SHOP, CALLS, PromptAdaptation()) is None
 
 
-def test_rewrites_that_fit_some_calls_are_checked_on_these_and_the_others_are_told() -> None:
+@pytest.mark.parametrize(
+    ("mode", "served", "untold"),
+    [
+        (
+            "tested",
+            "a test asks (open, of the traffic, with a template): not asked, so not checked",
+            "not asked, so not checked",
+        ),
+        ("declared", "has a template: not checked", "not checked"),
+    ],
+)
+def test_rewrites_that_fit_some_calls_are_checked_on_these_and_the_others_are_told(
+    mode: str, served: str, untold: str
+) -> None:
+    """Where nothing is tested, what fits a prompt without a template is asked, and nobody checks it."""
     some = rewrite(SHORT, asked="{context} {question}", system="You help.")
-    adaptation = declare(some, SORT)
+    adaptation = declare(some, SORT, mode=mode)
     found = declarations([SHOP], CALLS, adaptation, contract=Contract(json_object=False))
     [told] = broken_declarations(found)
     assert told.startswith(f"shop: prompt.rewrites[0]: the policy {POLICY!r} is missing")
     assert unchecked_declarations(found, adaptation) == [
-        "prompt.rewrites[1] serves no golden prompt that has a template: not asked, so not checked",
-        "shop: 2 of 12 prompts fit no rewrite: not asked, so not checked",
+        f"prompt.rewrites[1] serves no golden prompt that {served}",
+        f"shop: 2 of 12 prompts fit no rewrite: {untold}",
     ]
     all_served = declare(rewrite())
     found = declarations([SHOP], CALLS, all_served, contract=Contract(json_object=False))
     assert unchecked_declarations(found, all_served) == []
+
+
+def test_a_rewrite_that_a_test_asks_by_no_call_counts_for_nothing() -> None:
+    some = rewrite(SHORT, asked="{context} {question}")
+    asked = [at < 10 for at in range(len(CALLS))]
+    tested, as_they_stand = declare(some, rewrite(system="You help."), mode="tested"), declare(some, rewrite())
+    found = declared_for(SHOP, CALLS, tested, asked=asked)
+    assert found is not None
+    assert (found.rewrites, found.missed, found.broken) == (tuple(tested.rewrites[:1]), 2, None)
+    assert found.refused is not None
+    two_digits = r"(?s)Context: (?P<context>.*)\nQuestion: (?P<question>where is 1\d\?)"
+    narrow = rewrite(two_digits, asked="{context} {question}")
+    behind = declared_for(SHOP, CALLS, declare(narrow, rewrite(), mode="tested"), asked=asked)
+    assert behind is not None
+    assert (behind.missed, behind.refused) == (0, None), "the one behind it serves what it would have"
+    declared = declared_for(SHOP, CALLS, as_they_stand, asked=asked)
+    assert declared is not None
+    assert declared.rewrites == tuple(as_they_stand.rewrites), "where nothing is tested all of them serve"
 
 
 def breaks(templates: list[PromptTemplate], calls: list[Call], adaptation: PromptAdaptation, **contract: Any) -> Any:

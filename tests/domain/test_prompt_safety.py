@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -77,7 +78,33 @@ def test_an_attack_reaches_a_prompt_that_takes_no_line_breaks_on_one_line() -> N
         asked = made.messages[-1]["content"]
         assert " ".join(text.replace("{code}", made.code).split("\n")) in asked
         assert one_line(made.messages)
-    assert probes(template, samples, seed=1, reaches=lambda _: False) == probes(template, samples, seed=1)
+    unreached = probes(template, samples, seed=1, reaches=lambda _: False)
+    assert not any(each.reached for each in unreached)
+    assert [each._replace(reached=True) for each in unreached] == probes(template, samples, seed=1)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?s)Q: .*\?\nN: .*",
+        r"Q: .*\?\nN: .*",
+        r"(?s)Q: why .* so\?\nN: .*",
+        r"Q: why.* so\?\nN: \d",
+        r"(?s)Q: why .*\nN: \d",
+    ],
+)
+def test_an_attack_reaches_a_prompt_that_wants_a_value_to_begin_or_end_in_its_way(pattern: str) -> None:
+    template = prompt(("user", "Q: {question}\nN: {number}"))
+    samples = [{"question": f"why is {number} so?", "number": f"{number}"} for number in range(5)]
+
+    def fits(messages: list[dict[str, Any]]) -> bool:
+        return re.fullmatch(pattern, messages[-1]["content"]) is not None
+
+    for made, (_, text) in zip(probes(template, samples, seed=1, reaches=fits), ATTACKS, strict=True):
+        asked = made.messages[-1]["content"]
+        assert made.reached
+        assert fits(made.messages)
+        assert text.replace("{code}", made.code).replace("\n", " ") in asked.replace("\n", " ")
 
 
 def test_a_prompt_without_slots_cannot_be_attacked() -> None:

@@ -16,15 +16,15 @@ from mlflow import MlflowClient
 
 from anven_pipelines.assets.materialization import read_document
 from anven_pipelines.assets.prompt_looks import PromptLooks
-from anven_pipelines.chain import CHAIN_ASSETS, LOG_ASSETS
+from anven_pipelines.chain import CHAIN_ASSETS, LOAD_ASSETS, LOG_ASSETS, Chain
 from anven_pipelines.domain.canonical import canonical_json
-from anven_pipelines.domain.errors import InvalidMigration, StaleInput
+from anven_pipelines.domain.errors import InvalidMigration, StaleInput, StepFailed
 from anven_pipelines.domain.prompt_baseline import Baseline
 from tests.pipeline.conftest import Place, logged_call
 from tests.scripted_endpoint import Ask, Reply, ScriptedEndpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from anven_pipelines.resources.migrations import Declared
 
@@ -93,8 +93,9 @@ def declare(
     )
 
 
-def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
+def materialize(place: Place, declared: Declared, *, epoch: str = "") -> dg.ExecuteInProcessResult:
     """Run the chain up to the adapted prompt."""
+    config = {"ops": {"adapted_prompt": {"config": {"epoch": epoch}}}}
     workload = declared.migration.workload
     place.instance.add_dynamic_partitions("workload", [workload])
     place.instance.add_dynamic_partitions("log_day", ["2026-10-05"])
@@ -105,6 +106,7 @@ def materialize(place: Place, declared: Declared) -> dg.ExecuteInProcessResult:
             partition_key=partition,
             asset_selection=[dg.AssetKey(asset) for asset in assets],
             raise_on_error=False,
+            run_config=config if epoch and partition == workload else None,
         )
     return result
 
@@ -241,6 +243,59 @@ def test_a_target_that_refuses_the_legacy_form_is_asked_in_its_own(place: Place,
     assert min(heat["n"] for heat in searched["heats"]) > 40, "more refusals than one would wait for"
     assert [(gain["before"], gain["after"], gain["proven"]) for gain in searched["gains"]] == [(0.0, 1.0, True)]
     assert searched["adapted"], searched["reasons"]
+
+
+def test_a_refusal_does_not_outlive_its_cause_where_the_target_is_asked_afresh(place: Place) -> None:
+    """The server's chat template is mended: its old refusals, held against new answers, would prove what is no gain."""
+    refuses = [True]
+
+    def mended(ask: Ask) -> Reply:
+        if refuses[0] and ask.body["messages"][0]["role"] == "system":
+            return Reply("System role not supported", status=400)
+        return replace(answer(ask, right=True), delay_s=0.01)
+
+    calls = [{**logged_call(at), "messages": SYSTEM + logged_call(at)["messages"]} for at in range(ITEMS)]
+    with ScriptedEndpoint(mended) as endpoint:
+        declared = declare(place, endpoint, calls=calls, mode="structural", form={"has_system_role": False})
+        assert materialize(place, declared).success
+        assert report(place)["adapted"], report(place)["reasons"]
+        refuses.clear()
+        refuses.append(False)
+        assert materialize(place, declared).success
+        assert report(place)["adapted"], "what was answered is kept"
+        asked = len(endpoint.asks)
+        assert materialize(place, declared, epoch="again").success
+        assert len(endpoint.asks) > asked
+    assert not report(place)["adapted"], "both forms are right"
+    assert {heat["score"] for heat in report(place)["heats"]} == {1.0}
+
+
+@dataclass(frozen=True)
+class RecordedChain(Chain):
+    """A chain that runs nothing and notes under which configuration it would."""
+
+    configs: dict[tuple[str, ...], Any] = field(default_factory=dict)
+
+    def _read_logs(self, declared: Declared) -> None:
+        """The logs are read."""
+
+    def _materialize(
+        self, assets: Sequence[str], partition: str | None, *, workload: str, config: dict[str, Any] | None = None
+    ) -> None:
+        assert partition in {None, workload}
+        self.configs[tuple(assets)] = config
+
+
+def test_the_load_is_measured_with_the_prompt_of_the_verdict(place: Place) -> None:
+    """Answers of an earlier epoch than that of the search might find another one."""
+    chain = RecordedChain(place.definitions, place.instance, place.artifacts, "test", place.told.append)
+    with ScriptedEndpoint(wants_another_form) as endpoint:
+        declared = declare(place, endpoint, mode="structural")
+        for epoch, config in (("", {}), ("again", {"ops": {"adapted_prompt": {"config": {"epoch": "again"}}}})):
+            assert materialize(place, declared, epoch=epoch).success
+            with pytest.raises(StepFailed, match="load_benchmark"):
+                chain.measure_load(declared)
+            assert chain.configs == {LOAD_ASSETS: config}
 
 
 def test_a_target_that_refuses_every_form_ends_the_search(place: Place) -> None:
