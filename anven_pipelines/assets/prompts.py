@@ -113,7 +113,7 @@ def prompt_baseline(
     group_name="adapt",
     kinds={"json", "litellm"},
     owners=OWNERS,
-    code_version="6",
+    code_version="7",
     partitions_def=workloads,
     metadata=definition_metadata(DOCUMENT),
     check_specs=[_EVERY_PROMPT_FITS.spec, _CONSTRAINTS_KEPT.spec, _GAIN_PROVEN.spec],
