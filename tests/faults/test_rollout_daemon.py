@@ -54,7 +54,7 @@ def test_a_daemon_that_is_killed_while_its_sensor_looks_leaves_each_rollout_to_t
             finally:
                 killed(daemon)
         assert [each.status for each in ticks(instance)] == [TickStatus.STARTED]  # it never ended
-        assert instance.get_runs_count() == 0
+        assert not steps(instance)  # other sensors may have had their runs
         assert {name: place_of(rollouts, name) for name in STATES} == {
             name: each.before for name, each in STATES.items()
         }
