@@ -54,7 +54,8 @@ def test_a_daemon_that_is_killed_while_its_sensor_looks_leaves_each_rollout_to_t
             finally:
                 killed(daemon)
         assert [each.status for each in ticks(instance)] == [TickStatus.STARTED]  # it never ended
-        assert not steps(instance)  # other sensors may have had their runs
+        # MLflow's sensor waits for nothing, and may have been first.
+        assert {run.job_name for run in instance.get_runs()} <= {"rollout_tracking_job"}
         assert {name: place_of(rollouts, name) for name in STATES} == {
             name: each.before for name, each in STATES.items()
         }
